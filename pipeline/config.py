@@ -1,0 +1,63 @@
+"""What a run is: frozen, keyword-only dataclasses, filled by the command line and by nothing else."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Task = Literal["generate", "inpaint", "upscale"]
+ImageFormat = Literal["png", "webp", "jpeg"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowDefaults:
+    """The run's options for rows that do not say; `None` leaves it to the model."""
+
+    negative_prompt: str = ""
+    width: int | None = None
+    """Pixels."""
+    height: int | None = None
+    """Pixels."""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The part of the steps, from the first (0) to the last (1), in which guidance acts."""
+    sampler: str | None = None
+    eta: float | None = None
+    strength: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run: what to read, what to make of it, where to put it, and on what."""
+
+    task: Task
+    manifest: str
+    """A Parquet file or a folder of them; local path or fsspec URL."""
+    output: str
+    model: str = "shapes"
+    """An embedded checkpoint's name, or the path or URL of a checkpoint folder."""
+    defaults: RowDefaults = field(default_factory=RowDefaults)
+    seed: int = 0
+    """With a row's id it gives the seed of every row that has none."""
+    lanes: int = 8
+    """U-Net evaluations a call: fixed for the run, since another batch shape gives other bits."""
+    threads: int = 1
+    """CPU threads an actor: fixed for the run, for the same reason."""
+    actors: int | None = None
+    """How many actors hold the model; `None`: one a GPU, or as many as the CPUs and the memory allow."""
+    device: str = "auto"
+    """"cuda", "cpu", or "auto": CUDA where the cluster has GPUs."""
+    dtype: Dtype | None = None
+    """`None`: float16 on CUDA, float32 on CPUs."""
+    format: ImageFormat = "png"
+    quality: int = 95
+    """Of webp and jpeg."""
+    allow_roots: tuple[str, ...] = ()
+    """Folders beside the manifest's own from which pictures may be read."""
+    skip_invalid: bool = False
+    """Run the rest when rows are invalid, and commit the invalid ones as failed."""
+    address: str | None = None
+    """A Ray cluster; `None`: the one that RAY_ADDRESS names, else a local one."""
+    limit: int | None = None
+    """Only the manifest's first rows."""

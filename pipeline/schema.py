@@ -1,0 +1,67 @@
+"""Column names and Arrow schemas of manifests and outputs: their only home."""
+
+from typing import Final
+
+import pyarrow as pa
+
+MANIFEST_VERSION: Final = 1
+
+IMAGE_TYPE: Final = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+"""The Hugging Face `Image` convention, wide enough for blocks of over 2 GiB."""
+
+PARAMETERS: Final[dict[str, pa.DataType]] = {
+    "prompt": pa.string(),
+    "negative_prompt": pa.string(),
+    "seed": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "num_inference_steps": pa.int32(),
+    "guidance_scale": pa.float64(),
+    "guidance_rescale": pa.float64(),
+    "sampler": pa.string(),
+    "eta": pa.float64(),
+    "strength": pa.float64(),
+    "noise_level": pa.int32(),
+}
+"""What a manifest may say of how one row's picture is made, and the provenance says was in force."""
+
+SOURCES: Final = ("image", "mask")
+"""Manifest columns that hold pictures: a string URL, binary, or `struct<bytes, path>`."""
+
+OUTPUT: Final[dict[str, pa.DataType]] = {
+    "id": pa.string(),
+    "image": IMAGE_TYPE,
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "format": pa.string(),
+    "sha256": pa.string(),
+}
+
+PROVENANCE: Final[dict[str, pa.DataType]] = {
+    **{name: kind for name, kind in PARAMETERS.items() if name not in ("width", "height")},
+    "task": pa.string(),
+    "model": pa.string(),
+    "weights_sha256": pa.string(),
+    "source_sha256": pa.string(),
+    "mask_sha256": pa.string(),
+    "software": pa.string(),
+    "device": pa.string(),
+    "dtype": pa.string(),
+    "lanes": pa.int32(),
+    "threads": pa.int32(),
+    "run_id": pa.string(),
+    "created_at": pa.timestamp("us", tz="UTC"),
+    "seconds": pa.float64(),
+}
+
+FAILED: Final[dict[str, pa.DataType]] = {
+    "id": pa.string(),
+    "error_type": pa.string(),
+    "error_message": pa.string(),
+    "row": pa.string(),
+}
+"""A row that could not be made: `row` is the manifest's row as JSON (binary columns by their size)."""
+
+LEDGER: Final[dict[str, pa.DataType]] = {"id": pa.string(), "status": pa.string(), "file": pa.string()}
+
+MAX_ROW_GROUP_ROWS: Final = 100
