@@ -1,0 +1,184 @@
+"""The KL-regularised autoencoder between pixels and latents (Rombach et al. 2022, section 3.1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.configs import Config
+from pipeline.models.layers import Attention, Downsample, ResnetBlock, Upsample
+
+EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderConfig(Config):
+    """`vae/config.json` of `AutoencoderKL`."""
+
+    sample_size: int = 512
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    force_upcast: bool = True
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+
+    CONSTANTS = {"act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,)}
+
+    @property
+    def downsample_factor(self) -> int:
+        return 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalGaussian:
+    """What the encoder says of a picture: mean and log-variance of its unscaled latents, (B, C, h, w) each."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The reparameterised draw (Kingma and Welling 2014) for standard normal `noise` of the mean's shape."""
+        return self.mean + torch.exp(0.5 * self.logvar) * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence from the standard normal in nats, (B,)."""
+        terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
+        return 0.5 * terms.flatten(1).sum(1)
+
+
+class PixelAttention(nn.Module):
+    """Single-head self-attention over the positions of a feature map."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        attention = Attention(channels, 1, bias=True)
+        self.to_q, self.to_k, self.to_v, self.to_out = attention.to_q, attention.to_k, attention.to_v, attention.to_out
+
+    def forward(self, features: Tensor) -> Tensor:
+        tokens = self.group_norm(features).flatten(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
+        return features + self.to_out[0](attended).transpose(1, 2).unflatten(2, features.shape[-2:])
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks, with attention between them where the config has it."""
+
+    def __init__(self, channels: int, groups: int, *, attends: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(channels, channels, None, groups, EPS) for _ in range(2)])
+        self.attentions = nn.ModuleList([PixelAttention(channels, groups)] if attends else [])
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.resnets[0](features)
+        for attention in self.attentions:
+            features = attention(features)
+        return self.resnets[1](features)
+
+
+class Level(nn.Module):
+    """One resolution of the encoder or decoder."""
+
+    def __init__(self, channels: int, out_channels: int, layers: int, groups: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResnetBlock(channels if i == 0 else out_channels, out_channels, None, groups, EPS) for i in range(layers)]
+        )
+        self.downsamplers: nn.ModuleList | None = None
+        self.upsamplers: nn.ModuleList | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            features = resnet(features)
+        if self.downsamplers is not None:
+            features = self.downsamplers[0](features)
+        if self.upsamplers is not None:
+            features = self.upsamplers[0](features, (2 * features.shape[-2], 2 * features.shape[-1]))
+        return features
+
+
+class Encoder(nn.Module):
+    """Pixels (B, 3, H, W) to moments (B, 2 C, H/f, W/f)."""
+
+    def __init__(self, config: AutoencoderConfig, out_channels: int) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for index, width in enumerate(widths):
+            level = Level(widths[max(index - 1, 0)], width, config.layers_per_block, groups)
+            if index + 1 < len(widths):
+                level.downsamplers = nn.ModuleList([Downsample(width, asymmetric=True)])
+            self.down_blocks.append(level)
+        self.mid_block = MidBlock(widths[-1], groups, attends=config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = self.conv_in(pixels)
+        for level in self.down_blocks:
+            features = level(features)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(features))))
+
+
+class Decoder(nn.Module):
+    """Latents (B, C, h, w) to pixels (B, 3, h f, w f)."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups, attends=config.mid_block_add_attention)
+        self.up_blocks = nn.ModuleList()
+        for index, width in enumerate(widths):
+            level = Level(widths[max(index - 1, 0)], width, config.layers_per_block + 1, groups)
+            if index + 1 < len(widths):
+                level.upsamplers = nn.ModuleList([Upsample(width)])
+            self.up_blocks.append(level)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        features = self.mid_block(self.conv_in(latents))
+        for level in self.up_blocks:
+            features = level(features)
+        return self.conv_out(F.silu(self.conv_norm_out(features)))
+
+
+class AutoencoderKL(nn.Module):
+    """Encodes pixels in [-1, 1] to a Gaussian over latents, and decodes; it owns the latents' scale."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.latent_channels
+        self.encoder = Encoder(config, 2 * channels)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * channels, 2 * channels, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
+
+    def posterior(self, pixels: Tensor) -> DiagonalGaussian:
+        """The Gaussian over unscaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]."""
+        mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latents (B, C, H/f, W/f): the posterior's draw for `noise`, or its mean without."""
+        posterior = self.posterior(pixels)
+        latents = posterior.mean if noise is None else posterior.sample(noise)
+        return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, h f, w f), about [-1, 1], of scaled latents (B, C, h, w)."""
+        return self.decode_unscaled(latents / self.config.scaling_factor + (self.config.shift_factor or 0.0))
+
+    def decode_unscaled(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents))

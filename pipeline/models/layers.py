@@ -1,0 +1,168 @@
+"""The blocks that the U-Nets and autoencoders share. Attribute names are the field's tensor names."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
+    """Sinusoids of `timesteps` (B,) as (B, width) in float32 (Vaswani et al. 2017, section 3.5)."""
+    half = width // 2
+    exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[:, None].float() * torch.exp(exponent / (half - freq_shift))[None]
+    parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(parts, dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers from a timestep's sinusoids (B, width) to what the residual blocks add (B, embedding)."""
+
+    def __init__(self, width: int, embedding: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, embedding)
+        self.linear_2 = nn.Linear(embedding, embedding)
+
+    def forward(self, sinusoids: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(sinusoids)))
+
+
+class ResnetBlock(nn.Module):
+    """Residual block of two convolutions (He et al. 2016); the time embedding is added between them."""
+
+    def __init__(self, channels: int, out_channels: int, embedding: int | None, groups: int, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(embedding, out_channels) if embedding is not None else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+
+    def forward(self, features: Tensor, embedding: Tensor | None = None) -> Tensor:
+        hidden = self.conv1(F.silu(self.norm1(features)))
+        if self.time_emb_proj is not None and embedding is not None:
+            hidden = hidden + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        return hidden + (features if self.conv_shortcut is None else self.conv_shortcut(features))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens (B, N, C) over `states` (B, T, D), or over themselves."""
+
+    def __init__(self, channels: int, heads: int, *, states: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.upcast = False
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(states or channels, channels, bias=bias)
+        self.to_v = nn.Linear(states or channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
+        states = tokens if states is None else states
+        query, key, value = self._split(self.to_q(tokens)), self._split(self.to_k(states)), self._split(self.to_v(states))
+        if self.upcast:
+            attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(tokens.dtype)
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value)
+        return self.to_out[0](attended.transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class GEGLU(nn.Module):
+    """Linear layer gated by the GELU of its other half (Shazeer 2020)."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU and a linear layer back; the empty place in `net` keeps the field's tensor names."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net[2](self.net[0](tokens))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the text, feed-forward; each normalised before and added."""
+
+    def __init__(self, channels: int, heads: int, states: int, *, only_cross: bool) -> None:
+        super().__init__()
+        self.only_cross = only_cross
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = Attention(channels, heads, states=states if only_cross else None)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = Attention(channels, heads, states=states)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels)
+
+    def forward(self, tokens: Tensor, states: Tensor) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens), states if self.only_cross else None)
+        tokens = tokens + self.attn2(self.norm2(tokens), states)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the positions of a feature map (Rombach et al. 2022, appendix E.2.1)."""
+
+    def __init__(
+        self, channels: int, heads: int, states: int, layers: int, groups: int, *, linear: bool, only_cross: bool
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(channels, heads, states, only_cross=only_cross) for _ in range(layers)]
+        )
+        self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+
+    def forward(self, features: Tensor, states: Tensor) -> Tensor:
+        height, width = features.shape[-2:]
+        hidden = self.norm(features)
+        if self.linear:
+            tokens = self.proj_in(hidden.flatten(2).transpose(1, 2))
+        else:
+            tokens = self.proj_in(hidden).flatten(2).transpose(1, 2)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, states)
+        if self.linear:
+            tokens = self.proj_out(tokens)
+            return features + tokens.transpose(1, 2).unflatten(2, (height, width))
+        return features + self.proj_out(tokens.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Halves a feature map by a strided convolution; the autoencoder pads right and below only."""
+
+    def __init__(self, channels: int, *, asymmetric: bool) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.conv(F.pad(features, (0, 1, 0, 1)) if self.asymmetric else features)
+
+
+class Upsample(nn.Module):
+    """Enlarges a feature map to `size` by nearest neighbours, then convolves."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.conv(F.interpolate(features, size=size, mode="nearest"))

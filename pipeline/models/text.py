@@ -1,0 +1,44 @@
+"""CLIP text encoding (Radford et al. 2021), by transformers; prompts of any length, in chunks of the encoder's window."""
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+
+class TextEncoder:
+    """Prompts to the features that cross-attention reads: the last hidden states, after the final norm."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel) -> None:
+        self.tokenizer = tokenizer
+        self.model = model
+        self.window = int(model.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def encode(self, prompts: list[str], *, chunks: int = 1) -> list[Tensor]:
+        """Each prompt's embeddings (T, D), T a multiple of the window; shorter ones are padded to `chunks` windows.
+
+        Prompts go through the network one window at a time, so that a prompt's features depend on it alone.
+        """
+        return [self._encode(prompt, chunks) for prompt in prompts]
+
+    def chunks(self, prompt: str) -> int:
+        """How many windows the prompt fills."""
+        return len(self.token_ids(prompt))
+
+    def token_ids(self, prompt: str) -> list[list[int]]:
+        """The prompt's tokens in windows of equal length, each with its start, end and padding."""
+        tokens = self.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        room = self.window - 2
+        parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
+        return [self._padded(part) for part in parts]
+
+    def _padded(self, tokens: list[int]) -> list[int]:
+        tokenizer = self.tokenizer
+        window = [tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id]
+        return window + [tokenizer.pad_token_id] * (self.window - len(window))
+
+    def _encode(self, prompt: str, chunks: int) -> Tensor:
+        windows = self.token_ids(prompt)
+        windows += [self._padded([])] * (chunks - len(windows))
+        states = [self.model(torch.tensor([ids], device=self.model.device)).last_hidden_state[0] for ids in windows]
+        return torch.cat(states)

@@ -1,0 +1,212 @@
+"""The conditional U-Net that denoises latents (Rombach et al. 2022, section 3.3), in the field's config keys."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.configs import Config
+from pipeline.models.layers import (
+    Downsample,
+    ResnetBlock,
+    SpatialTransformer,
+    TimestepEmbedding,
+    Upsample,
+    timestep_embedding,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UNetConfig(Config):
+    """`unet/config.json` of `UNet2DConditionModel`."""
+
+    sample_size: int = 64
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    only_cross_attention: bool | tuple[bool, ...] = False
+    layers_per_block: int = 2
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    """The number of heads a level, in spite of its name."""
+    num_attention_heads: int | tuple[int, ...] | None = None
+    cross_attention_dim: int = 1280
+    use_linear_projection: bool = False
+    upcast_attention: bool = False
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    num_class_embeds: int | None = None
+
+    CONSTANTS = {
+        "act_fn": ("silu", "swish"),
+        "center_input_sample": (False,),
+        "class_embed_type": (None,),
+        "addition_embed_type": (None,),
+        "encoder_hid_dim": (None,),
+        "encoder_hid_dim_type": (None,),
+        "dual_cross_attention": (False,),
+        "downsample_padding": (1,),
+        "mid_block_scale_factor": (1, 1.0),
+        "resnet_time_scale_shift": ("default",),
+        "time_embedding_type": ("positional",),
+        "time_embedding_dim": (None,),
+        "conv_in_kernel": (3,),
+        "conv_out_kernel": (3,),
+        "attention_type": ("default",),
+        "dropout": (0, 0.0),
+    }
+
+    def per_level(self, name: str) -> tuple:
+        """A value that the config gives once or a level, a level each."""
+        value = getattr(self, name)
+        return tuple(value) if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        return self.per_level("attention_head_dim" if self.num_attention_heads is None else "num_attention_heads")
+
+
+class Level(nn.Module):
+    """One resolution, on the way down or up: residual blocks, each with its transformer or without."""
+
+    def __init__(
+        self, config: UNetConfig, index: int, widths: list[tuple[int, int]], *, attends: bool, embedding: int
+    ) -> None:
+        super().__init__()
+        channels = widths[0][1]
+        self.resnets = nn.ModuleList(
+            [ResnetBlock(into, out, embedding, config.norm_num_groups, config.norm_eps) for into, out in widths]
+        )
+        self.attentions = nn.ModuleList(
+            [_transformer(config, index, channels) for _ in widths] if attends else [nn.Identity() for _ in widths]
+        )
+        self.attends = attends
+        self.downsamplers: nn.ModuleList | None = None
+        self.upsamplers: nn.ModuleList | None = None
+
+    def layer(self, index: int, features: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
+        features = self.resnets[index](features, embedding)
+        return self.attentions[index](features, states) if self.attends else features
+
+
+class MidBlock(nn.Module):
+    """Two residual blocks about a transformer, at the lowest resolution."""
+
+    def __init__(self, config: UNetConfig, embedding: int) -> None:
+        super().__init__()
+        channels = config.block_out_channels[-1]
+        self.resnets = nn.ModuleList(
+            [ResnetBlock(channels, channels, embedding, config.norm_num_groups, config.norm_eps) for _ in range(2)]
+        )
+        self.attentions = nn.ModuleList([_transformer(config, -1, channels, only_cross=False)])
+
+    def forward(self, features: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
+        features = self.attentions[0](self.resnets[0](features, embedding), states)
+        return self.resnets[1](features, embedding)
+
+
+class UNet(nn.Module):
+    """Predicts from noisy latents (B, C, h, w), timesteps (B,) and text (B, T, D) what the schedule asks for."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.block_out_channels
+        embedding = 4 * channels[0]
+        self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(channels[0], embedding)
+        self.class_embedding = nn.Embedding(config.num_class_embeds, embedding) if config.num_class_embeds else None
+        self.down_blocks = nn.ModuleList(self._down_levels(embedding))
+        self.mid_block = MidBlock(config, embedding)
+        self.up_blocks = nn.ModuleList(self._up_levels(embedding))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
+        if config.upcast_attention:
+            for module in self.modules():
+                if isinstance(module, SpatialTransformer):
+                    for block in module.transformer_blocks:
+                        block.attn1.upcast = block.attn2.upcast = True
+
+    def _down_levels(self, embedding: int) -> list[Level]:
+        config, levels = self.config, []
+        previous = config.block_out_channels[0]
+        for index, channels in enumerate(config.block_out_channels):
+            widths = [(previous if layer == 0 else channels, channels) for layer in range(config.layers_per_block)]
+            attends = config.down_block_types[index] == "CrossAttnDownBlock2D"
+            level = Level(config, index, widths, attends=attends, embedding=embedding)
+            if index + 1 < len(config.block_out_channels):
+                level.downsamplers = nn.ModuleList([Downsample(channels, asymmetric=False)])
+            levels.append(level)
+            previous = channels
+        return levels
+
+    def _up_levels(self, embedding: int) -> list[Level]:
+        config, levels = self.config, []
+        reverse = config.block_out_channels[::-1]
+        previous = reverse[0]
+        for position, channels in enumerate(reverse):
+            index = len(reverse) - 1 - position
+            below = reverse[min(position + 1, len(reverse) - 1)]
+            layers = config.layers_per_block + 1
+            skips = [below if layer == layers - 1 else channels for layer in range(layers)]
+            widths = [((previous if layer == 0 else channels) + skips[layer], channels) for layer in range(layers)]
+            attends = config.up_block_types[position] == "CrossAttnUpBlock2D"
+            level = Level(config, index, widths, attends=attends, embedding=embedding)
+            if index > 0:
+                level.upsamplers = nn.ModuleList([Upsample(channels)])
+            levels.append(level)
+            previous = channels
+        return levels
+
+    def forward(
+        self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        embedding = self._embedding(latents, timesteps, class_labels)
+        features = self.conv_in(latents)
+        skips = [features]
+        for level in self.down_blocks:
+            for index in range(len(level.resnets)):
+                features = level.layer(index, features, embedding, encoder_hidden_states)
+                skips.append(features)
+            if level.downsamplers is not None:
+                features = level.downsamplers[0](features)
+                skips.append(features)
+        features = self.mid_block(features, embedding, encoder_hidden_states)
+        for level in self.up_blocks:
+            for index in range(len(level.resnets)):
+                features = torch.cat([features, skips.pop()], dim=1)
+                features = level.layer(index, features, embedding, encoder_hidden_states)
+            if level.upsamplers is not None:
+                height, width = skips[-1].shape[-2:]
+                features = level.upsamplers[0](features, (height, width))
+        return self.conv_out(F.silu(self.conv_norm_out(features)))
+
+    def _embedding(self, latents: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+        config = self.config
+        sinusoids = timestep_embedding(
+            timesteps, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        )
+        embedding = self.time_embedding(sinusoids.to(latents.dtype))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("this U-Net is told a noise level (num_class_embeds): class_labels must be given")
+            embedding = embedding + self.class_embedding(class_labels)
+        return embedding
+
+
+def _transformer(config: UNetConfig, level: int, channels: int, *, only_cross: bool | None = None) -> SpatialTransformer:
+    return SpatialTransformer(
+        channels,
+        config.heads[level],
+        config.cross_attention_dim,
+        config.per_level("transformer_layers_per_block")[level],
+        config.norm_num_groups,
+        linear=config.use_linear_projection,
+        only_cross=config.per_level("only_cross_attention")[level] if only_cross is None else only_cross,
+    )

@@ -1,0 +1,103 @@
+"""One training loop for every recipe: AdamW, a warm-up and a cool-down, an average of the weights, going on after a stop."""
+
+import copy
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+StepLoss = Callable[[int], tuple[Tensor, dict[str, float]]]
+"""The loss of a step's own batch, and the figures to log; the same step must always get the same batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long and how fast to train."""
+
+    steps: int
+    learning_rate: float
+    warmup_steps: int = 200
+    cooldown: float = 0.25
+    """The last part of the steps, in which the learning rate falls linearly to zero."""
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 1.0
+    average_decay: float = 0.999
+    """Of the exponential moving average of the weights, which is what a recipe saves."""
+    log_every: int = 50
+    save_every: int = 250
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Warm-up, constant, linear cool-down (Hägele et al. 2024, section 2)."""
+    up = min((step + 1) / config.warmup_steps, 1.0)
+    down = min((config.steps - step) / max(config.cooldown * config.steps, 1), 1.0)
+    return config.learning_rate * min(up, down)
+
+
+def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path) -> nn.Module:
+    """Train `model` in place and return its averaged copy; state and log.jsonl stand in `folder`, which it goes on from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    first = _restore(folder / "state.pt", model, average, optimizer)
+    started, sums, seen = time.monotonic(), dict[str, float](), 0
+    model.train()
+    for step in range(first, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        loss, figures = step_loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+        optimizer.step()
+        _update_average(average, model, min(config.average_decay, (1 + step) / (10 + step)))
+        seen += 1
+        for name, value in {"loss": loss.item(), **figures}.items():
+            sums[name] = sums.get(name, 0.0) + value
+        if (step + 1) % config.log_every == 0:
+            means = {name: round(value / seen, 6) for name, value in sums.items()}
+            seconds = (time.monotonic() - started) / (step + 1 - first)
+            _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})
+            sums, seen = {}, 0
+        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            _save(folder / "state.pt", step + 1, model, average, optimizer)
+    return average
+
+
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        averages, values = list(average.state_dict().values()), list(model.state_dict().values())
+        for kept, value in zip(averages, values, strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(value, 1 - decay)
+
+
+def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    log.info("going on from step %d of %s", state["step"], path)
+    return state["step"]
+
+
+def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({"step": step, **state}, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def _log(path: Path, figures: dict[str, float]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(figures) + "\n")
+    log.info("%s", "  ".join(f"{name} {value:g}" for name, value in figures.items()))
