@@ -1,0 +1,31 @@
+# `make demo` on a fresh clone sets everything up and makes pictures; nothing else has to be installed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test check bench
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/latentmill manifest show manifests/demo.parquet --rows 4
+	$(BIN)/latentmill generate manifests/demo.parquet work/demo
+	$(BIN)/latentmill report work/demo
+	@echo "The pictures are in work/demo/data (Parquet); look at them in work/demo/report/index.html"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m jobs.bench
