@@ -1,0 +1,180 @@
+"""Loading a checkpoint folder of the field: model_index.json, and a folder a component."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.configs import CheckpointError
+from pipeline.models.text import TextEncoder
+from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.weights import empty_module, load_weights, read_json, weights_digest
+
+EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
+
+CLASSES: Final = {
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+}
+"""The classes that a component of model_index.json may have."""
+
+BLOCKS: Final = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+
+OLD_ATTENTION: Final = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+"""Names of the autoencoder's attention tensors before and after diffusers 0.16."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A latent diffusion model on one device: all that a task needs of a checkpoint."""
+
+    name: str
+    weights_sha256: str
+    unet: UNet
+    autoencoder: AutoencoderKL
+    text: TextEncoder
+    schedule_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    """What the checkpoint says of its use: num_inference_steps, guidance_scale; empty where it says nothing."""
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels of a latent's side: what a picture's width and height must be multiples of."""
+        return self.autoencoder.config.downsample_factor
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the pictures that the model was trained on."""
+        side = self.unet.config.sample_size * self.downsample_factor
+        return side, side
+
+    @torch.inference_mode()
+    def denoise(
+        self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """The U-Net's output (B, C, h, w) for latents, timesteps (B,) and text (B, T, D)."""
+        latents = latents.to(memory_format=torch.channels_last)
+        return self.unet(latents, timesteps, encoder_hidden_states, class_labels)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+        """Scaled latents of pixels (B, 3, H, W) in [-1, 1], drawn with `noise` from the encoder's Gaussian; float32."""
+        weight = self.autoencoder.quant_conv.weight if self.autoencoder.config.use_quant_conv else None
+        dtype = self.dtype if weight is None else weight.dtype
+        encoded = self.autoencoder.encode(pixels.to(self.device, dtype), noise.to(self.device, dtype))
+        return encoded.float()
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents; float32."""
+        dtype = self.autoencoder.decoder.conv_in.weight.dtype
+        latents = latents.to(self.device, dtype, memory_format=torch.channels_last)
+        return self.autoencoder.decode(latents).float()
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The local folder of a checkpoint: an embedded one's name, or a path."""
+    embedded = EMBEDDED / model
+    folder = embedded if "/" not in model and embedded.is_dir() else Path(model)
+    if folder.is_file():
+        raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
+    if not folder.is_dir():
+        names = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json")))
+        raise CheckpointError(f"{model}: no such checkpoint folder, nor an embedded model (there is: {names})")
+    return folder
+
+
+def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
+    """Load every component of a checkpoint folder; a CheckpointError names the file and what is wrong with it."""
+    _check_index(folder)
+    half = dtype == torch.float16
+    place = torch.device(device)
+    unet = load_unet(folder / "unet", half=half).to(place, dtype, memory_format=torch.channels_last)
+    autoencoder = load_autoencoder(folder / "vae", half=half)
+    upcast = autoencoder.config.force_upcast and half
+    autoencoder.to(place, torch.float32 if upcast else dtype, memory_format=torch.channels_last)
+    text = load_text_encoder(folder, half=half)
+    text.model.to(place, dtype)  # pyright: ignore[reportArgumentType]
+    if text.model.config.hidden_size != unet.config.cross_attention_dim:
+        raise CheckpointError(
+            f"{folder}: text_encoder's hidden_size is {text.model.config.hidden_size}, "
+            f"unet's cross_attention_dim {unet.config.cross_attention_dim}; they must be equal"
+        )
+    advice = folder / "generation_config.json"
+    return Stack(
+        name=folder.name,
+        weights_sha256=weights_digest(folder, half=half),
+        unet=unet,
+        autoencoder=autoencoder,
+        text=text,
+        schedule_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        generation_config=read_json(advice) if advice.exists() else {},
+        device=place,
+        dtype=dtype,
+    )
+
+
+def load_unet(folder: Path, *, half: bool = False) -> UNet:
+    """The U-Net in `folder`, in float32 or as stored, on the CPU."""
+    path = folder / "config.json"
+    config = UNetConfig.from_dict(read_json(path), str(path))
+    for key, known in BLOCKS.items():
+        for name in getattr(config, key):
+            if name not in known:
+                raise CheckpointError(f"{path}: {key} has the unknown class {name}; known are {', '.join(known)}")
+    if config.mid_block_type != "UNetMidBlock2DCrossAttn":
+        raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
+    unet = empty_module(lambda: UNet(config))
+    load_weights(unet, folder, half=half)
+    assert isinstance(unet, UNet)
+    return unet.float().eval().requires_grad_(False)
+
+
+def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
+    """The autoencoder in `folder`, in float32, on the CPU; attention tensors of old names included."""
+    path = folder / "config.json"
+    config = AutoencoderConfig.from_dict(read_json(path), str(path))
+    autoencoder = empty_module(lambda: AutoencoderKL(config))
+    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
+    assert isinstance(autoencoder, AutoencoderKL)
+    return autoencoder.float().eval().requires_grad_(False)
+
+
+def load_text_encoder(folder: Path, *, half: bool = False) -> TextEncoder:
+    """CLIP's text tower and its tokenizer, from `folder/text_encoder` and `folder/tokenizer`, in float32, on the CPU."""
+    config = CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json"))
+    model = CLIPTextModel(config)
+    load_weights(model, folder / "text_encoder", half=half, strip="text_model.", ignored=(".position_ids",))
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder / 'tokenizer'}: no readable CLIP tokenizer: {reason}") from None
+    if len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer'}: has {len(tokenizer)} tokens; text_encoder/config.json has {config.vocab_size}"
+        )
+    return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
+
+
+def _check_index(folder: Path) -> None:
+    path = folder / "model_index.json"
+    index = read_json(path)
+    for component, known in CLASSES.items():
+        entry = index.get(component)
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise CheckpointError(f"{path}: names no {component}; a text-to-image checkpoint needs one")
+        if entry[1] not in known:
+            raise CheckpointError(f"{path}: {component} is of the unknown class {entry[1]}; known is {known[0]}")
