@@ -1,0 +1,326 @@
+"""Local paths and object storage by URL: small reads, atomic small writes, listings, and which roots may be read.
+
+Keys and endpoints come from the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...) and are never put into a
+message. Everything that fails raises StorageError, whose text is one line for the person who gave the URL.
+"""
+
+import errno
+import os
+import posixpath
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow.fs as pafs
+from fsspec.implementations.local import LocalFileSystem
+
+SCHEMES: Final[dict[str, str]] = {
+    "file": "file",
+    "local": "file",
+    "memory": "memory",
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gs",
+    "gcs": "gs",
+    "az": "abfs",
+    "abfs": "abfs",
+    "abfss": "abfs",
+}
+"""URL schemes, and fsspec's name for what serves them."""
+
+_PACKAGES: Final = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs"}
+_S3_CONFIG: Final[dict[str, Any]] = {
+    "connect_timeout": 15,
+    "read_timeout": 120,
+    "retries": {"max_attempts": 8, "mode": "standard"},
+}
+
+
+class StorageError(OSError):
+    """A path or URL that cannot be used; the text is one line without secrets."""
+
+
+def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem that serves a path or URL, and its path there (absolute, without a trailing slash)."""
+    scheme, rest = _split(url)
+    filesystem = _filesystem(scheme)
+    if scheme == "file":
+        return filesystem, os.path.abspath(os.path.expanduser(rest)) if rest else os.getcwd()
+    path = str(filesystem._strip_protocol(url)).rstrip("/")
+    if not path.strip("/"):
+        raise StorageError(f"{shown(url)}: names no bucket or folder")
+    return filesystem, path
+
+
+def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
+    """The same for pyarrow's readers and writers (pyarrow's own S3 filesystem ignores AWS_ENDPOINT_URL)."""
+    filesystem, path = locate(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return pafs.LocalFileSystem(), path
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def is_local(url: str) -> bool:
+    return _split(url)[0] == "file"
+
+
+def join(url: str, *parts: str) -> str:
+    """A path below a folder's URL: `join("s3://b/run", "data", "x.parquet")`."""
+    return "/".join((url.rstrip("/"), *(part.strip("/") for part in parts)))
+
+
+def parent(url: str) -> str:
+    """The folder that holds a file or folder."""
+    if "://" not in url:
+        return os.path.dirname(os.path.abspath(os.path.expanduser(url)))
+    return url.rstrip("/").rpartition("/")[0]
+
+
+def shown(url: str) -> str:
+    """A URL as it may stand in a message: without a user, a password or a signed query."""
+    if "://" not in url:
+        return url
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def exists(url: str) -> bool:
+    filesystem, path = locate(url)
+    with _one_line(url):
+        return bool(filesystem.exists(path))
+
+
+def is_folder(url: str) -> bool:
+    """Whether something lies below the URL (object storage has no folders of its own)."""
+    filesystem, path = locate(url)
+    with _one_line(url):
+        return bool(filesystem.isdir(path))
+
+
+def list_files(url: str, suffix: str = "") -> list[str]:
+    """Every file below a folder, as URLs (plain paths where the folder was one), sorted; none if it is not there."""
+    filesystem, path = locate(url)
+    with _one_line(url):
+        try:
+            filesystem.invalidate_cache()
+            paths = filesystem.find(path)
+        except FileNotFoundError:
+            return []
+    return [_url_of(filesystem, found) for found in sorted(paths) if found.endswith(suffix) and not found.endswith("/")]
+
+
+def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
+    """A file's content; StorageError if it is larger than `max_bytes`, missing, or no regular file."""
+    filesystem, path = locate(url)
+    with _one_line(url):
+        if isinstance(filesystem, LocalFileSystem):
+            return _read_local(path, url, max_bytes)
+        if max_bytes is not None and (size := filesystem.size(path) or 0) > max_bytes:
+            raise StorageError(f"{shown(url)}: {size:,} bytes; at most {max_bytes:,} are read")
+        content = filesystem.cat_file(path)
+    return bytes(content)
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write a whole file so that readers see the old one or the new one: a single PUT, or a replaced local file."""
+    filesystem, path = locate(url)
+    with _one_line(url):
+        if isinstance(filesystem, LocalFileSystem):
+            _replace_local(path, content)
+        else:
+            filesystem.pipe_file(path, content)
+
+
+def create_bytes(url: str, content: bytes) -> bool:
+    """Write a file only if there is none yet: whether it is ours (the same content counts: a reply can get lost)."""
+    filesystem, path = locate(url)
+    with _one_line(url):
+        try:
+            if isinstance(filesystem, LocalFileSystem):
+                _create_local(path, content)
+            else:
+                filesystem.pipe_file(path, content, mode="create")
+        except OSError as error:
+            if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
+                raise
+            filesystem.invalidate_cache()
+            if not filesystem.exists(path):  # refused for another reason than being there
+                raise
+            return bytes(filesystem.cat_file(path)) == content
+    return True
+
+
+def delete(url: str) -> None:
+    """Delete one file; one that is gone already is no error."""
+    filesystem, path = locate(url)
+    with _one_line(url):
+        try:
+            filesystem.rm_file(path)
+        except FileNotFoundError:
+            return
+
+
+@contextmanager
+def _one_line(url: str) -> Iterator[None]:
+    """Turn what storage clients raise into one StorageError that says what to do."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{shown(url)}: {_reason(error)}") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in (
+            "botocore",
+            "aiobotocore",
+            "aiohttp",
+            "google",
+            "gcsfs",
+            "azure",
+        ):
+            raise
+        raise StorageError(f"{shown(url)}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    kind = type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return (
+            "the bucket does not exist"
+            if "bucket does not exist" in text.lower()
+            else "there is no such file or folder"
+        )
+    if isinstance(error, PermissionError):
+        return "access is denied; check the credentials in the environment and their rights"
+    if kind in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+        return "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use an instance's role"
+    if kind in ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ClientConnectorError"):
+        return "the storage server does not answer; check AWS_ENDPOINT_URL and the network"
+    if isinstance(error, IsADirectoryError):
+        return "is a folder; a file is needed"
+    if isinstance(error, OSError) and error.errno and error.strerror:
+        return error.strerror.splitlines()[0]
+    return text or kind
+
+
+def _split(url: str) -> tuple[str, str]:
+    """The scheme (fsspec's name) and what follows it; a path without a scheme is a local one."""
+    if "\0" in url or "::" in url:
+        raise StorageError(f"{shown(url)!r}: no path or URL that can be used")
+    if "://" not in url:
+        return "file", url
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "file", "memory"))
+        raise StorageError(f"{shown(url)}: cannot use {scheme}:// URLs; use a local path or one of {known}")
+    return SCHEMES[scheme.lower()], rest
+
+
+@lru_cache
+def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
+    try:
+        if scheme != "s3":
+            return fsspec.filesystem(scheme)
+        filesystem = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=_S3_CONFIG)
+        _send_no_expect_header(filesystem)
+    except ImportError as error:
+        raise StorageError(
+            f"{scheme}:// needs a package that is not installed: pip install {_PACKAGES[scheme]}"
+        ) from error
+    return filesystem
+
+
+def _send_no_expect_header(filesystem: Any) -> None:
+    """A PUT that announces itself by `Expect: 100-continue` hangs on servers that never answer it."""
+    from botocore.handlers import add_expect_header
+
+    with _one_line("s3://"):
+        filesystem.s3.meta.events.unregister("before-call.s3", add_expect_header)
+
+
+def _url_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    return path if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(path)
+
+
+def _read_local(path: str, url: str, max_bytes: int | None) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block the actor
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(f"{url}: is no regular file")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise StorageError(f"{url}: {status.st_size:,} bytes; at most {max_bytes:,} are read")
+        return file.read() if max_bytes is None else file.read(max_bytes)
+
+
+def _temporary_beside(path: str, content: bytes) -> str:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.part")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
+
+
+def _replace_local(path: str, content: bytes) -> None:
+    temporary = _temporary_beside(path, content)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def _create_local(path: str, content: bytes) -> None:
+    temporary = _temporary_beside(path, content)
+    try:
+        os.link(temporary, path)  # fails where the name is taken, and is whole from the first moment
+    finally:
+        os.unlink(temporary)
+
+
+class AllowedRoots:
+    """The folders from which a manifest's pictures may be read: its own, and those that the run was given."""
+
+    def __init__(self, manifest: str, allow_roots: tuple[str, ...] = ()) -> None:
+        self.base = manifest if not _looks_like_file(manifest) else parent(manifest)
+        self.roots = tuple(_canonical(root) for root in (self.base, *allow_roots))
+
+    def resolve(self, reference: str) -> str:
+        """The URL (or real local path) that a manifest's reference means; StorageError where it may not be read.
+
+        A relative one is below the manifest's folder. `..`, symbolic links that lead out, and other schemes or
+        buckets are refused."""
+        if not reference.strip():
+            raise StorageError("an empty path")
+        absolute = "://" in reference or (reference.startswith("/") and is_local(self.base))
+        url = reference if absolute else join(self.base, reference)
+        if ".." in reference.split("/"):
+            raise StorageError(f"{shown(reference)}: may not hold '..'")
+        scheme, path = _canonical(url)
+        for root_scheme, root in self.roots:
+            if scheme == root_scheme and (path == root or path.startswith(root.rstrip("/") + "/")):
+                return path if scheme == "file" else url
+        raise StorageError(f"{shown(reference)}: not below the manifest's folder or a folder given by --allow-root")
+
+
+def _looks_like_file(url: str) -> bool:
+    return posixpath.splitext(urlsplit(url).path if "://" in url else url)[1] != "" and not (
+        is_local(url) and os.path.isdir(locate(url)[1])
+    )
+
+
+def _canonical(url: str) -> tuple[str, str]:
+    """The scheme and the path that a URL comes to, symbolic links followed."""
+    scheme, path = _split(url)[0], locate(url)[1]
+    return scheme, os.path.realpath(path) if scheme == "file" else path
