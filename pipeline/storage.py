@@ -34,6 +34,8 @@ SCHEMES: Final[dict[str, str]] = {
 """URL schemes, and fsspec's name for what serves them."""
 
 _PACKAGES: Final = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs"}
+_CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
+"""Packages whose exceptions are about storage, and not OSErrors."""
 _S3_CONFIG: Final[dict[str, Any]] = {
     "connect_timeout": 15,
     "read_timeout": 120,
