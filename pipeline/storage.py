@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import fsspec
@@ -125,8 +125,8 @@ def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
             return _read_local(path, url, max_bytes)
         if max_bytes is not None and (size := filesystem.size(path) or 0) > max_bytes:
             raise StorageError(f"{shown(url)}: {size:,} bytes; at most {max_bytes:,} are read")
-        content = filesystem.cat_file(path)
-    return bytes(content)
+        content = cast(bytes, filesystem.cat_file(path))
+    return content
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -154,7 +154,7 @@ def create_bytes(url: str, content: bytes) -> bool:
             filesystem.invalidate_cache()
             if not filesystem.exists(path):  # refused for another reason than being there
                 raise
-            return bytes(filesystem.cat_file(path)) == content
+            return filesystem.cat_file(path) == content
     return True
 
 

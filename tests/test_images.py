@@ -1,0 +1,148 @@
+"""Decoding what is not trusted, encoding what must not change."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from PIL import Image
+
+from pipeline import images
+from pipeline.images import ImageError
+
+PICTURES = arrays.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3)))
+
+
+def file_of(picture: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def ramp(width: int = 20, height: int = 12) -> np.ndarray:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack((x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)), -1).astype(np.uint8)
+
+
+@given(PICTURES)
+def test_png_keeps_every_pixel(pixels: np.ndarray) -> None:
+    assert np.array_equal(images.decode(images.encode(pixels, "png")), pixels)
+
+
+@pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
+def test_encoding_is_deterministic_and_close(image_format: str) -> None:
+    pixels = ramp(64, 48)
+    once = images.encode(pixels, image_format, metadata={"prompt": "a ring"})  # type: ignore[arg-type]
+    assert once == images.encode(pixels.copy(), image_format, metadata={"prompt": "a ring"})  # type: ignore[arg-type]
+    assert np.abs(images.decode(once).astype(int) - pixels).mean() < 3
+    assert Image.open(io.BytesIO(once)).format == image_format.upper()
+
+
+def test_metadata_is_found_again() -> None:
+    png = Image.open(io.BytesIO(images.encode(ramp(), "png", metadata={"prompt": "ein Würfel", "seed": "7"})))
+    assert (png.info["prompt"], png.info["seed"]) == ("ein Würfel", "7")
+    jpeg = Image.open(io.BytesIO(images.encode(ramp(), "jpeg", metadata={"seed": "7"})))
+    assert jpeg.getexif()[0x010E] == "seed: 7"
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_a_turned_photograph_is_upright(orientation: int, turns: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = file_of(Image.fromarray(ramp()), exif=exif)
+    assert np.array_equal(images.decode(stored), np.rot90(ramp(), turns))
+
+
+def test_transparency_is_laid_on_white_and_is_black_in_a_mask() -> None:
+    picture = Image.new("RGBA", (2, 1), (255, 255, 255, 255))
+    picture.putpixel((1, 0), (255, 0, 0, 0))
+    assert images.decode(file_of(picture))[0, 1].tolist() == [255, 255, 255]
+    assert images.decode_mask(file_of(picture)).tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr", "F"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    suffix = {"CMYK": "JPEG", "YCbCr": "JPEG", "F": "TIFF"}.get(mode, "PNG")
+    picture = Image.fromarray(ramp())
+    picture = picture.convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)
+    assert images.decode(file_of(picture, suffix)).shape == (12, 20, 3)
+
+
+def test_sixteen_bit_greys_keep_their_brightness() -> None:
+    grey = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
+    assert images.decode(file_of(grey))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_refusals_say_why_in_one_line() -> None:
+    good = images.encode(ramp(64, 64))
+    frames = file_of(Image.new("L", (4, 4)), "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 9)])
+    reasons = {
+        b"": "empty",
+        b"<svg xmlns='x'/>": "is no picture",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "is no picture",
+        good[: len(good) // 2]: "cut off|damaged",
+        frames: "2 frames; one is needed",
+    }
+    for content, reason in reasons.items():
+        with pytest.raises(ImageError, match=reason) as caught:
+            images.decode(content)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ImageError, match="64 x 64 pixels; at most 4,000"):
+        images.decode(good, max_pixels=4000)
+    with pytest.raises(ImageError, match="at most 10 are decoded"):
+        images.decode(good, max_bytes=10)
+
+
+def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+    with pytest.raises(ImageError, match="pixels"):
+        images.decode(bomb)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=150)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"]), st.data())
+def test_damaged_files_raise_nothing_but_image_errors(image_format: str, data: st.DataObject) -> None:
+    content = bytearray(file_of(Image.fromarray(ramp()), image_format))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    try:
+        pixels = images.decode(bytes(content[:cut] if data.draw(st.booleans()) else content), max_pixels=10**6)
+    except ImageError:
+        return
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2] == 3
+
+
+@given(PICTURES)
+def test_levels_survive_the_way_to_floats_and_back(pixels: np.ndarray) -> None:
+    floats = images.floats_of(pixels)
+    assert floats.shape == (3, *pixels.shape[:2])
+    assert floats.min() >= -1
+    assert floats.max() <= 1
+    assert np.array_equal(images.bytes_of(floats), pixels)
+
+
+def test_floats_outside_of_the_range_are_clipped() -> None:
+    assert images.bytes_of(np.array([[[-9.0]], [[0.0]], [[9.0]]], np.float32)).tolist() == [[[0, 128, 255]]]
+
+
+def test_covering_keeps_proportions() -> None:
+    wide = np.zeros((10, 40, 3), np.uint8)
+    wide[:, 15:25] = 255
+    covered = images.resize_to_cover(wide, 10, 10, "nearest")
+    assert covered.min() == 255, "the middle square alone is kept"
+    assert images.resize(wide, 20, 5).shape == (5, 20, 3)
+
+
+def test_pixels_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        images.encode(np.zeros((2, 2, 3), np.float32))  # type: ignore[arg-type]
