@@ -90,7 +90,9 @@ def test_autoencoder_draws_what_diffusers_draws(tmp_path: Path, reference_autoen
         assert difference(autoencoder.encode(pixels, noise), expected) <= TOLERANCE
 
 
-def test_attention_tensors_of_old_autoencoders_load(tmp_path: Path, reference_autoencoder: ReferenceAutoencoder) -> None:
+def test_attention_tensors_of_old_autoencoders_load(
+    tmp_path: Path, reference_autoencoder: ReferenceAutoencoder
+) -> None:
     from safetensors.torch import load_file, save_file
 
     reference_autoencoder.save_pretrained(tmp_path / "vae")

@@ -1,0 +1,167 @@
+"""The lane engine against diffusers' own pipeline: same weights, sampler, steps, guidance and batch, in one process.
+
+`python tests/benchmarks/bench_engine.py` prints images a second for both, their ratio, and the U-Net's share of the
+time. The peers take turns, `--repeats` times, and the best of each counts. Uniform: one batch of equal rows. Mixed:
+rows of 10 to 50 steps, where diffusers must run one group of equal settings after the other.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from pipeline.config import RowDefaults
+from pipeline.diffusion.engine import LaneEngine
+from pipeline.models.checkpoint import EMBEDDED, Stack, load_stack
+from pipeline.tasks.generate import Generate
+from pipeline.training.scenes import vocabulary
+from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds for all rows, and the part of them that the U-Net took."""
+
+    seconds: float
+    unet_seconds: float
+
+
+def sd15_scaled_down(folder: Path) -> Path:
+    """A random checkpoint of SD 1.5's shape with about 50 million U-Net parameters, 32x32 latents."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=32, block_out_channels=(80, 160, 320, 320), cross_attention_dim=768, attention_head_dim=8, norm_num_groups=16
+    )
+    autoencoder = AutoencoderKL(
+        block_out_channels=(16, 32, 32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+    )
+    tokenizer = word_tokenizer(vocabulary(), 77)
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=2, num_attention_heads=12)
+    pipeline = StableDiffusionPipeline(
+        autoencoder, CLIPTextModel(config), tokenizer, unet, DDIMScheduler(), None, None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def run_engine(task: Generate, stack: Stack, rows: list[Row], lanes: int) -> Timing:
+    engine = LaneEngine(stack.denoise, lanes=lanes, device=stack.device, dtype=stack.dtype)
+    started = time.perf_counter()
+    for _, latents in engine.run(task.request(index, row) for index, row in enumerate(rows)):
+        assert isinstance(latents, torch.Tensor), latents
+        task.pixels(latents)
+    return Timing(time.perf_counter() - started, engine.stats.network_seconds)
+
+
+def run_diffusers(pipeline: StableDiffusionPipeline, rows: list[Row], batch: int) -> Timing:
+    groups: dict[tuple, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["num_inference_steps"], row["guidance_scale"]].append(row)
+    spent = [0.0]
+    forward = pipeline.unet.forward
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        begun = time.perf_counter()
+        output = forward(*args, **kwargs)
+        spent[0] += time.perf_counter() - begun
+        return output
+
+    pipeline.unet.forward = timed
+    started = time.perf_counter()
+    for (steps, guidance), group in groups.items():
+        for start in range(0, len(group), batch):
+            part = group[start : start + batch]
+            pipeline(
+                [row["prompt"] for row in part],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(row["seed"]) for row in part],
+                height=pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
+                width=pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
+                output_type="np",
+            )
+    seconds = time.perf_counter() - started
+    pipeline.unet.forward = forward
+    return Timing(seconds, spent[0])
+
+
+def uniform_rows(count: int, steps: int) -> list[Row]:
+    return [
+        {"prompt": f"a red circle {index}", "seed": index, "num_inference_steps": steps, "guidance_scale": 5.0, "sampler": "ddim"}
+        for index in range(count)
+    ]
+
+
+def mixed_rows(count: int) -> list[Row]:
+    drawn = random.Random(0)
+    rows = uniform_rows(count, 0)
+    return [{**row, "num_inference_steps": drawn.randint(10, 50)} for row in rows]
+
+
+def race(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> float:
+    """Print both peers' best of `repeats` turns, and return how many times faster the engine is."""
+    stack = load_stack(folder)
+    task = Generate(stack, RowDefaults())
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    warm = uniform_rows(batch, 1)
+    run_engine(task, stack, warm, 2 * batch)
+    run_diffusers(pipeline, warm, batch)
+    ours, theirs = [], []
+    for _ in range(repeats):
+        ours.append(run_engine(task, stack, rows, 2 * batch))
+        theirs.append(run_diffusers(pipeline, rows, batch))
+    best, peer = min(ours, key=lambda t: t.seconds), min(theirs, key=lambda t: t.seconds)
+    ratio = peer.seconds / best.seconds
+    for who, timing in (("latentmill", best), ("diffusers", peer)):
+        rate, share = len(rows) / timing.seconds, timing.unet_seconds / timing.seconds
+        print(f"{name:<28} {who:<10} {rate:8.3f} images/s   U-Net {share:4.0%} of the time")
+    spread = ", ".join(f"{p.seconds / o.seconds:.2f}" for o, p in zip(ours, theirs, strict=True))
+    print(f"{name:<28} ratio      {ratio:8.2f}            (turns: {spread})", flush=True)
+    return ratio
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=16, help="rows of the mixed manifests")
+    parser.add_argument("--only", choices=("sd15", "shapes"))
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    print(f"torch {torch.__version__}, {options.threads} threads, float32, batch {options.batch}, best of {options.repeats}")
+    with tempfile.TemporaryDirectory() as scratch:
+        if options.only != "shapes":
+            folder = sd15_scaled_down(Path(scratch) / "sd15")
+            race("SD 1.5's shape, uniform", folder, uniform_rows(options.batch, 4), options.batch, options.repeats)
+            race("SD 1.5's shape, mixed", folder, mixed_rows(options.rows), options.batch, 1)
+        if options.only != "sd15":
+            rows = uniform_rows(options.batch * 4, 20)
+            race("embedded model, uniform", EMBEDDED / "shapes", rows, options.batch, options.repeats)
+            race("embedded model, mixed", EMBEDDED / "shapes", mixed_rows(4 * options.rows), options.batch, options.repeats)
+
+
+if __name__ == "__main__":
+    main()
