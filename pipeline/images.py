@@ -112,7 +112,7 @@ def _opened(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
         raise ImageError(f"the image has {len(image_bytes):,} bytes; at most {max_bytes:,} are decoded")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below
+            warnings.simplefilter("ignore")  # of damaged tags, and of sizes, for which the limit is our own
             picture = Image.open(io.BytesIO(image_bytes), formats=FORMATS)
             _check_header(picture, max_pixels)
             picture.load()
