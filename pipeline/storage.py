@@ -7,6 +7,7 @@ message. Everything that fails raises StorageError, whose text is one line for t
 import errno
 import os
 import posixpath
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -137,6 +138,22 @@ def write_bytes(url: str, content: bytes) -> None:
             _replace_local(path, content)
         else:
             filesystem.pipe_file(path, content)
+
+
+def put_file(path: str, url: str) -> None:
+    """Bring a local file of any size to a URL, where it is there whole or not at all."""
+    filesystem, target = locate(url)
+    with _one_line(url):
+        if not isinstance(filesystem, LocalFileSystem):
+            filesystem.put_file(path, target)
+            return
+        temporary = _temporary_beside(target, b"")
+        try:
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, target)
+        except OSError:
+            os.unlink(temporary)
+            raise
 
 
 def create_bytes(url: str, content: bytes) -> bool:
