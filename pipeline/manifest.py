@@ -6,7 +6,8 @@ applies them to one row (`problems_of`), `validate` to whole manifests, column b
 
 import hashlib
 from collections.abc import Iterator
-from typing import Final, cast
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -117,6 +118,32 @@ def validate(path: str, rules: Rules, *, limit: int | None = None) -> Iterator[P
 def duplicate_ids(path: str, *, limit: int | None = None) -> frozenset[str]:
     """The ids that more than one row has: none of these rows can be told from the other, so all are invalid."""
     return frozenset(problem.id for problem in _duplicates(path, limit) if problem.id is not None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What a manifest holds, for a person to read."""
+
+    rows: int
+    columns: dict[str, str]
+    """Names and types."""
+    distinct_prompts: int
+    first_rows: list[dict[str, Any]]
+
+
+def summary_of(path: str, first_rows: int) -> Summary:
+    """A look at a manifest. Memory: 8 bytes a row, and the first rows."""
+    schema = read_schema(path)
+    first: list[dict[str, Any]] = []
+    for batch in _limited(read_batches(path, rows=max(1, min(first_rows, 64))), first_rows):
+        first += batch.to_pylist()
+    prompts = np.zeros(0, np.uint64)
+    if "prompt" in schema.names:
+        batches = read_batches(path, ["prompt"])
+        prompts = np.concatenate([prompts, *(_hashes(batch["prompt"].drop_null()) for batch in batches)])
+    columns = {name: str(schema.field(name).type) for name in schema.names}
+    distinct = len(np.unique(prompts))
+    return Summary(rows=count_rows(path), columns=columns, distinct_prompts=distinct, first_rows=first)
 
 
 def _problems_in(batch: pa.RecordBatch, first: int, rules: Rules) -> Iterator[Problem]:

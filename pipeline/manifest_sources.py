@@ -154,7 +154,7 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[tuple[str, Row]]:
                 raise BuildError(f"{where}: it has more fields than the first line; quote a field that holds commas")
             yield where, row
     except csv.Error as error:
-        raise BuildError(f"{storage.shown(url)}, line {reader.line_num}: {error}") from error
+        raise BuildError(f"{storage.shown(url)}, line {reader.reader.line_num}: {error}") from error
 
 
 def _json_rows(url: str) -> Iterator[tuple[str, Row]]:

@@ -1,0 +1,155 @@
+"""`latentmill manifest`: build, validate and show manifests."""
+
+import sys
+from typing import Any, Final, get_args
+
+import click
+
+from jobs.cli import EXIT_BAD_ROWS
+from pipeline.config import Task
+
+_SHOWN_PROBLEMS: Final = 1000
+
+
+@click.group()
+def manifest() -> None:
+    """Build, validate and show manifests: the Parquet tables that say what to make."""
+
+
+@manifest.command()
+@click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] MANIFEST")
+@click.option("--template", help='Prompts of a template and lists: "a {size} {colour} {shape}".')
+@click.option(
+    "--list", "lists", multiple=True, metavar="NAME=A,B,C", help="A list, or NAME=@FILE with one value a line."
+)
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="N different combinations, drawn by --seed.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of --sample.")
+@click.option("--images-per-prompt", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N")
+@click.option(
+    "--prompt-column", default="prompt", show_default=True, metavar="NAME", help="Which column holds the prompts."
+)
+@click.option(
+    "--set", "constants", multiple=True, metavar="NAME=VALUE", help="A column's value where the source has none."
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Pictures of a folder to take. [default: all]")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Pictures of a folder to leave out.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
+def build(paths: tuple[str, ...], **options: Any) -> None:
+    """Make MANIFEST (.parquet) of SOURCE, or of a --template.
+
+    SOURCE is a .csv, .tsv, .jsonl, .txt (one prompt a line) or .parquet file, or a folder of pictures, which is read
+    with all folders in it; local paths or URLs. Each row gets an id of its own if it has none.
+
+    \b
+    latentmill manifest build prompts.csv prompts.parquet
+    latentmill manifest build s3://archive/scans scans.parquet --exclude "*/thumbnails/*"
+    latentmill manifest build shapes.parquet --template "a {size} {colour} {shape}" \\
+        --list size=small,large --list colour=red,green,blue --list shape=@shapes.txt --images-per-prompt 4
+    """
+    from pipeline import manifest_build, storage
+
+    source = _source(paths, options)
+    rows = manifest_build.build(
+        source,
+        paths[-1],
+        images_per_prompt=options["images_per_prompt"],
+        constants=dict(_pair(text, "--set") for text in options["constants"]),
+        limit=options["limit"],
+    )
+    click.echo(f"{rows:,} rows written to {storage.shown(paths[-1])}")
+
+
+@manifest.command()
+@click.argument("path", metavar="MANIFEST")
+@click.option("--task", type=click.Choice(get_args(Task)), default="generate", show_default=True)
+@click.option(
+    "--size-multiple", type=click.IntRange(1), default=8, show_default=True, help="Of width and height, in pixels."
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
+def validate(path: str, task: Task, size_multiple: int, limit: int | None) -> int:
+    """Report every problem of MANIFEST, each with its row (counted from 0) and id.
+
+    Exit status: 0, none; 3, there are some; 1, the manifest cannot be read.
+    """
+    from pipeline.diffusion.samplers import SAMPLERS
+    from pipeline.manifest import count_rows
+    from pipeline.manifest import validate as problems_in
+    from pipeline.manifest_rules import Rules
+
+    rules = Rules(task=task, samplers=tuple(SAMPLERS), size_multiple=size_multiple)
+    count = 0
+    for problem in problems_in(path, rules, limit=limit):
+        count += 1
+        if count <= _SHOWN_PROBLEMS:
+            click.echo(str(problem))
+    if count > _SHOWN_PROBLEMS:
+        click.echo(f"... and {count - _SHOWN_PROBLEMS:,} more")
+    rows = min(count_rows(path), limit or 2**63)
+    click.echo(f"{rows:,} rows, {'no problem' if not count else f'{count:,} problem' + 's' * (count > 1)}")
+    return EXIT_BAD_ROWS if count else 0
+
+
+@manifest.command()
+@click.argument("path", metavar="MANIFEST")
+@click.option("--rows", type=click.IntRange(0, 10_000), default=10, show_default=True, help="How many rows to show.")
+def show(path: str, rows: int) -> None:
+    """Show the first rows of MANIFEST, its columns, and how many rows and prompts it has."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.manifest import summary_of
+
+    summary = summary_of(path, rows)
+    names = [name for name in summary.columns if any(row.get(name) is not None for row in summary.first_rows)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for row in summary.first_rows:
+        table.add_row(*(Text(_cell(row.get(name))) for name in names))
+    console = Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=160)
+    if summary.first_rows:
+        console.print(table)
+    console.print(Text(f"{summary.rows:,} rows, {summary.distinct_prompts:,} distinct prompts"))
+    console.print(Text("columns: " + ", ".join(f"{name} ({kind})" for name, kind in summary.columns.items())))
+
+
+def _source(paths: tuple[str, ...], options: dict[str, Any]) -> Any:
+    from pipeline import manifest_sources, storage
+
+    if options["template"] is not None:
+        if len(paths) != 1:
+            raise click.UsageError("with --template give MANIFEST alone: the template is the source")
+        lists = {
+            name: manifest_sources.read_list(values)
+            for name, values in (_pair(text, "--list") for text in options["lists"])
+        }
+        return manifest_sources.from_template(
+            options["template"], lists, sample=options["sample"], seed=options["seed"]
+        )
+    if options["lists"] or options["sample"]:
+        raise click.UsageError("--list and --sample go with --template")
+    if len(paths) != 2:
+        raise click.UsageError("give SOURCE and MANIFEST, or --template and MANIFEST")
+    if not paths[0].lower().endswith(".parquet") and storage.is_folder(paths[0]):
+        return manifest_sources.from_folder(paths[0], paths[1], include=options["include"], exclude=options["exclude"])
+    return manifest_sources.from_file(paths[0], prompt_column=options["prompt_column"])
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise click.UsageError(f"{option} {text}: write NAME=VALUE")
+    return name.strip(), value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
+        return f"{len(value['bytes']):,} bytes"
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"

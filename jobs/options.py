@@ -1,0 +1,146 @@
+"""The options that the running commands share, and the config that they make."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import click
+
+from pipeline.config import RowDefaults, RunConfig, Task
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+ROW_OPTIONS: Final = (
+    click.option("--negative-prompt", default="", help="What to keep away from, where a row does not say."),
+    click.option("--num-inference-steps", type=click.IntRange(1, 1000), metavar="N", help="Denoising steps."),
+    click.option("--guidance-scale", type=click.FloatRange(0), metavar="W", help="1 is off. [default: the model's]"),
+    click.option(
+        "--guidance-rescale", type=click.FloatRange(0, 1), metavar="PART", help="Against overexposure, 0 to 1."
+    ),
+    click.option(
+        "--guidance-interval",
+        type=click.FloatRange(0, 1),
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar="FROM TO",
+        help="The part of the steps in which guidance acts. [default: 0 1]",
+    ),
+    click.option("--sampler", metavar="NAME", help="ddim, euler, dpmpp_2m, ... [default: the model's]"),
+    click.option("--eta", type=click.FloatRange(0, 1), metavar="PART", help="Noise of DDIM: 0 is none, 1 is DDPM's."),
+    click.option(
+        "--strength",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="PART",
+        help="How much of a row's image is made anew.",
+    ),
+)
+"""What a row may say itself: these hold for the rows that do not."""
+
+SIZE_OPTIONS: Final = (
+    click.option("--width", type=click.IntRange(8, 4096), metavar="PIXELS", help="[default: the model's]"),
+    click.option("--height", type=click.IntRange(8, 4096), metavar="PIXELS", help="[default: the model's]"),
+)
+
+RUN_OPTIONS: Final = (
+    click.option(
+        "--model",
+        default="shapes",
+        show_default=True,
+        metavar="PATH_OR_URL",
+        help="A checkpoint folder, or an embedded checkpoint's name.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="With a row's id, the seed of each row that has none.",
+    ),
+    click.option(
+        "--lanes",
+        type=click.IntRange(1, 1024),
+        default=8,
+        show_default=True,
+        metavar="N",
+        help="U-Net evaluations a call; a guided row takes two.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 256),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="CPU threads an actor.",
+    ),
+    click.option(
+        "--actors",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Actors that hold the model. [default: by GPUs, or CPUs and memory]",
+    ),
+    click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
+    click.option(
+        "--dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="[default: float16 on CUDA, float32 on CPUs]",
+    ),
+    click.option(
+        "--format", "image_format", type=click.Choice(["png", "webp", "jpeg"]), default="png", show_default=True
+    ),
+    click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of webp and jpeg."),
+    click.option(
+        "--allow-root",
+        "allow_roots",
+        multiple=True,
+        metavar="PATH_OR_URL",
+        help="A folder beside the manifest's own from which pictures may be read; may be repeated.",
+    ),
+    click.option("--skip-invalid", is_flag=True, help="Run the valid rows, and commit the others as failed."),
+    click.option("--address", metavar="ADDR", help="A Ray cluster. [default: RAY_ADDRESS, else a local one]"),
+    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the manifest's first N rows."),
+)
+
+
+def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Function], Function]:
+    """A decorator that gives a command the options of these groups, in their order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed([option for group in groups for option in group]):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]) -> RunConfig:
+    """The run that a command line asks for; click.UsageError says what does not go together."""
+    names = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale")
+    names += ("guidance_interval", "sampler", "eta", "strength")
+    defaults = RowDefaults(**{name: options[name] for name in names if name in options})
+    _check(defaults, options, manifest, output)
+    run = ("model", "seed", "lanes", "threads", "actors", "device", "dtype", "quality", "allow_roots", "skip_invalid")
+    return RunConfig(
+        task=task,
+        manifest=manifest,
+        output=output,
+        defaults=defaults,
+        format=options["image_format"],
+        address=options["address"],
+        limit=options["limit"],
+        **{name: options[name] for name in run},
+    )
+
+
+def _check(defaults: RowDefaults, options: Mapping[str, Any], manifest: str, output: str) -> None:
+    start, end = defaults.guidance_interval
+    if start >= end:
+        raise click.UsageError(f"--guidance-interval {start} {end}: the first must be smaller")
+    if defaults.guidance_scale is not None and not math.isfinite(defaults.guidance_scale):
+        raise click.UsageError("--guidance-scale must be a finite number")
+    if options["lanes"] < 2 and defaults.guidance_scale not in (0.0, 1.0):
+        raise click.UsageError("--lanes 1 has no room for guidance; give --lanes 2 or more, or --guidance-scale 1")
+    if output.rstrip("/") == manifest.rstrip("/"):
+        raise click.UsageError("OUTPUT is the manifest itself; give another folder")
+    if output.endswith(".parquet"):
+        raise click.UsageError(f"OUTPUT is a folder; {output} looks like a file")

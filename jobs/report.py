@@ -1,0 +1,12 @@
+"""`latentmill report`: what a run made, to look at."""
+
+import click
+
+
+@click.command()
+@click.argument("output")
+def report(output: str) -> None:
+    """Write a gallery and figures of the run in OUTPUT into OUTPUT/report."""
+    from pipeline.report import write_report
+
+    click.echo(f"The report is in {write_report(output)}")
