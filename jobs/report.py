@@ -6,7 +6,7 @@ import click
 @click.command()
 @click.argument("output")
 def report(output: str) -> None:
-    """Write a gallery and figures of the run in OUTPUT into OUTPUT/report."""
+    """Write a gallery and figures of a run into OUTPUT/report."""
     from pipeline.report import write_report
 
     click.echo(f"The report is in {write_report(output)}")
