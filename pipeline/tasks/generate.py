@@ -64,8 +64,7 @@ class Generate:
         for side in ("width", "height"):
             if chosen[side] < factor or chosen[side] % factor:
                 raise ValueError(f"{side} is {chosen[side]}; give a multiple of {factor}")
-        strength = 1.0 if chosen["strength"] is None else chosen["strength"]
-        table = self._table(chosen["sampler"], chosen["num_inference_steps"], chosen["eta"], strength)
+        table = self._table(chosen["sampler"], chosen["num_inference_steps"], chosen["eta"], chosen["strength"])
         guided = chosen["guidance_scale"] != 1.0
         chunks = self._chunks(chosen["prompt"], chosen["negative_prompt"] if guided else "")
         generator = torch.Generator("cpu").manual_seed(chosen["seed"])
@@ -116,7 +115,7 @@ class Generate:
     def _encode_prompt(self, prompt: str, chunks: int) -> Tensor:
         return self.stack.text.encode([prompt], chunks=chunks)[0]
 
-    def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float) -> SamplerTable:
+    def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
         return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
 
     def _setting(self, row: Mapping[str, Any], name: str, advice: Mapping[str, Any], fallback: Any) -> Any:

@@ -1,0 +1,61 @@
+"""Which timesteps and noise levels a sampler visits."""
+
+import math
+from typing import Final
+
+from pipeline.diffusion.schedule import ALMOST_ZERO, NoiseScheduleConfig, Spacing
+
+KARRAS_RHO: Final = 7.0
+
+
+def timesteps(schedule: NoiseScheduleConfig, steps: int, default: Spacing, *, extra_point: bool = False) -> list[float]:
+    """`steps` training timesteps, falling (Lin et al. 2023, table 2).
+
+    `extra_point` lays one point more and leaves the last away, as the multistep solvers do.
+    """
+    total, spacing = schedule.num_train_timesteps, schedule.timestep_spacing or default
+    points = steps + 1 if extra_point else steps
+    if spacing == "trailing":
+        return [float(round(total - index * total / steps) - 1) for index in range(steps)]
+    if spacing == "leading":
+        ratio = total // points
+        rising = [float(index * ratio) + schedule.steps_offset for index in range(points)]
+    else:
+        rising = [index * (total - 1) / max(points - 1, 1) for index in range(points)]
+    return rising[::-1][:steps]
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [float(round(value)) for value in values]
+
+
+def training_sigmas(schedule: NoiseScheduleConfig) -> list[float]:
+    """Noise level over signal level at each training timestep, rising (Karras et al. 2022)."""
+    alphas = schedule.alphas_cumprod().clamp(min=ALMOST_ZERO)
+    return ((1 - alphas) / alphas).sqrt().tolist()
+
+
+def sigmas_at(levels: list[float], at: list[float]) -> list[float]:
+    """The training sigmas `levels`, read off between the timesteps where `at` falls between them."""
+    values = []
+    for timestep in at:
+        below = min(int(timestep), len(levels) - 1)
+        above = min(below + 1, len(levels) - 1)
+        values.append(levels[below] + (timestep - below) * (levels[above] - levels[below]))
+    return values
+
+
+def karras_sigmas(highest: float, lowest: float, steps: int) -> list[float]:
+    """Falling noise levels, evenly spaced in their 1/7th power (Karras et al. 2022, eq. 5)."""
+    first, last = highest ** (1 / KARRAS_RHO), lowest ** (1 / KARRAS_RHO)
+    return [(first + index / max(steps - 1, 1) * (last - first)) ** KARRAS_RHO for index in range(steps)]
+
+
+def timestep_of(levels: list[float], sigma: float) -> float:
+    """The timestep, between whole ones, at which training had the noise level `sigma`: linear in the logarithm."""
+    target = math.log(max(sigma, 1e-10))
+    below = max((index for index, level in enumerate(levels) if math.log(level) <= target), default=0)
+    below = min(below, len(levels) - 2)
+    low, high = math.log(levels[below]), math.log(levels[below + 1])
+    part = min(max((low - target) / (low - high), 0.0), 1.0)
+    return (1 - part) * below + part * (below + 1)
