@@ -40,7 +40,7 @@ _CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azu
 _S3_CONFIG: Final[dict[str, Any]] = {
     "connect_timeout": 15,
     "read_timeout": 120,
-    "retries": {"max_attempts": 8, "mode": "standard"},
+    "retries": {"max_attempts": 6, "mode": "standard"},
 }
 
 
@@ -51,7 +51,8 @@ class StorageError(OSError):
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem that serves a path or URL, and its path there (absolute, without a trailing slash)."""
     scheme, rest = _split(url)
-    filesystem = _filesystem(scheme)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    filesystem = _filesystem(scheme, endpoint if scheme == "s3" else None)
     if scheme == "file":
         return filesystem, os.path.abspath(os.path.expanduser(rest)) if rest else os.getcwd()
     path = str(filesystem._strip_protocol(url)).rstrip("/")
@@ -243,11 +244,11 @@ def _split(url: str) -> tuple[str, str]:
 
 
 @lru_cache
-def _filesystem(scheme: str) -> fsspec.AbstractFileSystem:
+def _filesystem(scheme: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
     try:
         if scheme != "s3":
             return fsspec.filesystem(scheme)
-        filesystem = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=_S3_CONFIG)
+        filesystem = fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False, config_kwargs=_S3_CONFIG)
         _send_no_expect_header(filesystem)
     except ImportError as error:
         raise StorageError(

@@ -1,5 +1,6 @@
 """Storage by URL, on local files and on a real S3 server."""
 
+import http.server
 import os
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.storage import AllowedRoots, StorageError
-from tests.s3 import CREDENTIALS
+from tests.s3 import CREDENTIALS, free_port
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -80,6 +81,33 @@ def test_a_local_write_leaves_no_temporary_file(tmp_path: Path) -> None:
 def test_a_missing_bucket_is_said(s3_endpoint: str) -> None:
     with pytest.raises(StorageError, match="s3://no-such-bucket/x: (the bucket does not exist|there is no such)"):
         storage.write_bytes("s3://no-such-bucket/x", b"")
+
+
+class _Refusing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_server_that_refuses_or_is_not_there_is_said(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(StorageError, match="s3://b/x: access is denied; check the credentials"):
+            storage.read_bytes("s3://b/x")
+        server.shutdown()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setitem(storage._S3_CONFIG, "retries", {"max_attempts": 1})
+    with pytest.raises(StorageError, match="s3://b/x: the storage server does not answer"):
+        storage.read_bytes("s3://b/x")
 
 
 def test_messages_hold_no_secret() -> None:
