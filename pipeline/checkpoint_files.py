@@ -1,0 +1,56 @@
+"""A checkpoint's local folder: embedded, on disk, or copied once from object storage."""
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Final
+
+from pipeline import storage
+from pipeline.models.checkpoint import checkpoint_folder
+from pipeline.models.configs import CheckpointError
+
+KEPT_SUFFIXES: Final = (".json", ".safetensors", ".txt")
+"""Files of a checkpoint that are copied; pickled weights stay where they are."""
+
+
+def local_checkpoint(model: str) -> Path:
+    """The folder of a checkpoint that a run names; one at a URL is copied into the user's cache first."""
+    if "://" not in model or storage.is_local(model):
+        return checkpoint_folder(model if "://" not in model else storage.locate(model)[1])
+    filesystem, root = storage.locate(model)
+    files = [url for url in storage.list_files(model) if url.endswith(KEPT_SUFFIXES)]
+    if not any(url.endswith("/model_index.json") for url in files):
+        raise CheckpointError(f"{storage.shown(model)}: holds no model_index.json; a checkpoint is a folder with one")
+    paths = [storage.locate(url)[1] for url in files]
+    sizes = "\n".join(f"{path} {filesystem.info(path).get('size')} {_version(filesystem.info(path))}" for path in paths)
+    name = Path(root).name
+    folder = cache_folder() / hashlib.sha256(f"{model}\n{sizes}".encode()).hexdigest()[:24] / name
+    if not folder.is_dir():
+        _copy(files, [path.removeprefix(root).lstrip("/") for path in paths], folder)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where checkpoints from URLs are kept: $LATENTMILL_CACHE, else ~/.cache/latentmill."""
+    return Path(os.environ.get("LATENTMILL_CACHE") or Path.home() / ".cache" / "latentmill") / "checkpoints"
+
+
+def _copy(urls: list[str], names: list[str], folder: Path) -> None:
+    """Copy files so that the folder is there whole or not at all, whoever else does the same."""
+    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    for url, name in zip(urls, names, strict=True):
+        filesystem, path = storage.locate(url)
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        filesystem.get_file(path, str(partial / name))
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(partial)  # another actor was faster
+
+
+def _version(info: dict[str, object]) -> object:
+    return info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")

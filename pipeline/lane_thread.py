@@ -1,0 +1,202 @@
+"""One thread that owns a lane engine; concurrent calls hand it their rows, so lanes are refilled across batches."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine
+
+ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
+"""What a task raises when the row is to blame; anything else ends the actor."""
+
+_REPORT_SECONDS: Final = 0.5
+
+
+class Task(Protocol):
+    """What turns a row into a denoising request, and its latents into a picture."""
+
+    def parameters(self, row: Mapping[str, Any], /) -> dict[str, Any]: ...
+    def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest: ...
+    def pixels(self, latents: Tensor, /) -> NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """A row's picture, uint8 (H, W, 3), every parameter in force, and the seconds from its request to its pixels."""
+
+    pixels: NDArray[np.uint8]
+    parameters: dict[str, Any]
+    seconds: float
+
+
+Outcome = Made | Exception
+"""What became of a row; an exception is one of ROW_ERRORS."""
+
+Report = Callable[[Mapping[str, float]], None]
+"""Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, network_seconds."""
+
+
+class ActorError(RuntimeError):
+    """The engine's thread has ended: none of the rows that wait will be made here."""
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """The rows of one batch, and what has become of them so far."""
+
+    outcomes: list[Outcome | None]
+    missing: int
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True, eq=False)
+class _Place:
+    """A row's place in its call."""
+
+    call: _Call
+    index: int
+    row: Mapping[str, Any]
+    started: float = 0.0
+
+
+class LaneThread:
+    """Runs rows of several concurrent calls through one task and one engine.
+
+    Rows enter the engine in the order in which they came, only as lanes get free. When the thread dies, every call that
+    waits raises ActorError, and so does every later one.
+    """
+
+    def __init__(self, task: Task, engine: LaneEngine, *, threads: int, report: Report) -> None:
+        self._task, self._engine, self._threads, self._report = task, engine, threads, report
+        self._changed = threading.Condition()
+        self._waiting: deque[_Place] = deque()
+        self._calls: set[_Call] = set()
+        self._failure: BaseException | None = None
+        self._closed = False
+        self._running: dict[int, _Place] = {}
+        self._next_key = 0
+        self._told, self._unreported, self._told_at = EngineStats(), 0, 0.0
+        self._thread = threading.Thread(target=self._work, name="lanes", daemon=True)
+        self._thread.start()
+
+    def run(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """What became of each row, in their order; blocks until all are done. Called from any thread."""
+        if not rows:
+            return []
+        call = _Call(outcomes=[None] * len(rows), missing=len(rows))
+        with self._changed:
+            if self._failure is None:
+                self._calls.add(call)
+                self._waiting.extend(_Place(call, index, row) for index, row in enumerate(rows))
+                self._changed.notify()
+            else:
+                call.done.set()
+        call.done.wait()
+        if call.missing:
+            raise ActorError(f"the lanes' thread ended: {_line(self._failure)}") from self._failure
+        return [outcome for outcome in call.outcomes if outcome is not None]
+
+    def close(self) -> None:
+        """End the thread once nothing runs."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            torch.set_num_threads(self._threads)
+            while self._wait_for_rows():
+                self._admit()
+                for key, latents in self._engine.step():
+                    self._finish(self._running.pop(_number(key)), latents)
+                self._tell(force=not self._running)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the calls that wait must hear of it
+            self._fail(error)
+        else:
+            self._fail(ActorError("the lanes are closed"))
+
+    def _wait_for_rows(self) -> bool:
+        with self._changed:
+            while not (self._waiting or self._running or self._closed):
+                self._changed.wait()
+            return bool(self._waiting or self._running)
+
+    def _admit(self) -> None:
+        """Give the engine rows while it could take them at its next step."""
+        while self._engine.backlog < self._engine.lanes:
+            with self._changed:
+                if not self._waiting:
+                    return
+                place = self._waiting.popleft()
+            place.started = time.perf_counter()
+            try:
+                request = self._task.request(self._next_key, place.row)
+            except ROW_ERRORS as error:
+                self._settle(place, error)
+                continue
+            self._running[self._next_key] = place
+            self._next_key += 1
+            self._engine.add(request)
+
+    def _finish(self, place: _Place, latents: Tensor | ValueError) -> None:
+        if isinstance(latents, ValueError):
+            return self._settle(place, latents)
+        try:
+            pixels, parameters = self._task.pixels(latents), self._task.parameters(place.row)
+        except ROW_ERRORS as error:
+            return self._settle(place, error)
+        seconds = time.perf_counter() - place.started
+        return self._settle(place, Made(pixels=pixels, parameters=parameters, seconds=seconds))
+
+    def _settle(self, place: _Place, outcome: Outcome) -> None:
+        self._unreported += 1
+        place.call.outcomes[place.index] = outcome
+        place.call.missing -= 1
+        if not place.call.missing:
+            with self._changed:
+                self._calls.discard(place.call)
+            place.call.done.set()
+
+    def _tell(self, *, force: bool) -> None:
+        at = time.monotonic()
+        if not force and at - self._told_at < _REPORT_SECONDS:
+            return
+        stats, told = self._engine.stats, self._told
+        self._report(
+            {
+                "rows": self._unreported,
+                "evaluations": stats.calls - told.calls,
+                "lanes_filled": stats.lanes_filled - told.lanes_filled,
+                "lanes_run": stats.lanes_run - told.lanes_run,
+                "network_seconds": stats.network_seconds - told.network_seconds,
+            }
+        )
+        self._told = EngineStats(stats.calls, stats.lanes_filled, stats.lanes_run, stats.network_seconds)
+        self._unreported, self._told_at = 0, at
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._failure = error
+            calls, self._calls = self._calls, set()
+            self._waiting.clear()
+        for call in calls:
+            call.done.set()
+
+
+def _number(key: Any) -> int:
+    assert isinstance(key, int)
+    return key
+
+
+def _line(error: BaseException | None) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

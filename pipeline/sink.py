@@ -1,0 +1,109 @@
+"""The Datasink: writes parts of the output, and commits each by its ledger entry."""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from ray.data import Datasink
+
+from pipeline import storage
+from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entry_bytes, entry_url, part_key
+from pipeline.schema import FAILED, MAX_ROW_GROUP_ROWS
+from pipeline.stages import ROW, Report, output_schema
+
+MAX_FILE_BYTES: Final = 256 * 2**20
+"""About how large a data file may become."""
+
+_HUGGING_FACE: Final = {"info": {"features": {"image": {"_type": "Image"}}}}
+"""What makes `datasets` decode the column `image`."""
+
+
+class LedgerDatasink(Datasink[tuple[int, int]]):
+    """Writes rows as EncodeImages gives them; a part's ledger entry is its commit.
+
+    A part's name is a hash of its sorted row ids. If its ledger entry stands, there is nothing to do: a task that Ray
+    runs again writes nothing twice. Else the failed rows are written, then the pictures, last the entry: each file by
+    one PUT or one rename, so that no reader sees half of one."""
+
+    def __init__(self, output: str, manifest: pa.Schema, report: Report) -> None:
+        self.output = output
+        self.report = report
+        self._schema = output_schema(manifest)
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
+        """The numbers of good and of failed rows in this part."""
+        tables = [block for block in blocks if block.num_rows]
+        if not tables:
+            return 0, 0
+        table = pa.concat_tables(tables)
+        failed = table.filter(table["error_type"].is_valid())
+        good = table.filter(table["error_type"].is_null())
+        entry = entry_url(self.output, key := part_key(table["id"].to_pylist()))
+        if not storage.exists(entry):
+            self._write_part(key, entry, good, failed)
+        self.report({"ok": good.num_rows, "failed": failed.num_rows})
+        return good.num_rows, failed.num_rows
+
+    def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> None:
+        ids, statuses, files = [], [], []
+        if failed.num_rows:
+            file = f"{FAILED_FOLDER}/{key}.parquet"
+            storage.write_bytes(storage.join(self.output, file), failed_file(failed))
+            ids += failed["id"].to_pylist()
+            statuses += [FAILED_STATUS] * failed.num_rows
+            files += [file] * failed.num_rows
+        for number, part in enumerate(_in_files(good)):
+            file = f"{DATA}/{key}{f'-{number}' if number else ''}.parquet"
+            storage.write_bytes(storage.join(self.output, file), data_file(part, self._schema))
+            ids += part["id"].to_pylist()
+            statuses += [OK] * part.num_rows
+            files += [file] * part.num_rows
+        storage.write_bytes(entry, entry_bytes(ids, statuses, files))
+
+
+def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
+    """A Parquet file of good rows: pictures as they are, the rest in zstd, at most MAX_ROW_GROUP_ROWS a row group."""
+    narrow = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face's `Image` is, to the letter
+    schema = pa.schema(
+        [field.with_type(narrow) if field.name == "image" else field for field in schema],
+        metadata={"huggingface": json.dumps(_HUGGING_FACE)},
+    )
+    leaves = [f"{name}.{inner}" for name in ("image",) for inner in ("bytes", "path")]
+    names = [*leaves, *(name for name in schema.names if name != "image")]
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(
+        sink,
+        schema,
+        compression={name: "none" if name == "image.bytes" else "zstd" for name in names},  # pyright: ignore
+        use_dictionary=[name for name in names if name not in ("image.bytes", "id", "sha256")],  # pyright: ignore
+        write_statistics=[name for name in names if name != "image.bytes"],  # pyright: ignore
+    ) as writer:
+        for start in range(0, rows.num_rows, MAX_ROW_GROUP_ROWS):
+            group = rows.slice(start, MAX_ROW_GROUP_ROWS).select(schema.names)
+            writer.write_table(group.cast(schema))
+    return sink.getvalue().to_pybytes()
+
+
+def failed_file(rows: pa.Table) -> bytes:
+    """A Parquet file of failed rows: what is wrong, and the row as it came."""
+    columns = {"id": "id", "error_type": "error_type", "error_message": "error_message", "row": ROW}
+    table = pa.table({name: rows[columns[name]].cast(kind) for name, kind in FAILED.items()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=MAX_ROW_GROUP_ROWS)
+    return sink.getvalue().to_pybytes()
+
+
+def _in_files(rows: pa.Table) -> Iterator[pa.Table]:
+    """The rows in runs of at most MAX_FILE_BYTES of pictures."""
+    start = size = 0
+    lengths = pc.call_function("binary_length", [rows["image"].combine_chunks().field("bytes")]).to_pylist()
+    for index, length in enumerate(lengths):
+        if index > start and size + length > MAX_FILE_BYTES:
+            yield rows.slice(start, index - start)
+            start, size = index, 0
+        size += length
+    if rows.num_rows > start:
+        yield rows.slice(start)

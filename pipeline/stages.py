@@ -1,0 +1,303 @@
+"""The callable classes of the graph, tables in and tables out: one row in, one row out. No Ray here.
+
+A bad row goes on as a row whose `error_type` and `error_message` are set (null in good rows); what is wrong with
+an actor (out of memory, a checkpoint that is gone) is raised. Columns between two stages start with "__".
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline import images, storage
+from pipeline.checkpoint_files import local_checkpoint
+from pipeline.config import RunConfig
+from pipeline.diffusion.engine import LaneEngine
+from pipeline.lane_thread import LaneThread, Made, Outcome, Report, Task
+from pipeline.manifest import seed_of
+from pipeline.manifest_rules import Rules, is_missing, problems_of
+from pipeline.models.checkpoint import Stack, load_stack
+from pipeline.provenance import Origin, now, provenance_columns, software_versions
+from pipeline.schema import IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
+from pipeline.tasks.generate import Generate
+
+PIXELS: Final = "__pixels"
+"""Raw uint8 (height, width, 3) of the row's picture, between the network and the encoder."""
+ROW: Final = "__row"
+"""The manifest's row as JSON, for the row that fails."""
+SOURCE_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
+ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
+
+TASKS: Final[dict[str, Callable[[Stack, RunConfig], Task]]] = {
+    "generate": lambda stack, config: Generate(stack, config.defaults),
+}
+"""How a task is made of a model and a run's config."""
+
+_EXTENSIONS: Final = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machinery:
+    """What an actor holds: a task, the engine it runs on, and what they are."""
+
+    task: Task
+    engine: LaneEngine
+    model: str
+    weights_sha256: str
+    device: str
+    dtype: str
+
+
+LoadMachinery = Callable[[RunConfig, str], Machinery]
+"""Loads a run's model onto "cuda" or "cpu"."""
+
+
+def load_machinery(config: RunConfig, device: str) -> Machinery:
+    """The checkpoint that the run names, ready to run its task; CheckpointError says what is wrong with it."""
+    dtype = config.dtype or ("float16" if device == "cuda" else "float32")
+    stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
+    return Machinery(
+        task=TASKS[config.task](stack, config),
+        engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
+        model=stack.name,
+        weights_sha256=stack.weights_sha256,
+        device=f"cuda ({torch.cuda.get_device_name(stack.device)})" if device == "cuda" else device,
+        dtype=dtype,
+    )
+
+
+def carried_columns(manifest: pa.Schema) -> pa.Schema:
+    """The manifest's columns that go into the output unchanged."""
+    named = {"id", *PARAMETERS, *SOURCES}
+    return pa.schema([field for field in manifest if field.name not in named])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareRows:
+    """CPU stage: checks each row, fetches and decodes its pictures.
+
+    Gives the columns `id`, the manifest's PARAMETERS as they are, what is carried, ROW, ERRORS, and for each of SOURCES
+    that the manifest has: `__image` (SOURCE_TYPE) and `source_sha256`; `__mask` and `mask_sha256`."""
+
+    config: RunConfig
+    rules: Rules
+    manifest: pa.Schema
+    duplicates: frozenset[str] = frozenset()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
+        rows = table.to_pylist()
+        errors = [self._problem(row) for row in rows]
+        columns: dict[str, Any] = {"id": table["id"].cast(pa.string())}
+        columns |= {name: table[name] for name in PARAMETERS if name in table.column_names}
+        for carried in carried_columns(self.manifest):
+            present = carried.name in table.column_names
+            columns[carried.name] = table[carried.name].cast(carried.type) if present else _nulls(carried.type, rows)
+        for name in SOURCES:
+            if name in self.manifest.names:
+                columns |= _source_columns(name, rows, errors, roots)
+        columns[ROW] = pa.array([row_as_json(row) for row in rows], pa.string())
+        return pa.table(columns | _error_columns(errors))
+
+    def _problem(self, row: Mapping[str, Any]) -> Exception | None:
+        problems = problems_of(row, self.rules, self.duplicates)
+        return InvalidRow("; ".join(problems)) if problems else None
+
+
+class InvalidRow(ValueError):
+    """A row that the manifest's rules refuse."""
+
+
+class Denoise:
+    """Actor stage: prompts and seeds to pixels, on a model of its own. Safe to call from several threads at once.
+
+    Adds PIXELS, PARAMETERS in force, `width`, `height` and the provenance; takes away what PrepareRows fetched."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run_id: str,
+        device: str,
+        report: Report,
+        load: LoadMachinery = load_machinery,
+    ) -> None:
+        torch.set_num_threads(config.threads)
+        machinery = load(config, device)
+        self._config = config
+        self._origin = Origin(
+            task=config.task,
+            model=machinery.model,
+            weights_sha256=machinery.weights_sha256,
+            software=software_versions(),
+            device=machinery.device,
+            dtype=machinery.dtype,
+            lanes=config.lanes,
+            threads=config.threads,
+            run_id=run_id,
+        )
+        self._lanes = LaneThread(machinery.task, machinery.engine, threads=config.threads, report=report)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        names = ["id", *(name for name in (*PARAMETERS, "__image", "__mask") if name in table.column_names)]
+        good = [index for index, error in enumerate(table["error_type"].to_pylist()) if error is None]
+        rows = [self._row(row) for row in table.select(names).take(good).to_pylist()]
+        outcomes: list[Outcome | None] = [None] * table.num_rows
+        for index, outcome in zip(good, self._lanes.run(rows), strict=True):
+            outcomes[index] = outcome
+        return self._with_outcomes(table, outcomes)
+
+    def close(self) -> None:
+        self._lanes.close()
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row as a task takes it: with its seed, its pictures as pixels."""
+        if row.get("seed") is None:
+            row["seed"] = seed_of(row["id"], self._config.seed)
+        for working, name in (("__image", "pixels"), ("__mask", "mask")):
+            if (source := row.pop(working, None)) is not None:
+                values = np.frombuffer(source["pixels"], np.uint8)
+                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ()))
+        return row
+
+    def _with_outcomes(self, table: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Table:
+        ids = table["id"].to_pylist()
+        made = [outcome if isinstance(outcome, Made) else None for outcome in outcomes]
+        failures = [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
+        hashes = {
+            name: table[name].to_pylist() for name in ("source_sha256", "mask_sha256") if name in table.column_names
+        }
+        varying = [
+            {} if one is None else {**one.parameters, "seconds": one.seconds, "created_at": now()} for one in made
+        ]
+        for name, values in hashes.items():
+            for row, value in zip(varying, values, strict=True):
+                row[name] = value
+        columns = {name: table[name] for name in table.column_names if not name.startswith("__") or name == ROW}
+        columns |= provenance_columns(self._origin, varying)
+        columns["width"] = pa.array([None if one is None else one.pixels.shape[1] for one in made], pa.int32())
+        columns["height"] = pa.array([None if one is None else one.pixels.shape[0] for one in made], pa.int32())
+        columns[PIXELS] = pa.array([None if one is None else one.pixels.tobytes() for one in made], pa.large_binary())
+        known = zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), failures, strict=True)
+        errors = [(kind, message) if error is None else error_of(error) for kind, message, error in known]
+        columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
+        if len(ids) != len(outcomes):
+            raise AssertionError(f"{len(ids)} rows went in, {len(outcomes)} came out")
+        return pa.table(columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeImages:
+    """CPU stage: pixels to files, hashed. Gives OUTPUT's columns, PROVENANCE's, what is carried, ROW and ERRORS."""
+
+    config: RunConfig
+    manifest: pa.Schema
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        encoded = [
+            self._encode(pixels, row) if pixels.is_valid else None
+            for pixels, row in zip(table[PIXELS], table.drop_columns([PIXELS, ROW]).to_pylist(), strict=True)
+        ]
+        ids = table["id"].to_pylist()
+        images_of = [
+            None if data is None else {"bytes": data, "path": file_name(row_id, self.config.format)}
+            for row_id, data in zip(ids, encoded, strict=True)
+        ]
+        columns: dict[str, Any] = {
+            "id": table["id"],
+            "image": pa.array(images_of, IMAGE_TYPE),
+            "width": table["width"],
+            "height": table["height"],
+            "format": pa.repeat(pa.scalar(self.config.format), table.num_rows),
+            "sha256": pa.array([None if data is None else sha256_of(data) for data in encoded], pa.string()),
+        }
+        rest = [*PROVENANCE, *carried_columns(self.manifest).names, ROW, *ERRORS]
+        return pa.table(columns | {name: table[name] for name in rest})
+
+    def _encode(self, pixels: pa.Scalar, row: Mapping[str, Any]) -> bytes:
+        values = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], 3)
+        settings = {name: row[name] for name in PARAMETERS if row[name] is not None}
+        metadata = {"Software": "latentmill", "parameters": json.dumps(settings, ensure_ascii=False)}
+        return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata)
+
+
+def output_schema(manifest: pa.Schema) -> pa.Schema:
+    """What a file of OUTPUT/data holds."""
+    return pa.schema([*{**OUTPUT, **PROVENANCE}.items(), *carried_columns(manifest)])
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_name(row_id: str, image_format: str) -> str:
+    """A name for a row's picture that any file system takes."""
+    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in row_id).lstrip(".")
+    return f"{plain[:120] or 'image'}.{_EXTENSIONS[image_format]}"
+
+
+def row_as_json(row: Mapping[str, Any]) -> str:
+    """The row as it came, with binary values by their size."""
+    return json.dumps(_without_bytes(row), ensure_ascii=False, default=str)
+
+
+def error_of(error: BaseException) -> tuple[str, str]:
+    """`error_type` and `error_message`: the kind and one line."""
+    lines = str(error.args[0] if isinstance(error, KeyError) and error.args else error).splitlines()
+    return type(error).__name__, (lines[0] if lines else "")[:1000]
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"<{len(value):,} bytes>"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    if isinstance(value, Mapping):
+        return {key: _without_bytes(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_bytes(inner) for inner in value]
+    return value
+
+
+def _source_columns(
+    name: str, rows: Sequence[Mapping[str, Any]], errors: list[Exception | None], roots: storage.AllowedRoots
+) -> dict[str, pa.Array]:
+    """The decoded pictures of a column and the sha256 of their files; what fails is put among `errors`."""
+    pixels: list[dict[str, Any] | None] = []
+    hashes: list[str | None] = []
+    for index, row in enumerate(rows):
+        decoded = digest = None
+        if errors[index] is None and not is_missing(row.get(name)):
+            try:
+                data = _bytes_of(row[name], roots)
+                values = images.decode(data) if name == "image" else images.decode_mask(data)
+                decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
+                digest = sha256_of(data)
+            except (images.ImageError, storage.StorageError) as error:
+                errors[index] = type(error)(f"{name}: {error}")
+        pixels.append(decoded)
+        hashes.append(digest)
+    working = {"image": "source_sha256", "mask": "mask_sha256"}[name]
+    return {f"__{name}": pa.array(pixels, SOURCE_TYPE), working: pa.array(hashes, pa.string())}
+
+
+def _bytes_of(source: Any, roots: storage.AllowedRoots) -> bytes:
+    if isinstance(source, Mapping):
+        source = source.get("bytes") or source.get("path")
+    if isinstance(source, bytes):
+        return source
+    return storage.read_bytes(roots.resolve(source), max_bytes=images.MAX_BYTES)
+
+
+def _nulls(kind: pa.DataType, rows: Sequence[Any]) -> pa.Array:
+    return pa.nulls(len(rows), kind)
+
+
+def _error_columns(errors: Sequence[Exception | None]) -> dict[str, pa.Array]:
+    pairs = [(None, None) if error is None else error_of(error) for error in errors]
+    return {name: pa.array([pair[place] for pair in pairs], pa.string()) for place, name in enumerate(ERRORS)}
