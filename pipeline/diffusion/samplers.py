@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, lms_weights, unipc
-from pipeline.diffusion.schedule import ALMOST_ZERO, NoiseScheduleConfig
+from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.spacing import karras_sigmas, rounded, sigmas_at, timestep_of, timesteps, training_sigmas
 from pipeline.diffusion.table import Evaluation, SamplerTable, table_of
 
@@ -108,7 +108,7 @@ def pndm(request: SamplerRequest) -> SamplerTable:
     """Pseudo linear multistep (Liu et al. 2022, eq. 9 and 12) as Stable Diffusion 1 runs it: no Runge-Kutta start,
     but the second timestep evaluated twice."""
     schedule = request.schedule
-    alphas = schedule.alphas_cumprod().clamp(min=ALMOST_ZERO).tolist()
+    alphas = schedule.positive_alphas_cumprod().tolist()
     final = 1.0 if schedule.set_alpha_to_one else alphas[0]
     stride = schedule.num_train_timesteps // request.steps
     spaced = [int(t) for t in rounded(timesteps(schedule, request.steps, "leading"))]

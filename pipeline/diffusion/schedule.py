@@ -86,6 +86,11 @@ class NoiseScheduleConfig:
             betas = _zero_terminal_snr(betas)
         return torch.cumprod(1 - betas, dim=0).double()
 
+    def positive_alphas_cumprod(self) -> Tensor:
+        """As `alphas_cumprod`, with ALMOST_ZERO in place of zero: for samplers that divide by it."""
+        alphas = self.alphas_cumprod()
+        return torch.where(alphas == 0, ALMOST_ZERO, alphas)
+
     def _betas(self) -> Tensor:
         count = self.num_train_timesteps
         if self.trained_betas is not None:

@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from pipeline.diffusion.schedule import ALMOST_ZERO, NoiseScheduleConfig, Spacing
+from pipeline.diffusion.schedule import NoiseScheduleConfig, Spacing
 
 KARRAS_RHO: Final = 7.0
 
@@ -31,7 +31,7 @@ def rounded(values: list[float]) -> list[float]:
 
 def training_sigmas(schedule: NoiseScheduleConfig) -> list[float]:
     """Noise level over signal level at each training timestep, rising (Karras et al. 2022)."""
-    alphas = schedule.alphas_cumprod().clamp(min=ALMOST_ZERO)
+    alphas = schedule.positive_alphas_cumprod()
     return ((1 - alphas) / alphas).sqrt().tolist()
 
 

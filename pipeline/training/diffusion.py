@@ -71,7 +71,7 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     pictures=60_000,
     batch=32,
     seed=2,
-    loop=LoopConfig(steps=6000, learning_rate=8e-4, warmup_steps=200, cooldown=0.3, average_decay=0.999),
+    loop=LoopConfig(steps=4000, learning_rate=8e-4, warmup_steps=200, cooldown=0.3, average_decay=0.999),
 )
 
 

@@ -1,0 +1,264 @@
+"""Samplers against diffusers' schedulers, with the same network and the same noise, and against a known answer."""
+
+import inspect
+import itertools
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import schedulers
+from torch import Tensor
+
+from pipeline.diffusion.engine import DenoisingRequest, LaneEngine
+from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.samplers import SAMPLERS, sampler_table
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.diffusion.table import SamplerTable
+
+logging.getLogger("diffusers").setLevel(logging.ERROR)
+
+REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+BASE = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+MIXING = torch.tensor([[0.5, -0.2, 0.1, 0.3], [0.1, 0.4, -0.3, 0.2], [-0.2, 0.3, 0.6, 0.1], [0.3, 0.1, -0.1, 0.5]])
+
+
+def network(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
+    """A cheap network that is far from linear and depends on the timestep."""
+    time = timesteps.reshape(-1, 1, 1, 1).float() / 1000
+    mixed = (MIXING[None, :, :, None, None] * latents[:, None]).sum(2)
+    return torch.tanh(mixed * (0.5 + time) + 0.3 * torch.sin(3 * latents)) * 1.2
+
+
+def reference_scheduler(config: dict[str, Any], sampler: str) -> Any:
+    name, changes = REFERENCES[sampler.removesuffix("_karras")]
+    changes = {**changes, "use_karras_sigmas": True} if sampler.endswith("_karras") else changes
+    return getattr(schedulers, name).from_config(config, **changes)
+
+
+def reference(config: dict[str, Any], sampler: str, steps: int, strength: float | None, eta: float) -> Tensor:
+    """What diffusers' pipelines do between their first noise and the autoencoder."""
+    scheduler, generator = reference_scheduler(config, sampler), torch.Generator().manual_seed(5)
+    scheduler.set_timesteps(steps)
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    timesteps = scheduler.timesteps
+    if strength is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        first = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
+        timesteps = timesteps[first:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        latents = scheduler.add_noise(picture(), noise, timesteps[:1])
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in accepted}
+    for timestep in timesteps:
+        output = network(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(output, timestep, latents, **options).prev_sample
+    return latents[0]
+
+
+def picture() -> Tensor:
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+def run(table: SamplerTable, network: Any = network) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    request = DenoisingRequest(
+        key="only",
+        table=table,
+        latents=(table.start_signal * picture() + table.start_noise * noise)[0],
+        generator=generator,
+        prompt_embeds=torch.zeros(1, 1),
+        negative_prompt_embeds=None,
+        guidance=Guidance(),
+    )
+    [(_, latents)] = LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32).run([request])
+    assert isinstance(latents, Tensor)
+    return latents
+
+
+def assert_equal(config: dict[str, Any], sampler: str, steps: int, strength: float | None = None, eta: float = 0.0) -> None:
+    table = sampler_table(NoiseScheduleConfig.from_dict(config), sampler, steps, strength=strength, eta=eta)
+    expected = reference(config, sampler, steps, strength, eta)
+    difference = (run(table) - expected).abs().max() / expected.abs().max().clamp(min=1)
+    assert difference <= 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampler_equals_diffusers(sampler: str, steps: int) -> None:
+    for spacing, prediction in itertools.product(("leading", "trailing", "linspace"), ("epsilon", "v_prediction", "sample")):
+        if prediction == "sample" and sampler in ("pndm", "euler_a"):
+            continue  # diffusers refuses these
+        assert_equal({**BASE, "timestep_spacing": spacing, "prediction_type": prediction}, sampler, steps)
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("sampler", REFERENCES)
+def test_sampler_equals_diffusers_on_other_noise_schedules(sampler: str, beta_schedule: str) -> None:
+    assert_equal({**BASE, "beta_schedule": beta_schedule, "prediction_type": "v_prediction"}, sampler, 6)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+def test_sampler_equals_diffusers_at_zero_terminal_snr(sampler: str, steps: int) -> None:
+    config = {**BASE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert_equal(config, sampler, steps)
+
+
+@pytest.mark.parametrize("sampler", ["heun", "lms", "pndm"])
+def test_samplers_that_divide_by_the_signal_stay_finite_at_zero_terminal_snr(sampler: str) -> None:
+    config = {**BASE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert run(sampler_table(NoiseScheduleConfig.from_dict(config), sampler, 10)).isfinite().all()
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not name.startswith("lms")])
+def test_image_to_image_equals_diffusers(sampler: str, strength: float) -> None:
+    assert_equal(BASE, sampler, 10, strength=strength)
+
+
+def test_lms_started_halfway_uses_the_slopes_that_it_has() -> None:
+    """diffusers takes weights of four slopes for the one that it has; a constant slope shows what is right."""
+    schedule = NoiseScheduleConfig.from_dict(BASE)
+    table = sampler_table(schedule, "lms", 20, strength=0.5)
+    assert torch.allclose(table.weights[:, 0, 3:8].sum(1)[:-1].cumsum(0), _sigma_steps(table)[1:] - _sigma_steps(table)[0])
+
+
+def _sigma_steps(table: SamplerTable) -> Tensor:
+    return (1 / table.input_scale**2 - 1).sqrt()
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ddim_with_noise_equals_diffusers(eta: float) -> None:
+    assert_equal(BASE, "ddim", 10, eta=eta)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_clipped_predictions_equal_diffusers(sampler: str) -> None:
+    assert_equal({**BASE, "clip_sample": True, "clip_sample_range": 0.7}, sampler, 10)
+    silent = {key: value for key, value in BASE.items() if key not in ("clip_sample", "set_alpha_to_one")}
+    assert_equal(silent, sampler, 10)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_result_is_affine_in_latents_and_outputs(sampler: str) -> None:
+    """With a network that is linear, the whole run must be."""
+    table = sampler_table(NoiseScheduleConfig.from_dict(BASE), sampler, 5)
+
+    def linear(latents: Tensor, *_: object) -> Tensor:
+        return 0.3 * latents.flip(-1)
+
+    def final(start: Tensor) -> Tensor:
+        request = DenoisingRequest(
+            key=0,
+            table=table,
+            latents=start,
+            generator=torch.Generator().manual_seed(1),
+            prompt_embeds=torch.zeros(1, 1),
+            negative_prompt_embeds=None,
+            guidance=Guidance(),
+        )
+        [(_, latents)] = LaneEngine(linear, lanes=2, device="cpu", dtype=torch.float32).run([request])
+        assert isinstance(latents, Tensor)
+        return latents
+
+    one, other = torch.randn(4, 4, 4), torch.randn(4, 4, 4)
+    middle = (final(one) + final(other)) / 2
+    assert torch.allclose(final((one + other) / 2), middle, rtol=1e-4, atol=1e-4 * middle.abs().max().item())
+
+
+MEAN, DEVIATION = 0.7, 0.5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None:
+    """For data N(mean, deviation^2) the best prediction is known, and so is what a good sampler must draw."""
+    config = {**BASE, "timestep_spacing": "trailing", "steps_offset": 0}
+    schedule = NoiseScheduleConfig.from_dict(config)
+    alphas = schedule.alphas_cumprod()
+
+    def exact_noise(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
+        low = timesteps.floor().long().clamp(0, len(alphas) - 1)
+        high, part = (low + 1).clamp(max=len(alphas) - 1), timesteps - low
+        levels = ((1 - alphas) / alphas).sqrt()
+        sigma = (levels[low] + part * (levels[high] - levels[low])).float().reshape(-1, 1, 1, 1)
+        signal = 1 / (1 + sigma**2).sqrt()
+        variance = signal**2 * DEVIATION**2 + (signal * sigma) ** 2
+        return signal * sigma * (latents - signal * MEAN) / variance
+
+    table = sampler_table(schedule, sampler, 100)
+    generator = torch.Generator().manual_seed(3)
+    request = DenoisingRequest(
+        key=0,
+        table=table,
+        latents=table.start_noise * torch.randn(4, 64, 64, generator=generator),
+        generator=generator,
+        prompt_embeds=torch.zeros(1, 1),
+        negative_prompt_embeds=None,
+        guidance=Guidance(),
+    )
+    [(_, latents)] = LaneEngine(exact_noise, lanes=2, device="cpu", dtype=torch.float32).run([request])
+    assert isinstance(latents, Tensor)
+    assert math.isclose(latents.mean().item(), MEAN, abs_tol=0.03)
+    assert math.isclose(latents.std().item(), DEVIATION, abs_tol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "dpm"}, "sampler 'dpm' is unknown; known are ddpm"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; give 1 to 1000"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001; give 1 to 1000"),
+        ({"strength": 0.0}, "strength is 0; give more than 0, at most 1"),
+        ({"strength": 0.1}, "strength 0.1 of 4 steps leaves none; give at least 0.25"),
+        ({"eta": 1.5}, "eta is 1.5; give 0 to 1"),
+    ],
+)
+def test_what_can_not_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    schedule = NoiseScheduleConfig.from_dict(BASE)
+    with pytest.raises(ValueError, match=message):
+        sampler_table(schedule, **{"sampler": "ddim", "num_inference_steps": 4, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "scheduler class FlowMatchEulerDiscreteScheduler is unknown"),
+        ({"beta_schedule": "sigmoid"}, "scheduler beta_schedule 'sigmoid' is unknown"),
+        ({"use_beta_sigmas": True}, "scheduler option use_beta_sigmas is not supported"),
+    ],
+)
+def test_unknown_schedules_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        NoiseScheduleConfig.from_dict({**BASE, **change})
+
+
+def test_the_schedulers_folder_gives_the_default_sampler() -> None:
+    for sampler in SAMPLERS:
+        config = dict(reference_scheduler(BASE, sampler).config)
+        name = {"_class_name": REFERENCES[sampler.removesuffix("_karras")][0]}
+        assert NoiseScheduleConfig.from_dict({**config, **name}).sampler == sampler
