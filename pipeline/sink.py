@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.data import Datasink
+from ray.data.datasource.datasink import WriteResult
 
 from pipeline import storage
 from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entry_bytes, entry_url, part_key
@@ -31,7 +32,13 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
     def __init__(self, output: str, manifest: pa.Schema, report: Report) -> None:
         self.output = output
         self.report = report
+        self.ok = self.failed = 0
+        """Rows written, once the run is complete."""
         self._schema = output_schema(manifest)
+
+    def on_write_complete(self, write_result: WriteResult[tuple[int, int]]) -> None:
+        self.ok = sum(ok for ok, _ in write_result.write_returns)
+        self.failed = sum(failed for _, failed in write_result.write_returns)
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
         """The numbers of good and of failed rows in this part."""

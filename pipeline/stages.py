@@ -94,7 +94,7 @@ class PrepareRows:
         roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
         rows = table.to_pylist()
         errors = [self._problem(row) for row in rows]
-        columns: dict[str, Any] = {"id": table["id"].cast(pa.string())}
+        columns: dict[str, Any] = {"id": pa.array(row_ids(table), pa.string())}
         columns |= {name: table[name] for name in PARAMETERS if name in table.column_names}
         for carried in carried_columns(self.manifest):
             present = carried.name in table.column_names
@@ -229,6 +229,16 @@ class EncodeImages:
 def output_schema(manifest: pa.Schema) -> pa.Schema:
     """What a file of OUTPUT/data holds."""
     return pa.schema([*{**OUTPUT, **PROVENANCE}.items(), *carried_columns(manifest)])
+
+
+def row_ids(table: pa.Table) -> list[str]:
+    """The rows' ids; a row without one gets a name made of all that it holds, under which it can fail."""
+    ids = table["id"].to_pylist()
+    for index, row_id in enumerate(ids):
+        if row_id is None:
+            row = row_as_json(table.slice(index, 1).to_pylist()[0])
+            ids[index] = f"no-id-{sha256_of(row.encode())[:16]}"
+    return ids
 
 
 def sha256_of(data: bytes) -> str:

@@ -1,0 +1,187 @@
+"""What a run is about to do; what can be wrong with it is said here, before a cluster or a model is asked for."""
+
+import json
+import math
+import uuid
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import manifest, storage
+from pipeline.checkpoint_files import local_checkpoint
+from pipeline.config import RunConfig
+from pipeline.diffusion.samplers import SAMPLERS
+from pipeline.ledger import Committed, delete_uncommitted, read_ledger
+from pipeline.manifest_rules import Problem, Rules
+from pipeline.models.configs import CheckpointError
+from pipeline.provenance import now, software_versions
+from pipeline.stages import TASKS
+
+_SHOWN_PROBLEMS: Final = 3
+_BLOCK_BYTES: Final = 64 * 2**20
+_MAX_BLOCK_ROWS: Final = 1024
+_BLOCKS_AN_ACTOR: Final = 8
+
+
+class RunError(ValueError):
+    """Why a run cannot start or did not finish: one line for a person."""
+
+
+class InvalidManifestError(RunError):
+    """A manifest with invalid rows; `problems` are all of them."""
+
+    def __init__(self, message: str, problems: list[Problem]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointFacts:
+    """What is known of a checkpoint without loading it."""
+
+    folder: Path | None = None
+    size_bytes: int = 0
+    downsample_factor: int = 8
+    native_pixels: int = 512 * 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPlan:
+    """A run that can start: what there is, what is done, what is to be done."""
+
+    run_id: str
+    attempt: int
+    rules: Rules
+    schema: pa.Schema
+    duplicates: frozenset[str]
+    committed: Committed
+    rows: int
+    """Of the manifest, or of its first `limit` rows."""
+    todo: int
+    checkpoint: CheckpointFacts
+
+    @property
+    def already_done(self) -> int:
+        return self.rows - self.todo
+
+    def rows_a_block(self, config: RunConfig, actors: int) -> int:
+        """Rows of one part of the output: enough to fill the lanes, few enough for memory and to share among actors."""
+        size = (config.defaults.width or 0) * (config.defaults.height or 0)
+        most = min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // (3 * max(size, self.checkpoint.native_pixels)))
+        return max(config.lanes, min(most, math.ceil(self.todo / (_BLOCKS_AN_ACTOR * actors))), 1)
+
+
+def plan_run(config: RunConfig, checkpoint: CheckpointFacts | None = None) -> RunPlan:
+    """Check a run and look at what is done; RunError says in one line why it cannot start.
+
+    Deletes what a killed run left in the output without a ledger entry."""
+    try:
+        _check(config)
+        facts = checkpoint or _facts(config)
+        rules = Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=facts.downsample_factor)
+        schema = manifest.read_schema(config.manifest)
+        problems = _problems(config, rules)
+        committed = read_ledger(config.output)
+        delete_uncommitted(config.output, committed)
+        rows = min(manifest.count_rows(config.manifest), config.limit or 2**63)
+        earlier = read_run(config.output)
+        return RunPlan(
+            run_id=str(earlier.get("run_id") or uuid.uuid4().hex),
+            attempt=int(earlier.get("attempt") or 0) + 1,
+            rules=rules,
+            schema=schema,
+            duplicates=frozenset(p.id for p in problems if p.column == "id" and p.id is not None),
+            committed=committed,
+            rows=rows,
+            todo=rows if not len(committed.hashes) else _count_missing(config, committed),
+            checkpoint=facts,
+        )
+    except (storage.StorageError, manifest.ManifestError, CheckpointError) as error:
+        raise RunError(str(error)) from error
+
+
+def read_run(output: str) -> dict[str, Any]:
+    """run.json of an output, empty if there is none; RunError if it is damaged."""
+    url = storage.join(output, "run.json")
+    if not storage.exists(url):
+        return {}
+    try:
+        return json.loads(storage.read_bytes(url))
+    except ValueError as error:
+        raise RunError(f"{storage.shown(url)}: is no JSON; delete it, or give another OUTPUT") from error
+
+
+def write_run(config: RunConfig, plan: RunPlan, figures: dict[str, Any]) -> None:
+    """Write run.json: what the run is, without secrets, and what is known of how it goes."""
+    settings = asdict(config) | {name: storage.shown(getattr(config, name)) for name in ("manifest", "output", "model")}
+    settings["allow_roots"] = [storage.shown(root) for root in config.allow_roots]
+    del settings["address"]
+    earlier = read_run(config.output)
+    run = {
+        "run_id": plan.run_id,
+        "attempt": plan.attempt,
+        "started_at": earlier.get("started_at") or now().isoformat(timespec="seconds"),
+        "task": config.task,
+        "config": settings,
+        "manifest": earlier.get("manifest") or {},
+        "software": software_versions(),
+        **figures,
+    }
+    text = json.dumps({**earlier, **run}, indent=2, ensure_ascii=False)
+    storage.write_bytes(storage.join(config.output, "run.json"), text.encode() + b"\n")
+
+
+def _check(config: RunConfig) -> None:
+    if config.task not in TASKS:
+        raise RunError(f"task {config.task!r} does not exist; there are {', '.join(TASKS)}")
+    if config.lanes < 2:
+        raise RunError(f"lanes is {config.lanes}; give 2 or more: a guided row takes two")
+    for name in ("threads", "actors", "limit"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise RunError(f"{name} is {value}; give 1 or more")
+    if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
+        raise RunError(f"sampler {config.defaults.sampler!r} does not exist; there are {', '.join(SAMPLERS)}")
+    if storage.exists(config.output) and not storage.is_folder(config.output):
+        raise RunError(f"{storage.shown(config.output)}: is a file; the output is a folder")
+
+
+def _facts(config: RunConfig) -> CheckpointFacts:
+    folder = local_checkpoint(config.model)
+    try:
+        blocks = json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]
+        side = json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
+        factor = 2 ** (len(blocks) - 1)
+        native = (side[0] * side[1] if isinstance(side, list) else side * side) * factor**2
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder}: vae/config.json and unet/config.json must give block_out_channels and sample_size ({error})"
+        ) from error
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    return CheckpointFacts(folder=folder, size_bytes=size, downsample_factor=factor, native_pixels=native)
+
+
+def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
+    """The invalid rows, where the run may skip them; else InvalidManifestError."""
+    problems = list(manifest.validate(config.manifest, rules, limit=config.limit))
+    if not problems or (config.skip_invalid and all(problem.row is not None for problem in problems)):
+        return problems
+    shown = "; ".join(str(problem) for problem in problems[:_SHOWN_PROBLEMS])
+    more = f"; and {len(problems) - _SHOWN_PROBLEMS:,} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    hint = " (--skip-invalid runs the rest)" if all(problem.row is not None for problem in problems) else ""
+    message = f"{storage.shown(config.manifest)}: {shown}{more}{hint}"
+    raise InvalidManifestError(message, problems)
+
+
+def _count_missing(config: RunConfig, committed: Committed) -> int:
+    missing, left = 0, config.limit
+    for batch in manifest.read_batches(config.manifest, ["id"]):
+        ids: Iterable[str | None] = batch["id"].to_pylist()[:left]
+        left = None if left is None else max(0, left - batch.num_rows)
+        known = [row_id for row_id in ids if row_id is not None]
+        missing += int(np.count_nonzero(~committed.holds(known)))
+    return missing
