@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pipeline import storage
-from pipeline.models.checkpoint import checkpoint_folder
-from pipeline.models.configs import CheckpointError
+from pipeline.models.configs import CheckpointError, checkpoint_folder
 
 KEPT_SUFFIXES: Final = (".json", ".safetensors", ".txt")
 """Files of a checkpoint that are copied; pickled weights stay where they are."""

@@ -16,6 +16,7 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
 
 from pipeline import manifest, storage
 from pipeline.config import RunConfig
@@ -25,7 +26,7 @@ from pipeline.plan import CheckpointFacts, InvalidManifestError, RunError, RunPl
 from pipeline.progress import ProgressDisplay, duration_of, rate_of
 from pipeline.provenance import now
 from pipeline.sink import LedgerDatasink
-from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, load_machinery, row_ids
+from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, row_ids
 
 __all__ = ["InvalidManifestError", "RunError", "RunSummary", "run_job"]
 
@@ -84,7 +85,7 @@ class Actors:
 
 
 def run_job(
-    config: RunConfig, *, load: LoadMachinery = load_machinery, checkpoint: CheckpointFacts | None = None
+    config: RunConfig, *, load: LoadMachinery | None = None, checkpoint: CheckpointFacts | None = None
 ) -> RunSummary:
     """Make what is missing of a run's output. RunError: it could not start or did not finish, in one line.
 
@@ -122,7 +123,9 @@ def run_job(
     return summary
 
 
-def _graph(config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery, report: Report) -> ray.data.Dataset:
+def _graph(
+    config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery | None, report: Report
+) -> ray.data.Dataset:
     """The whole pipeline, but for the sink."""
     rows_a_block = plan.rows_a_block(config, actors.count)
     prepare = PrepareRows(config=config, rules=plan.rules, manifest=plan.schema, duplicates=plan.duplicates)
@@ -169,7 +172,7 @@ def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
     return missing_rows
 
 
-def _execute(config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery) -> Counter[str]:
+def _execute(config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery | None) -> Counter[str]:
     """Run the graph into the sink; what was done, by name."""
     figures = Figures.options(num_cpus=0).remote()  # pyright: ignore[reportAttributeAccessIssue]
     report = _Reporter(figures)
@@ -183,7 +186,7 @@ def _total(figures: Any) -> dict[str, Any]:
     """What the figures' actor has; nothing while it cannot be reached: it only tells."""
     try:
         return ray.get(figures.total.remote(), timeout=5)
-    except ray.exceptions.RayError:
+    except RayError:
         return {}
 
 
@@ -286,7 +289,7 @@ def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
 
 
 def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[str, float]) -> Actors:
-    """As many actors as were asked for; else one a GPU, or what memory and CPUs (some are left for other stages) hold."""
+    """As many actors as were asked for; else one a GPU, or what memory and CPUs (with some left for the rest) hold."""
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
     if device == "cuda":

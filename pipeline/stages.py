@@ -9,23 +9,25 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline import images, storage
-from pipeline.checkpoint_files import local_checkpoint
 from pipeline.config import RunConfig
-from pipeline.diffusion.engine import LaneEngine
-from pipeline.lane_thread import LaneThread, Made, Outcome, Report, Task
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
-from pipeline.models.checkpoint import Stack, load_stack
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
 from pipeline.schema import IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
-from pipeline.tasks.generate import Generate
+
+if TYPE_CHECKING:
+    from pipeline.machinery import Machinery, Outcome
+
+LoadMachinery = Callable[[RunConfig, str], "Machinery"]
+"""Loads a run's model onto "cuda" or "cpu"."""
+Report = Callable[[Mapping[str, float]], None]
+"""Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, network_seconds, ok, failed."""
 
 PIXELS: Final = "__pixels"
 """Raw uint8 (height, width, 3) of the row's picture, between the network and the encoder."""
@@ -34,42 +36,7 @@ ROW: Final = "__row"
 SOURCE_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
 ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
 
-TASKS: Final[dict[str, Callable[[Stack, RunConfig], Task]]] = {
-    "generate": lambda stack, config: Generate(stack, config.defaults),
-}
-"""How a task is made of a model and a run's config."""
-
 _EXTENSIONS: Final = {"png": "png", "webp": "webp", "jpeg": "jpg"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Machinery:
-    """What an actor holds: a task, the engine it runs on, and what they are."""
-
-    task: Task
-    engine: LaneEngine
-    model: str
-    weights_sha256: str
-    device: str
-    dtype: str
-
-
-LoadMachinery = Callable[[RunConfig, str], Machinery]
-"""Loads a run's model onto "cuda" or "cpu"."""
-
-
-def load_machinery(config: RunConfig, device: str) -> Machinery:
-    """The checkpoint that the run names, ready to run its task; CheckpointError says what is wrong with it."""
-    dtype = config.dtype or ("float16" if device == "cuda" else "float32")
-    stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
-    return Machinery(
-        task=TASKS[config.task](stack, config),
-        engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
-        model=stack.name,
-        weights_sha256=stack.weights_sha256,
-        device=f"cuda ({torch.cuda.get_device_name(stack.device)})" if device == "cuda" else device,
-        dtype=dtype,
-    )
 
 
 def carried_columns(manifest: pa.Schema) -> pa.Schema:
@@ -125,10 +92,11 @@ class Denoise:
         run_id: str,
         device: str,
         report: Report,
-        load: LoadMachinery = load_machinery,
+        load: LoadMachinery | None = None,
     ) -> None:
-        torch.set_num_threads(config.threads)
-        machinery = load(config, device)
+        from pipeline.machinery import LaneThread, load_machinery  # here: the CPU stages' processes need no torch
+
+        machinery = (load or load_machinery)(config, device)
         self._config = config
         self._origin = Origin(
             task=config.task,
@@ -165,9 +133,9 @@ class Denoise:
                 row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ()))
         return row
 
-    def _with_outcomes(self, table: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Table:
+    def _with_outcomes(self, table: pa.Table, outcomes: "Sequence[Outcome | None]") -> pa.Table:
         ids = table["id"].to_pylist()
-        made = [outcome if isinstance(outcome, Made) else None for outcome in outcomes]
+        made = [None if outcome is None or isinstance(outcome, Exception) else outcome for outcome in outcomes]
         failures = [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
         hashes = {
             name: table[name].to_pylist() for name in ("source_sha256", "mask_sha256") if name in table.column_names

@@ -1,6 +1,5 @@
 """Loading a checkpoint folder of the field: model_index.json, and a folder a component."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,12 +9,12 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
-from pipeline.models.configs import CheckpointError
+from pipeline.models.configs import EMBEDDED, CheckpointError, checkpoint_folder
 from pipeline.models.text import TextEncoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import empty_module, load_weights, read_json, weights_digest
 
-EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
+__all__ = ["EMBEDDED", "CheckpointError", "Stack", "checkpoint_folder", "load_stack"]
 
 CLASSES: Final = {
     "unet": ("UNet2DConditionModel",),
@@ -30,7 +29,12 @@ BLOCKS: Final = {
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
 
-OLD_ATTENTION: Final = ((".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0."))
+OLD_ATTENTION: Final = (
+    (".query.", ".to_q."),
+    (".key.", ".to_k."),
+    (".value.", ".to_v."),
+    (".proj_attn.", ".to_out.0."),
+)
 """Names of the autoencoder's attention tensors before and after diffusers 0.16."""
 
 
@@ -82,18 +86,6 @@ class Stack:
         dtype = self.autoencoder.decoder.conv_in.weight.dtype
         latents = latents.to(self.device, dtype, memory_format=torch.channels_last)
         return self.autoencoder.decode(latents).float()
-
-
-def checkpoint_folder(model: str) -> Path:
-    """The local folder of a checkpoint: an embedded one's name, or a path."""
-    embedded = EMBEDDED / model
-    folder = embedded if "/" not in model and embedded.is_dir() else Path(model)
-    if folder.is_file():
-        raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
-    if not folder.is_dir():
-        names = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json")))
-        raise CheckpointError(f"{model}: no such checkpoint folder, nor an embedded model (there is: {names})")
-    return folder
 
 
 def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
@@ -159,8 +151,8 @@ def load_text_encoder(folder: Path, *, half: bool = False) -> TextEncoder:
     load_weights(model, folder / "text_encoder", half=half, strip="text_model.", ignored=(".position_ids",))
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder / 'tokenizer'}: no readable CLIP tokenizer: {reason}") from None
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError(

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
 
 class CheckpointError(ValueError):
@@ -24,3 +27,15 @@ class Config:
                 raise CheckpointError(f"{source}: {key} is {config[key]!r}; only {allowed[0]!r} is supported")
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in names}
         return cls(**values)
+
+
+def checkpoint_folder(model: str) -> Path:
+    """The local folder of a checkpoint: an embedded one's name, or a path."""
+    embedded = EMBEDDED / model
+    folder = embedded if "/" not in model and embedded.is_dir() else Path(model)
+    if folder.is_file():
+        raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
+    if not folder.is_dir():
+        names = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json")))
+        raise CheckpointError(f"{model}: no such checkpoint folder, nor an embedded model (there is: {names})")
+    return folder
