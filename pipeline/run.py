@@ -314,9 +314,11 @@ def _share(cpus: float, actors: int) -> float:
 
 def _quiet() -> None:
     """Leave the terminal to our own progress: Ray Data's bars and logs go to Ray's files alone."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ side writes its warnings to standard error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.use_datasource_v2 = False  # its reader starts tens of processes to read footers
     for name in ("ray", "ray.data"):
         logger = logging.getLogger(name)
         for handler in logger.handlers:
