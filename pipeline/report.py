@@ -205,7 +205,7 @@ document.querySelector('input').addEventListener('input',event=>{
 
 _PAGE: Final = """<!doctype html><html lang=en><head><meta charset=utf-8>
 <meta name=viewport content="width=device-width,initial-scale=1">
-<meta http-equiv=Content-Security-Policy 
+<meta http-equiv=Content-Security-Policy
 content="default-src 'none';img-src data:;style-src 'unsafe-inline';script-src 'unsafe-inline'">
 <title>{title}: report</title><style>{style}</style></head><body><main><h1>{title}</h1>
 <div class=figures>{figures}</div>

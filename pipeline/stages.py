@@ -130,7 +130,7 @@ class Denoise:
         for working, name in (("__image", "pixels"), ("__mask", "mask")):
             if (source := row.pop(working, None)) is not None:
                 values = np.frombuffer(source["pixels"], np.uint8)
-                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ()))
+                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ())).copy()  # torch wants to own it
         return row
 
     def _with_outcomes(self, table: pa.Table, outcomes: "Sequence[Outcome | None]") -> pa.Table:

@@ -1,0 +1,75 @@
+"""A model that returns at once, for tests and benchmarks of everything around it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import RunConfig
+from pipeline.diffusion.engine import DenoisingRequest, LaneEngine
+from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.samplers import sampler_table
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.machinery import Machinery
+from pipeline.plan import CheckpointFacts
+
+SIDE = 64
+FACTS = CheckpointFacts(native_pixels=SIDE * SIDE)
+
+
+class CheapTask:
+    """One evaluation a row; the picture is one colour, that of the row's seed."""
+
+    def __init__(self) -> None:
+        self.table = sampler_table(NoiseScheduleConfig(), "ddim", 1)
+        self.embeds = torch.zeros(1, 1)
+
+    def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return {"prompt": row["prompt"], "seed": row["seed"], "width": SIDE, "height": SIDE, "num_inference_steps": 1}
+
+    def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest:
+        if row["prompt"] == "refuse":
+            raise ValueError("this prompt is refused")
+        return DenoisingRequest(
+            key=key,
+            table=self.table,
+            latents=torch.full((1, 1, 1), float(row["seed"] % 251)),
+            generator=torch.Generator(),
+            prompt_embeds=self.embeds,
+            negative_prompt_embeds=None,
+            guidance=Guidance(scale=1.0),
+        )
+
+    def pixels(self, latents: Tensor) -> NDArray[np.uint8]:
+        return np.full((SIDE, SIDE, 3), int(latents.sum().abs()) % 256, np.uint8)
+
+
+def zeros(
+    latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
+) -> Tensor:
+    return torch.zeros_like(latents)
+
+
+def load_cheap(config: RunConfig, device: str) -> Machinery:
+    return Machinery(
+        task=CheapTask(),
+        engine=LaneEngine(zeros, lanes=config.lanes, device="cpu", dtype=torch.float32),
+        model="cheap",
+        weights_sha256="0" * 64,
+        device="cpu",
+        dtype="float32",
+    )
+
+
+def load_broken(config: RunConfig, device: str) -> Machinery:
+    """A model whose network runs out of memory."""
+    from dataclasses import replace
+
+    def out_of_memory(*arguments: Any) -> Tensor:
+        raise RuntimeError("out of memory (pretended)")
+
+    engine = LaneEngine(out_of_memory, lanes=config.lanes, device="cpu", dtype=torch.float32)
+    return replace(load_cheap(config, device), engine=engine)
