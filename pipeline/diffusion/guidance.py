@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -24,8 +25,19 @@ class Guidance:
         first, last = self.interval
         return self.scale if first * count <= index < last * count else 1.0
 
+    def scales(self, count: int) -> list[float]:
+        """The scale in force at each of `count` evaluations; where it is 1.0 there is no second evaluation."""
+        return [self.scale_at(index, count) for index in range(count)]
 
-def rescaled(guided: Tensor, conditional: Tensor, rescale: float) -> Tensor:
+
+def guided(conditional: Tensor, unconditional: Tensor, scale: Tensor) -> Tensor:
+    """Predictions (B, C, h, w) moved apart by each row's own scale (B,); at 1.0 the conditional one, bit for bit."""
+    scale = scale[:, None, None, None]
+    moved = unconditional + scale * (conditional - unconditional)
+    return torch.where(scale == 1, conditional, moved)
+
+
+def rescaled(prediction: Tensor, conditional: Tensor, rescale: float) -> Tensor:
     """One row's guided prediction (C, h, w) with its standard deviation drawn to the conditional one's."""
-    level = guided * (conditional.std() / guided.std())
-    return rescale * level + (1 - rescale) * guided
+    level = prediction * (conditional.std() / prediction.std())
+    return rescale * level + (1 - rescale) * prediction

@@ -20,7 +20,9 @@ def lms_weights(past: list[float], there: float) -> list[float]:
             if other != node:
                 root, scale = other - past[0], node - other
                 shifted = [0.0, *polynomial]
-                polynomial = [(high - root * low) / scale for high, low in zip(shifted, [*polynomial, 0.0], strict=True)]
+                polynomial = [
+                    (high - root * low) / scale for high, low in zip(shifted, [*polynomial, 0.0], strict=True)
+                ]
         width = there - past[0]
         weights.append(sum(part * width ** (power + 1) / (power + 1) for power, part in enumerate(polynomial)))
     return weights
@@ -34,7 +36,7 @@ def dpmpp_2m(timesteps: list[float], sigmas: list[float], predictions: list[Pred
         signal, ratio = _signal(there), there / here
         gain = signal * (1 - ratio)
         weights = {"x": _deviation(there) / _deviation(here)} | _second_order(gain, sigmas, index)
-        rows.append(_evaluation(timestep, predictions[index], weights))
+        rows.append(_evaluation(timestep, here, predictions[index], weights))
     return rows
 
 
@@ -47,7 +49,7 @@ def dpmpp_2m_sde(timesteps: list[float], sigmas: list[float], predictions: list[
         gain = signal * (1 - ratio**2)
         weights = {"x": _deviation(there) / _deviation(here) * ratio} | _second_order(gain, sigmas, index)
         weights["noise"] = _deviation(there) * math.sqrt(1 - ratio**2)
-        rows.append(_evaluation(timestep, predictions[index], weights))
+        rows.append(_evaluation(timestep, here, predictions[index], weights))
     return rows
 
 
@@ -63,7 +65,7 @@ def unipc(timesteps: list[float], sigmas: list[float], predictions: list[Predict
         keep, weights = _unipc_predictor(sigmas, index, order)
         for term, part in corrected.items():
             weights[term] = weights.get(term, 0.0) + keep * part
-        rows.append(_evaluation(timestep, predictions[index], weights, corrected))
+        rows.append(_evaluation(timestep, sigmas[index], predictions[index], weights, corrected))
         last_order = order
     return rows
 
@@ -121,5 +123,8 @@ def _deviation(sigma: float) -> float:
     return sigma / math.sqrt(1 + sigma**2)
 
 
-def _evaluation(timestep: float, prediction: Prediction, x: Weights, anchor: Weights | None = None) -> Evaluation:
-    return Evaluation(timestep=timestep, skip=prediction[0], out=prediction[1], x=x, anchor=anchor or {})
+def _evaluation(
+    timestep: float, sigma: float, prediction: Prediction, x: Weights, anchor: Weights | None = None
+) -> Evaluation:
+    level = _signal(sigma), _deviation(sigma)
+    return Evaluation(timestep=timestep, level=level, skip=prediction[0], out=prediction[1], x=x, anchor=anchor or {})

@@ -6,13 +6,13 @@ Two spaces: the variance-preserving ones hold `signal * image + deviation * nois
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pipeline.diffusion.multistep import dpmpp_2m, dpmpp_2m_sde, lms_weights, unipc
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.spacing import karras_sigmas, rounded, sigmas_at, timestep_of, timesteps, training_sigmas
-from pipeline.diffusion.table import Evaluation, SamplerTable, table_of
+from pipeline.diffusion.table import Evaluation, SamplerTable, Weights, table_of
 
 LMS_ORDER: Final = 4
 
@@ -36,7 +36,12 @@ class SamplerRequest:
 
 
 def sampler_table(
-    schedule: NoiseScheduleConfig, sampler: str, num_inference_steps: int, *, eta: float = 0.0, strength: float | None = None
+    schedule: NoiseScheduleConfig,
+    sampler: str,
+    num_inference_steps: int,
+    *,
+    eta: float = 0.0,
+    strength: float | None = None,
 ) -> SamplerTable:
     """The table of a sampler of SAMPLERS; a ValueError says what of the request can't be.
 
@@ -56,7 +61,7 @@ def sampler_table(
     )
     if request.first >= num_inference_steps:
         raise ValueError(
-            f"strength {strength:g} of {num_inference_steps} steps leaves none; give at least {1 / num_inference_steps:g}"
+            f"strength {strength:g} of {num_inference_steps} steps leaves none; give {1 / num_inference_steps:g} or more"
         )
     return SAMPLERS[sampler](request)
 
@@ -74,15 +79,15 @@ def ddim(request: SamplerRequest) -> SamplerTable:
         variance = (1 - before) / (1 - alpha) * (1 - alpha / before)
         spread = request.eta * math.sqrt(variance)
         direction = math.sqrt(1 - before - spread**2)
-        (skip, out), (noise_skip, noise_out) = _denoised(schedule, signal, deviation), _noise(schedule, signal, deviation)
+        noise_skip, noise_out = _noise(schedule, signal, deviation)
         weights = {
             "p0": math.sqrt(before),
             "x": direction * noise_skip,
             "model_output": direction * noise_out,
             "noise": spread,
         }
-        rows.append(Evaluation(timestep=timestep, skip=skip, out=out, x=weights, anchor={}))
-    return _vp_table(request, rows, alphas[visited[0]], clip=_clip(schedule))
+        rows.append(_vp_row(timestep, alpha, _denoised(schedule, signal, deviation), weights))
+    return _vp_table(request, rows, clip=_clip(schedule, default=True))
 
 
 def ddpm(request: SamplerRequest) -> SamplerTable:
@@ -94,14 +99,14 @@ def ddpm(request: SamplerRequest) -> SamplerTable:
         timestep = visited[index]
         alpha, before = alphas[timestep], alphas[visited[index + 1]] if index + 1 < len(visited) else 1.0
         ratio = alpha / before
-        skip, out = _denoised(schedule, math.sqrt(alpha), math.sqrt(1 - alpha))
         weights = {
             "p0": math.sqrt(before) * (1 - ratio) / (1 - alpha),
             "x": math.sqrt(ratio) * (1 - before) / (1 - alpha),
             "noise": math.sqrt((1 - before) / (1 - alpha) * (1 - ratio)),
         }
-        rows.append(Evaluation(timestep=timestep, skip=skip, out=out, x=weights, anchor={}))
-    return _vp_table(request, rows, alphas[visited[request.first]], clip=_clip(schedule))
+        denoised = _denoised(schedule, math.sqrt(alpha), math.sqrt(1 - alpha))
+        rows.append(_vp_row(timestep, alpha, denoised, weights))
+    return _vp_table(request, rows, clip=_clip(schedule, default=True))
 
 
 def pndm(request: SamplerRequest) -> SamplerTable:
@@ -119,15 +124,14 @@ def pndm(request: SamplerRequest) -> SamplerTable:
         here = min(here, schedule.num_train_timesteps - 1)
         alpha, before = alphas[here], alphas[there] if there >= 0 else final
         keep, move = _transfer(alpha, before)
-        skip, out = (0.0, 1.0)
         if schedule.prediction_type == "v_prediction":
             keep, move = keep + move * math.sqrt(1 - alpha), move * math.sqrt(alpha)
         elif schedule.prediction_type == "sample":
             raise ValueError("sampler 'pndm' can't run a network that predicts the sample; take another")
         start = "anchor" if index == 1 else "x"
         weights = {start: keep} | {f"p{age}": move * part for age, part in enumerate(_plms(index))}
-        rows.append(Evaluation(timestep=timestep, skip=skip, out=out, x=weights, anchor={"x": 1.0} if index == 0 else {}))
-    return _vp_table(request, rows, alphas[visited[0]])
+        rows.append(_vp_row(timestep, alphas[timestep], (0.0, 1.0), weights, {"x": 1.0} if index == 0 else {}))
+    return _vp_table(request, rows)
 
 
 def euler(request: SamplerRequest) -> SamplerTable:
@@ -159,11 +163,13 @@ def heun(request: SamplerRequest) -> SamplerTable:
     rows = []
     for index in range(request.first, request.steps):
         here, there = sigmas[index], sigmas[index + 1]
-        rows.append(_slope_row(request, visited[index], here, {"x": 1.0, "p0": there - here}, {"x": 1.0}))
+        ratio = there / here
+        rows.append(_sigma_row(request, visited[index], here, {"x": ratio, "p0": 1 - ratio}, {"x": 1.0}))
         if there > 0:
-            half = (there - here) / 2
-            rows.append(_slope_row(request, visited[index + 1], there, {"anchor": 1.0, "p0": half, "p1": half}))
-    return _sigma_table(request, rows, sigmas)
+            first, second = (there - here) / (2 * here), (there - here) / (2 * there)
+            weights = {"anchor": 1 + first, "p1": -first, "x": second, "p0": -second}
+            rows.append(_sigma_row(request, visited[index + 1], there, weights))
+    return _sigma_table(request, rows, sigmas, clip=_clip(request.schedule, default=False))
 
 
 def lms(request: SamplerRequest) -> SamplerTable:
@@ -188,14 +194,14 @@ def _multistep(solver: Callable[..., list[Evaluation]]) -> Callable[[SamplerRequ
         if request.karras:
             sigmas = karras_sigmas(levels[-1], levels[0], request.steps)
             visited = [timestep_of(levels, sigma) for sigma in sigmas]
-            if solver is unipc or request.schedule.beta_schedule != "squaredcos_cap_v2":
-                visited = rounded(visited)
+            cut = solver is not unipc and request.schedule.beta_schedule == "squaredcos_cap_v2"  # as diffusers does
+            visited = [float(int(t)) for t in visited] if cut else rounded(visited)
         visited, sigmas = visited[request.first :], [*sigmas, 0.0][request.first :]
         signals = [1 / math.sqrt(1 + sigma**2) for sigma in sigmas]
         predictions = [
             _denoised(request.schedule, signal, signal * sigma) for signal, sigma in zip(signals, sigmas, strict=True)
         ]
-        return _vp_table(request, solver(visited, sigmas, predictions), signals[0] ** 2)
+        return _vp_table(request, solver(visited, sigmas, predictions))
 
     return build
 
@@ -220,16 +226,20 @@ def _noise(schedule: NoiseScheduleConfig, signal: float, deviation: float) -> tu
     return 0.0, 1.0
 
 
-def _clip(schedule: NoiseScheduleConfig) -> float:
-    return schedule.clip_sample_range if schedule.clip_sample in (None, True) else math.inf
+def _clip(schedule: NoiseScheduleConfig, *, default: bool) -> float:
+    clips = default if schedule.clip_sample is None else schedule.clip_sample
+    return schedule.clip_sample_range if clips else math.inf
 
 
-def _vp_table(
-    request: SamplerRequest, rows: list[Evaluation], first_alpha: float, *, clip: float = math.inf
-) -> SamplerTable:
-    if request.strength is None:
-        return table_of(rows, start_signal=0.0, start_noise=1.0, clip=clip)
-    return table_of(rows, start_signal=math.sqrt(first_alpha), start_noise=math.sqrt(1 - first_alpha), clip=clip)
+def _vp_row(
+    timestep: float, alpha: float, kept: tuple[float, float], x: Weights, anchor: Weights | None = None
+) -> Evaluation:
+    level = math.sqrt(alpha), math.sqrt(1 - alpha)
+    return Evaluation(timestep=timestep, level=level, skip=kept[0], out=kept[1], x=x, anchor=anchor or {})
+
+
+def _vp_table(request: SamplerRequest, rows: list[Evaluation], *, clip: float = math.inf) -> SamplerTable:
+    return table_of(rows, start_noise=1.0 if request.strength is None else None, clip=clip)
 
 
 def _transfer(alpha: float, before: float) -> tuple[float, float]:
@@ -239,7 +249,7 @@ def _transfer(alpha: float, before: float) -> tuple[float, float]:
 
 
 def _plms(index: int) -> tuple[float, ...]:
-    """Weights of the newest predictions at evaluation `index`; the second one serves but the first step's repetition."""
+    """Weights of the newest predictions at evaluation `index`; the second serves only the first step's repetition."""
     parts = (
         (1,),
         (1 / 2, 1 / 2),
@@ -262,26 +272,21 @@ def _sigma_steps(request: SamplerRequest) -> tuple[list[float], list[float]]:
     return visited, [*sigmas, 0.0]
 
 
-def _sigma_row(request: SamplerRequest, timestep: float, sigma: float, weights: dict[str, float]) -> Evaluation:
+def _sigma_row(
+    request: SamplerRequest, timestep: float, sigma: float, x: Weights, anchor: Weights | None = None
+) -> Evaluation:
     """An evaluation whose kept prediction is the denoised latents."""
     skip, out = _sigma_denoised(request.schedule, sigma)
     scale = 1 / math.sqrt(sigma**2 + 1)
-    return Evaluation(timestep=timestep, input_scale=scale, skip=skip, out=out, x=weights, anchor={})
-
-
-def _slope_row(
-    request: SamplerRequest, timestep: float, sigma: float, weights: dict[str, float], anchor: dict[str, float] | None = None
-) -> Evaluation:
-    """An evaluation whose kept prediction is the slope dx/dsigma = (x - denoised) / sigma."""
-    skip, out = _sigma_denoised(request.schedule, sigma)
     return Evaluation(
-        timestep=timestep,
-        input_scale=1 / math.sqrt(sigma**2 + 1),
-        skip=(1 - skip) / sigma,
-        out=-out / sigma,
-        x=weights,
-        anchor=anchor or {},
+        timestep=timestep, level=(1.0, sigma), input_scale=scale, skip=skip, out=out, x=x, anchor=anchor or {}
     )
+
+
+def _slope_row(request: SamplerRequest, timestep: float, sigma: float, x: Weights) -> Evaluation:
+    """An evaluation whose kept prediction is the slope dx/dsigma = (x - denoised) / sigma."""
+    row = _sigma_row(request, timestep, sigma, x)
+    return replace(row, skip=(1 - row.skip) / sigma, out=-row.out / sigma)
 
 
 def _sigma_denoised(schedule: NoiseScheduleConfig, sigma: float) -> tuple[float, float]:
@@ -293,12 +298,14 @@ def _sigma_denoised(schedule: NoiseScheduleConfig, sigma: float) -> tuple[float,
     return 0.0, 1.0
 
 
-def _sigma_table(request: SamplerRequest, rows: list[Evaluation], sigmas: list[float]) -> SamplerTable:
+def _sigma_table(
+    request: SamplerRequest, rows: list[Evaluation], sigmas: list[float], *, clip: float = math.inf
+) -> SamplerTable:
     if request.strength is not None:
-        return table_of(rows, start_signal=1.0, start_noise=sigmas[request.first])
+        return table_of(rows, clip=clip)
     highest = max(sigmas)
-    spacing = request.schedule.timestep_spacing or "linspace"
-    return table_of(rows, start_signal=0.0, start_noise=math.sqrt(highest**2 + 1) if spacing == "leading" else highest)
+    leading = request.schedule.timestep_spacing == "leading"
+    return table_of(rows, start_noise=math.sqrt(highest**2 + 1) if leading else highest, clip=clip)
 
 
 SAMPLERS: Final[dict[str, Callable[[SamplerRequest], SamplerTable]]] = {

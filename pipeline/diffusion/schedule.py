@@ -1,5 +1,6 @@
 """Noise schedules in the field's config keys: how much of a picture is left at each training timestep."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -26,6 +27,14 @@ SAMPLER_OF_CLASS: Final = {
 """The default sampler of a checkpoint, by `_class_name` in its scheduler/scheduler_config.json."""
 
 _REFUSED: Final = ("thresholding", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas")
+
+_ONLY: Final = {
+    "timestep_type": "discrete",
+    "interpolation_type": "linear",
+    "final_sigmas_type": "zero",
+    "solver_order": 2,
+}
+"""Options that change the picture, and the one value of each that the samplers here have."""
 
 ALMOST_ZERO: Final = 2.0**-24
 """The last cumulated alpha of a schedule of zero terminal SNR, where a sampler divides by it."""
@@ -58,6 +67,9 @@ class NoiseScheduleConfig:
         for key in _REFUSED:
             if config.get(key):
                 raise ValueError(f"scheduler option {key} is not supported")
+        for key, only in _ONLY.items():
+            if config.get(key, only) != only:
+                raise ValueError(f"scheduler {key} {config[key]!r} is not supported; only {only!r} is")
         for key, kind in (
             ("beta_schedule", BetaSchedule),
             ("prediction_type", PredictionType),
@@ -100,7 +112,7 @@ class NoiseScheduleConfig:
         if self.beta_schedule == "scaled_linear":
             return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32) ** 2
         left = [math.cos((step / count + 0.008) / 1.008 * math.pi / 2) ** 2 for step in range(count + 1)]
-        betas = [min(1 - after / before, 0.999) for before, after in zip(left, left[1:], strict=False)]
+        betas = [min(1 - after / before, 0.999) for before, after in itertools.pairwise(left)]
         return torch.tensor(betas, dtype=torch.float32)  # Nichol and Dhariwal 2021, eq. 17
 
 

@@ -9,20 +9,26 @@ KARRAS_RHO: Final = 7.0
 
 
 def timesteps(schedule: NoiseScheduleConfig, steps: int, default: Spacing, *, extra_point: bool = False) -> list[float]:
-    """`steps` training timesteps, falling (Lin et al. 2023, table 2).
+    """`steps` training timesteps, falling (Lin et al. 2023, table 2); a ValueError if there are not so many.
 
-    `extra_point` lays one point more and leaves the last away, as the multistep solvers do.
+    `extra_point` lays one point more and leaves the last away, as the multistep solvers do. Strides are rounded as
+    numpy's `arange` and `linspace` round theirs, so that a timestep between two falls on the side that people know.
     """
     total, spacing = schedule.num_train_timesteps, schedule.timestep_spacing or default
     points = steps + 1 if extra_point else steps
     if spacing == "trailing":
-        return [float(round(total - index * total / steps) - 1) for index in range(steps)]
+        stride = total - (total - total / steps)
+        return [float(round(total - index * stride) - 1) for index in range(steps)]
     if spacing == "leading":
         ratio = total // points
         rising = [float(index * ratio) + schedule.steps_offset for index in range(points)]
     else:
-        rising = [index * (total - 1) / max(points - 1, 1) for index in range(points)]
-    return rising[::-1][:steps]
+        stride = (total - 1) / max(points - 1, 1)
+        rising = [min(index * stride, total - 1.0) for index in range(points)]
+    visited = rising[::-1][:steps]
+    if visited[0] > total - 1 or len({round(timestep) for timestep in visited}) < steps:
+        raise ValueError(f"num_inference_steps is {steps}, too many for this sampler and noise schedule; give fewer")
+    return visited
 
 
 def rounded(values: list[float]) -> list[float]:

@@ -21,12 +21,16 @@ HISTORY: Final = 5
 Weights = dict[str, float]
 """Weights of TERMS by name; what is not named is zero."""
 
+Level = tuple[float, float]
+"""How much of the clean latents and how much noise is in `x`."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """One evaluation of the network and what becomes of it."""
 
     timestep: float
+    level: Level
     skip: float
     out: float
     x: Weights
@@ -45,6 +49,7 @@ class SamplerTable:
     input_scale: Tensor  # (n,)
     prediction: Tensor  # (n, 2): skip and out
     weights: Tensor  # (n, 2, len(TERMS)): of x and of anchor
+    levels: Tensor  # (n, 2): weights of clean latents and of noise in the x that is evaluated
     start_signal: float
     start_noise: float
     clip: float
@@ -53,15 +58,17 @@ class SamplerTable:
     def __len__(self) -> int:
         return len(self.timesteps)
 
-    def draws_noise(self, index: int) -> bool:
-        """Whether evaluation `index` needs fresh noise."""
-        return bool(self.weights[index, :, TERMS.index("noise")].any())
+    @property
+    def draws_noise(self) -> list[bool]:
+        """Which evaluations need fresh noise."""
+        return self.weights[:, :, TERMS.index("noise")].any(1).tolist()
 
 
 def table_of(
-    evaluations: list[Evaluation], *, start_signal: float, start_noise: float, clip: float = float("inf")
+    evaluations: list[Evaluation], *, start_noise: float | None = None, clip: float = float("inf")
 ) -> SamplerTable:
-    """The evaluations' numbers as tensors."""
+    """The evaluations' numbers as tensors; `start_noise` is for a start from noise alone."""
+    signal, deviation = evaluations[0].level if start_noise is None else (0.0, start_noise)
     return SamplerTable(
         timesteps=_column(row.timestep for row in evaluations),
         input_scale=_column(row.input_scale for row in evaluations),
@@ -70,8 +77,9 @@ def table_of(
             [[[weights.get(term, 0.0) for term in TERMS] for weights in (row.x, row.anchor)] for row in evaluations],
             dtype=torch.float64,
         ),
-        start_signal=start_signal,
-        start_noise=start_noise,
+        levels=torch.tensor([row.level for row in evaluations], dtype=torch.float64),
+        start_signal=signal,
+        start_noise=deviation,
         clip=clip,
     )
 

@@ -100,7 +100,9 @@ def run(table: SamplerTable, network: Any = network) -> Tensor:
     return latents
 
 
-def assert_equal(config: dict[str, Any], sampler: str, steps: int, strength: float | None = None, eta: float = 0.0) -> None:
+def assert_equal(
+    config: dict[str, Any], sampler: str, steps: int, strength: float | None = None, eta: float = 0.0
+) -> None:
     table = sampler_table(NoiseScheduleConfig.from_dict(config), sampler, steps, strength=strength, eta=eta)
     expected = reference(config, sampler, steps, strength, eta)
     difference = (run(table) - expected).abs().max() / expected.abs().max().clamp(min=1)
@@ -110,7 +112,9 @@ def assert_equal(config: dict[str, Any], sampler: str, steps: int, strength: flo
 @pytest.mark.parametrize("steps", [1, 4, 20])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampler_equals_diffusers(sampler: str, steps: int) -> None:
-    for spacing, prediction in itertools.product(("leading", "trailing", "linspace"), ("epsilon", "v_prediction", "sample")):
+    for spacing, prediction in itertools.product(
+        ("leading", "trailing", "linspace"), ("epsilon", "v_prediction", "sample")
+    ):
         if prediction == "sample" and sampler in ("pndm", "euler_a"):
             continue  # diffusers refuses these
         assert_equal({**BASE, "timestep_spacing": spacing, "prediction_type": prediction}, sampler, steps)
@@ -145,7 +149,9 @@ def test_lms_started_halfway_uses_the_slopes_that_it_has() -> None:
     """diffusers takes weights of four slopes for the one that it has; a constant slope shows what is right."""
     schedule = NoiseScheduleConfig.from_dict(BASE)
     table = sampler_table(schedule, "lms", 20, strength=0.5)
-    assert torch.allclose(table.weights[:, 0, 3:8].sum(1)[:-1].cumsum(0), _sigma_steps(table)[1:] - _sigma_steps(table)[0])
+    assert torch.allclose(
+        table.weights[:, 0, 3:8].sum(1)[:-1].cumsum(0), _sigma_steps(table)[1:] - _sigma_steps(table)[0]
+    )
 
 
 def _sigma_steps(table: SamplerTable) -> Tensor:
@@ -234,7 +240,7 @@ def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None
         ({"num_inference_steps": 0}, "num_inference_steps is 0; give 1 to 1000"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001; give 1 to 1000"),
         ({"strength": 0.0}, "strength is 0; give more than 0, at most 1"),
-        ({"strength": 0.1}, "strength 0.1 of 4 steps leaves none; give at least 0.25"),
+        ({"strength": 0.1}, "strength 0.1 of 4 steps leaves none; give 0.25 or more"),
         ({"eta": 1.5}, "eta is 1.5; give 0 to 1"),
     ],
 )
@@ -247,7 +253,10 @@ def test_what_can_not_be_is_refused(arguments: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "scheduler class FlowMatchEulerDiscreteScheduler is unknown"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+            "scheduler class FlowMatchEulerDiscreteScheduler is unknown",
+        ),
         ({"beta_schedule": "sigmoid"}, "scheduler beta_schedule 'sigmoid' is unknown"),
         ({"use_beta_sigmas": True}, "scheduler option use_beta_sigmas is not supported"),
     ],

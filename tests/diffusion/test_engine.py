@@ -1,0 +1,209 @@
+"""The lane engine: rows share calls, and none of them sees that."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor, nn
+
+from pipeline.diffusion.engine import DenoisingRequest, LaneEngine, Result
+from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.samplers import SAMPLERS, sampler_table
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+
+SCHEDULE = NoiseScheduleConfig(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+)
+
+
+class TextNetwork(nn.Module):
+    """A small convolution that depends on its text and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(4, 16, 3, padding=1)
+        self.last = nn.Conv2d(16, 4, 3, padding=1)
+        self.text = nn.Linear(8, 16)
+        self.batches: list[tuple[int, ...]] = []
+
+    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.batches.append(tuple(latents.shape))
+        told = self.text(states).mean(1)[:, :, None, None] + timesteps[:, None, None, None] / 1000
+        return self.last(torch.tanh(self.first(latents[:, :4]) + told))
+
+
+def request(
+    key: int,
+    *,
+    sampler: str = "ddim",
+    steps: int = 5,
+    guidance: Guidance | None = None,
+    size: tuple[int, int] = (8, 8),
+    window: int = 7,
+) -> DenoisingRequest:
+    guidance = guidance or Guidance()
+    generator = torch.Generator().manual_seed(key)
+    table = sampler_table(SCHEDULE, sampler, steps)
+    texts = torch.Generator().manual_seed(1000 + key)
+    return DenoisingRequest(
+        key=key,
+        table=table,
+        latents=table.start_noise * torch.randn(4, *size, generator=generator),
+        generator=generator,
+        prompt_embeds=torch.randn(window, 8, generator=texts),
+        negative_prompt_embeds=torch.randn(window, 8, generator=texts) if guidance.guides else None,
+        guidance=guidance,
+    )
+
+
+def mixed_requests() -> Iterator[DenoisingRequest]:
+    """Every sampler, 1 to 12 steps, guided or not, two sizes, two text lengths."""
+    drawn = random.Random(0)
+    for key, sampler in enumerate([*SAMPLERS, *SAMPLERS]):
+        scale = drawn.choice((1.0, 3.0, 7.5))
+        yield request(
+            key,
+            sampler=sampler,
+            steps=drawn.randint(1, 12),
+            guidance=Guidance(
+                scale=scale, rescale=drawn.choice((0.0, 0.7)), interval=drawn.choice(((0.0, 1.0), (0.2, 0.6)))
+            ),
+            size=drawn.choice(((8, 8), (8, 8), (8, 12))),
+            window=drawn.choice((7, 7, 14)),
+        )
+
+
+def results(requests: Iterator[DenoisingRequest] | list[DenoisingRequest], lanes: int = 6) -> dict[int, Tensor]:
+    engine = LaneEngine(TextNetwork(), lanes=lanes, device="cpu", dtype=torch.float32)
+    return {key: checked(result) for key, result in engine.run(requests)}  # pyright: ignore[reportReturnType]
+
+
+def checked(result: Tensor | ValueError) -> Tensor:
+    assert isinstance(result, Tensor)
+    return result
+
+
+def test_a_row_is_bitwise_the_same_beside_any_neighbours_and_in_any_order() -> None:
+    together = results(mixed_requests())
+    shuffled = list(mixed_requests())
+    random.Random(1).shuffle(shuffled)
+    again = results(shuffled)
+    assert sorted(together) == sorted(again) == list(range(2 * len(SAMPLERS)))
+    for row in mixed_requests():
+        [alone] = results([row]).values()
+        assert torch.equal(together[row.key], alone)  # pyright: ignore[reportArgumentType]
+        assert torch.equal(again[row.key], alone)  # pyright: ignore[reportArgumentType]
+
+
+def test_every_call_has_the_one_batch_shape() -> None:
+    network = TextNetwork()
+    engine = LaneEngine(network, lanes=6, device="cpu", dtype=torch.float32)
+    list(engine.run([request(key, steps=key + 1) for key in range(5)]))
+    assert set(network.batches) == {(6, 4, 8, 8)}
+
+
+def test_guidance_one_takes_one_lane_and_no_second_evaluation() -> None:
+    for guidance, lanes_filled in ((Guidance(scale=1.0), 40), (Guidance(scale=2.0), 80)):
+        engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
+        list(engine.run([request(key, steps=5, guidance=guidance) for key in range(8)]))
+        assert engine.stats.lanes_filled == lanes_filled
+        assert engine.stats.calls == lanes_filled / 4
+
+
+def test_lanes_are_refilled_at_the_next_step() -> None:
+    """Steps 1 to 12 in four lanes: waiting for the slowest of each four would take 4 + 8 + 12 calls."""
+    engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
+    list(engine.run([request(key, steps=key + 1) for key in reversed(range(12))]))
+    assert engine.stats.calls <= 21
+    assert engine.stats.occupancy >= 78 / (4 * 21)
+
+
+def test_requests_are_taken_as_lanes_get_free() -> None:
+    taken: list[int] = []
+
+    def source() -> Iterator[DenoisingRequest]:
+        for key in range(50):
+            taken.append(key)
+            yield request(key, steps=3)
+
+    engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
+    stream = engine.run(source())
+    next(stream)
+    assert len(taken) <= 12
+    assert len(list(stream)) == 49
+
+
+def test_guidance_is_the_pipelines_formula() -> None:
+    """One step of DDIM, written out with diffusers' rescale."""
+    network, row = TextNetwork(), request(3, steps=1, guidance=Guidance(scale=4.0, rescale=0.7))
+    assert row.negative_prompt_embeds is not None
+    inputs = row.latents[None].repeat(2, 1, 1, 1), row.table.timesteps.float().repeat(2)
+    states = torch.stack([row.negative_prompt_embeds, row.prompt_embeds])
+    with torch.no_grad():
+        unconditional, conditional = network(*inputs, states).split(1)
+    guided = rescale_noise_cfg(unconditional + 4.0 * (conditional - unconditional), conditional, guidance_rescale=0.7)
+    skip, out = row.table.prediction[0].float()
+    weights = row.table.weights[0, 0].float()
+    denoised = skip * row.latents + out * guided[0]
+    expected = weights[0] * row.latents + weights[2] * guided[0] + weights[3] * denoised
+    assert torch.allclose(results([row])[3], expected, atol=1e-5)
+
+
+def test_outside_of_its_interval_guidance_is_off() -> None:
+    never = results([request(1, guidance=Guidance(scale=5.0, interval=(0.0, 0.0)))])[1]
+    always = results([request(1, guidance=Guidance(scale=5.0))])[1]
+    half = results([request(1, guidance=Guidance(scale=5.0, interval=(0.0, 0.5)))])[1]
+    off = results([request(1)])[1]
+    assert torch.allclose(never, off, atol=1e-5)
+    assert not torch.allclose(half, off, atol=1e-3)
+    assert not torch.allclose(half, always, atol=1e-3)
+
+
+def test_a_row_that_is_not_finite_fails_alone() -> None:
+    broken = request(2, guidance=Guidance(scale=3.0))
+    broken.prompt_embeds[:] = float("nan")
+    engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
+    found: dict[object, Result] = {
+        result[0]: result for result in engine.run([request(1), broken, *map(request, range(3, 9))])
+    }
+    assert isinstance(found[2][1], ValueError)
+    assert "not finite" in str(found[2][1])
+    for key in (1, *range(3, 9)):
+        assert torch.equal(checked(found[key][1]), results([request(key)], lanes=4)[key])
+
+
+def test_extra_channels_and_labels_reach_the_network() -> None:
+    seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def network(latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+        seen.append((latents[:, 4:].clone(), labels))
+        return latents[:, :4]
+
+    plain = request(1, steps=1)
+    told = DenoisingRequest(
+        key=2,
+        table=plain.table,
+        latents=plain.latents,
+        generator=plain.generator,
+        prompt_embeds=plain.prompt_embeds,
+        negative_prompt_embeds=None,
+        guidance=plain.guidance,
+        extra_channels=torch.full((3, 8, 8), 0.25),
+        class_label=20,
+    )
+    engine = LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32)
+    assert len(list(engine.run([told, plain]))) == 2
+    (extra, labels), (no_extra, no_labels) = seen
+    assert labels is not None
+    assert (extra[0] == 0.25).all()
+    assert labels[0] == 20
+    assert no_extra.shape[1] == 0
+    assert no_labels is None
+
+
+def test_no_lanes_are_refused() -> None:
+    with pytest.raises(ValueError, match="lanes is 0; give at least 1"):
+        LaneEngine(TextNetwork(), lanes=0, device="cpu", dtype=torch.float32)
