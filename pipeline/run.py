@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,11 @@ _MEMORY_A_CHECKPOINT: Final = 3
 _MEMORY_AN_ACTOR: Final = 2**30
 _CALLS_AN_ACTOR: Final = 2
 """Batches that share an actor's lanes: while the first one's last rows run, the second fills the lanes."""
+
+
+_REMOTE: Final = re.compile("\x1b\\[[0-9;]*m")
+_CLEAR: Final = ("CheckpointError", "StorageError", "ActorError", "RunError", "ManifestError")
+"""Errors of our own, whose text says all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -327,9 +333,12 @@ def _quiet() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The innermost reason of what Ray raised, in one line."""
-    seen = error
-    while (inner := getattr(seen, "cause", None) or seen.__cause__) is not None:
-        seen = inner
-    lines = [line.strip() for line in str(seen).splitlines() if line.strip()]
-    return lines[-1] if lines else type(seen).__name__
+    """The first reason of what Ray raised, in one line: the innermost of the tracebacks in its text."""
+    innermost = _REMOTE.sub("", str(error)).split("\n\nThe above exception was the direct cause")[0]
+    lines = [line for line in innermost.splitlines() if line.strip()]
+    last = next((line.strip() for line in reversed(lines) if not line.startswith(" ")), type(error).__name__)
+    kind, colon, reason = last.partition(": ")
+    if colon and kind.replace(".", "").replace("_", "").isalnum() and reason:
+        kind = kind.rpartition(".")[2]
+        return reason if kind in _CLEAR else f"{kind}: {reason}"
+    return last

@@ -114,7 +114,7 @@ class Denoise:
     def __call__(self, table: pa.Table) -> pa.Table:
         names = ["id", *(name for name in (*PARAMETERS, "__image", "__mask") if name in table.column_names)]
         good = [index for index, error in enumerate(table["error_type"].to_pylist()) if error is None]
-        rows = [self._row(row) for row in table.select(names).take(good).to_pylist()]
+        rows = [self._row(row) for row in table.select(names).take(pa.array(good, pa.int64())).to_pylist()]
         outcomes: list[Outcome | None] = [None] * table.num_rows
         for index, outcome in zip(good, self._lanes.run(rows), strict=True):
             outcomes[index] = outcome
@@ -129,8 +129,8 @@ class Denoise:
             row["seed"] = seed_of(row["id"], self._config.seed)
         for working, name in (("__image", "pixels"), ("__mask", "mask")):
             if (source := row.pop(working, None)) is not None:
-                values = np.frombuffer(source["pixels"], np.uint8)
-                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ())).copy()  # torch wants to own it
+                values = np.frombuffer(source["pixels"], np.uint8).copy()  # torch wants to own it
+                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ()))
         return row
 
     def _with_outcomes(self, table: pa.Table, outcomes: "Sequence[Outcome | None]") -> pa.Table:
