@@ -60,9 +60,8 @@ def sampler_table(
         schedule=schedule, steps=num_inference_steps, eta=eta, strength=strength, karras=name != sampler
     )
     if request.first >= num_inference_steps:
-        raise ValueError(
-            f"strength {strength:g} of {num_inference_steps} steps leaves none; give {1 / num_inference_steps:g} or more"
-        )
+        least = 1 / num_inference_steps
+        raise ValueError(f"strength {strength:g} of {num_inference_steps} steps leaves none; give {least:g} or more")
     return SAMPLERS[sampler](request)
 
 
@@ -249,7 +248,7 @@ def _transfer(alpha: float, before: float) -> tuple[float, float]:
 
 
 def _plms(index: int) -> tuple[float, ...]:
-    """Weights of the newest predictions at evaluation `index`; the second serves only the first step's repetition."""
+    """Weights of the newest predictions at evaluation `index`; the second only repeats the first step."""
     parts = (
         (1,),
         (1 / 2, 1 / 2),

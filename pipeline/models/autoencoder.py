@@ -1,6 +1,8 @@
 """The KL-regularised autoencoder between pixels and latents (Rombach et al. 2022, section 3.1)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,11 @@ class AutoencoderConfig(Config):
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
 
-    CONSTANTS = {"act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,)}
+    CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu", "swish"),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
 
     @property
     def downsample_factor(self) -> int:

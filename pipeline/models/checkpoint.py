@@ -12,7 +12,7 @@ from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from pipeline.models.configs import EMBEDDED, CheckpointError, checkpoint_folder
 from pipeline.models.text import TextEncoder
 from pipeline.models.unet import UNet, UNetConfig
-from pipeline.models.weights import empty_module, load_weights, read_json, weights_digest
+from pipeline.models.weights import channels_last, empty_module, load_weights, read_json, weights_digest
 
 __all__ = ["EMBEDDED", "CheckpointError", "Stack", "checkpoint_folder", "load_stack"]
 
@@ -75,15 +75,14 @@ class Stack:
     @torch.inference_mode()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Scaled latents of pixels (B, 3, H, W) in [-1, 1], drawn with `noise` from the encoder's Gaussian; float32."""
-        weight = self.autoencoder.quant_conv.weight if self.autoencoder.config.use_quant_conv else None
-        dtype = self.dtype if weight is None else weight.dtype
+        dtype = next(self.autoencoder.parameters()).dtype
         encoded = self.autoencoder.encode(pixels.to(self.device, dtype), noise.to(self.device, dtype))
         return encoded.float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, H, W), about [-1, 1], of scaled latents; float32."""
-        dtype = self.autoencoder.decoder.conv_in.weight.dtype
+        dtype = next(self.autoencoder.parameters()).dtype
         latents = latents.to(self.device, dtype, memory_format=torch.channels_last)
         return self.autoencoder.decode(latents).float()
 
@@ -93,10 +92,10 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     _check_index(folder)
     half = dtype == torch.float16
     place = torch.device(device)
-    unet = load_unet(folder / "unet", half=half).to(place, dtype, memory_format=torch.channels_last)
+    unet = channels_last(load_unet(folder / "unet", half=half).to(place, dtype))
     autoencoder = load_autoencoder(folder / "vae", half=half)
     upcast = autoencoder.config.force_upcast and half
-    autoencoder.to(place, torch.float32 if upcast else dtype, memory_format=torch.channels_last)
+    channels_last(autoencoder.to(place, torch.float32 if upcast else dtype))
     text = load_text_encoder(folder, half=half)
     text.model.to(place, dtype)  # pyright: ignore[reportArgumentType]
     if text.model.config.hidden_size != unet.config.cross_attention_dim:
@@ -130,7 +129,6 @@ def load_unet(folder: Path, *, half: bool = False) -> UNet:
         raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
     unet = empty_module(lambda: UNet(config))
     load_weights(unet, folder, half=half)
-    assert isinstance(unet, UNet)
     return unet.float().eval().requires_grad_(False)
 
 
@@ -140,12 +138,11 @@ def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
     config = AutoencoderConfig.from_dict(read_json(path), str(path))
     autoencoder = empty_module(lambda: AutoencoderKL(config))
     load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
-    assert isinstance(autoencoder, AutoencoderKL)
     return autoencoder.float().eval().requires_grad_(False)
 
 
 def load_text_encoder(folder: Path, *, half: bool = False) -> TextEncoder:
-    """CLIP's text tower and its tokenizer, from `folder/text_encoder` and `folder/tokenizer`, in float32, on the CPU."""
+    """CLIP's text tower, from `folder/text_encoder` and `folder/tokenizer`, in float32, on the CPU."""
     config = CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json"))
     model = CLIPTextModel(config)
     load_weights(model, folder / "text_encoder", half=half, strip="text_model.", ignored=(".position_ids",))

@@ -9,7 +9,7 @@ EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that can't be loaded: one line that names the file, the key or the tensor, and what would be right."""
+    """A checkpoint that can't be loaded: one line that names the file, the key or the tensor, and what is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

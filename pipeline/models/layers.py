@@ -62,7 +62,11 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
         states = tokens if states is None else states
-        query, key, value = self._split(self.to_q(tokens)), self._split(self.to_k(states)), self._split(self.to_v(states))
+        query, key, value = (
+            self._split(self.to_q(tokens)),
+            self._split(self.to_k(states)),
+            self._split(self.to_v(states)),
+        )
         if self.upcast:
             attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(tokens.dtype)
         else:

@@ -1,4 +1,4 @@
-"""CLIP text encoding (Radford et al. 2021), by transformers; prompts of any length, in chunks of the encoder's window."""
+"""CLIP text encoding (Radford et al. 2021), by transformers; long prompts in chunks of the encoder's window."""
 
 import torch
 from torch import Tensor

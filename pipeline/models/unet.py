@@ -1,6 +1,8 @@
 """The conditional U-Net that denoises latents (Rombach et al. 2022, section 3.3), in the field's config keys."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.models.configs import Config
 from pipeline.models.layers import (
+    Attention,
     Downsample,
     ResnetBlock,
     SpatialTransformer,
@@ -43,7 +46,7 @@ class UNetConfig(Config):
     freq_shift: int = 0
     num_class_embeds: int | None = None
 
-    CONSTANTS = {
+    CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu", "swish"),
         "center_input_sample": (False,),
         "class_embed_type": (None,),
@@ -90,9 +93,37 @@ class Level(nn.Module):
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
-    def layer(self, index: int, features: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
-        features = self.resnets[index](features, embedding)
-        return self.attentions[index](features, states) if self.attends else features
+    def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+        """Each residual block and the transformer behind it."""
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            yield resnet, attention if self.attends else None
+
+
+class DownLevel(Level):
+    """Runs a level and halves its features; adds all that the way up takes again to `skips`."""
+
+    def forward(self, features: Tensor, skips: list[Tensor], embedding: Tensor, states: Tensor) -> Tensor:
+        for resnet, attention in self.layers():
+            features = resnet(features, embedding)
+            features = features if attention is None else attention(features, states)
+            skips.append(features)
+        if self.downsamplers is not None:
+            features = self.downsamplers[0](features)
+            skips.append(features)
+        return features
+
+
+class UpLevel(Level):
+    """Runs a level on its features and the last ones of `skips`, and enlarges the result to the next of them."""
+
+    def forward(self, features: Tensor, skips: list[Tensor], embedding: Tensor, states: Tensor) -> Tensor:
+        for resnet, attention in self.layers():
+            features = resnet(torch.cat([features, skips.pop()], dim=1), embedding)
+            features = features if attention is None else attention(features, states)
+        if self.upsamplers is not None:
+            height, width = skips[-1].shape[-2:]
+            features = self.upsamplers[0](features, (height, width))
+        return features
 
 
 class MidBlock(nn.Module):
@@ -127,26 +158,24 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(self._up_levels(embedding))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
-        if config.upcast_attention:
-            for module in self.modules():
-                if isinstance(module, SpatialTransformer):
-                    for block in module.transformer_blocks:
-                        block.attn1.upcast = block.attn2.upcast = True
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.upcast = config.upcast_attention
 
-    def _down_levels(self, embedding: int) -> list[Level]:
+    def _down_levels(self, embedding: int) -> list[DownLevel]:
         config, levels = self.config, []
         previous = config.block_out_channels[0]
         for index, channels in enumerate(config.block_out_channels):
             widths = [(previous if layer == 0 else channels, channels) for layer in range(config.layers_per_block)]
             attends = config.down_block_types[index] == "CrossAttnDownBlock2D"
-            level = Level(config, index, widths, attends=attends, embedding=embedding)
+            level = DownLevel(config, index, widths, attends=attends, embedding=embedding)
             if index + 1 < len(config.block_out_channels):
                 level.downsamplers = nn.ModuleList([Downsample(channels, asymmetric=False)])
             levels.append(level)
             previous = channels
         return levels
 
-    def _up_levels(self, embedding: int) -> list[Level]:
+    def _up_levels(self, embedding: int) -> list[UpLevel]:
         config, levels = self.config, []
         reverse = config.block_out_channels[::-1]
         previous = reverse[0]
@@ -157,7 +186,7 @@ class UNet(nn.Module):
             skips = [below if layer == layers - 1 else channels for layer in range(layers)]
             widths = [((previous if layer == 0 else channels) + skips[layer], channels) for layer in range(layers)]
             attends = config.up_block_types[position] == "CrossAttnUpBlock2D"
-            level = Level(config, index, widths, attends=attends, embedding=embedding)
+            level = UpLevel(config, index, widths, attends=attends, embedding=embedding)
             if index > 0:
                 level.upsamplers = nn.ModuleList([Upsample(channels)])
             levels.append(level)
@@ -171,26 +200,19 @@ class UNet(nn.Module):
         features = self.conv_in(latents)
         skips = [features]
         for level in self.down_blocks:
-            for index in range(len(level.resnets)):
-                features = level.layer(index, features, embedding, encoder_hidden_states)
-                skips.append(features)
-            if level.downsamplers is not None:
-                features = level.downsamplers[0](features)
-                skips.append(features)
+            features = level(features, skips, embedding, encoder_hidden_states)
         features = self.mid_block(features, embedding, encoder_hidden_states)
         for level in self.up_blocks:
-            for index in range(len(level.resnets)):
-                features = torch.cat([features, skips.pop()], dim=1)
-                features = level.layer(index, features, embedding, encoder_hidden_states)
-            if level.upsamplers is not None:
-                height, width = skips[-1].shape[-2:]
-                features = level.upsamplers[0](features, (height, width))
+            features = level(features, skips, embedding, encoder_hidden_states)
         return self.conv_out(F.silu(self.conv_norm_out(features)))
 
     def _embedding(self, latents: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
         config = self.config
         sinusoids = timestep_embedding(
-            timesteps, config.block_out_channels[0], flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+            timesteps,
+            config.block_out_channels[0],
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
         )
         embedding = self.time_embedding(sinusoids.to(latents.dtype))
         if self.class_embedding is not None:
@@ -200,7 +222,9 @@ class UNet(nn.Module):
         return embedding
 
 
-def _transformer(config: UNetConfig, level: int, channels: int, *, only_cross: bool | None = None) -> SpatialTransformer:
+def _transformer(
+    config: UNetConfig, level: int, channels: int, *, only_cross: bool | None = None
+) -> SpatialTransformer:
     return SpatialTransformer(
         channels,
         config.heads[level],

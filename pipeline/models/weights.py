@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.models.configs import CheckpointError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 VARIANT = ".fp16"
@@ -30,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, *, half: bool) -> list[Path]:
-    """The safetensors files of a component, one or its shards; the fp16 variant where `half` or where it stands alone."""
+    """The safetensors files of a component, one or its shards; fp16 where `half` or where it stands alone."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; the checkpoint's model_index.json names it")
     indexes = sorted(folder.glob("*.safetensors.index*.json"))
@@ -121,7 +123,12 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
         raise CheckpointError(f"{path}: is not a readable safetensors file: {error}") from None
 
 
-def empty_module(build: Any) -> nn.Module:
+def channels_last(module: Network) -> Network:
+    """The module with its convolutions' weights laid out as they run fastest."""
+    return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def empty_module(build: Callable[[], Network]) -> Network:
     """What `build` makes, without memory for its weights: `load_weights` brings them."""
     with torch.device("meta"):
         return build()

@@ -1,4 +1,4 @@
-"""The recipe of the autoencoder: reconstruction in L1 and L2, and a slight pull of its latents to the normal distribution."""
+"""The recipe of the autoencoder: reconstruction in L1 and L2, and a slight pull of its latents to the normal."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.weights import channels_last
 from pipeline.training.loop import LoopConfig, train
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component
@@ -53,7 +54,7 @@ def reconstruction_loss(model: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_
 def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
     """Train, measure the latents' scale, and save `output/vae`; state and log stand in `output/autoencoder`."""
     torch.manual_seed(recipe.seed)
-    model = AutoencoderKL(recipe.model).to(memory_format=torch.channels_last)
+    model = channels_last(AutoencoderKL(recipe.model))
     side = recipe.width // recipe.model.downsample_factor
 
     def step_loss(step: int) -> tuple[Tensor, dict]:

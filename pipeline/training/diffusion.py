@@ -1,4 +1,4 @@
-"""The recipe of the denoiser: U-Net and CLIP text encoder together, on the autoencoder's latents of captioned scenes."""
+"""The recipe of the denoiser: U-Net and CLIP text encoder together, on the latents of captioned scenes."""
 
 import logging
 from dataclasses import dataclass, field
@@ -13,11 +13,12 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint import load_autoencoder
 from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.weights import channels_last
 from pipeline.training.loop import LoopConfig, train
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component, write_json
 from pipeline.training.scenes import vocabulary
-from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
+from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     pictures=60_000,
     batch=32,
     seed=2,
-    loop=LoopConfig(steps=4000, learning_rate=8e-4, warmup_steps=200, cooldown=0.3, average_decay=0.999),
+    loop=LoopConfig(steps=3000, learning_rate=8e-4, warmup_steps=200, cooldown=0.3, average_decay=0.995),
 )
 
 
@@ -97,8 +98,10 @@ class EncodedScenes:
     tokens: Tensor
 
 
-def velocity_loss(denoiser: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
-    """Mean squared error of the predicted velocity (Salimans and Ho 2022, appendix D); `alphas` are the cumulated ones, (T,)."""
+def velocity_loss(
+    denoiser: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor, alphas: Tensor
+) -> Tensor:
+    """Mean squared error of the predicted velocity (Salimans and Ho 2022, appendix D); `alphas` cumulated, (T,)."""
     signal = alphas[timesteps].sqrt()[:, None, None, None]
     deviation = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
     noisy = signal * latents + deviation * noise
@@ -118,11 +121,11 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
         num_attention_heads=recipe.text_heads,
         max_position_embeddings=recipe.window,
         hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.get_vocab()[START],
+        eos_token_id=tokenizer.get_vocab()[END],
+        pad_token_id=tokenizer.get_vocab()[END],
     )
-    denoiser = Denoiser(UNet(recipe.unet).to(memory_format=torch.channels_last), CLIPTextModel(text_config))
+    denoiser = Denoiser(channels_last(UNet(recipe.unet)), CLIPTextModel(text_config))
     data = encoded_scenes(recipe, load_autoencoder(output / "vae"), tokenizer, output / "diffusion")
     alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
     unconditional = torch.tensor(tokenizer("", padding="max_length").input_ids)
@@ -148,7 +151,9 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
     write_json(output / "model_index.json", _model_index(recipe))
 
 
-def encoded_scenes(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, tokenizer: object, folder: Path) -> EncodedScenes:
+def encoded_scenes(
+    recipe: DiffusionRecipe, autoencoder: AutoencoderKL, tokenizer: object, folder: Path
+) -> EncodedScenes:
     """The recipe's scenes, drawn and encoded; kept in `folder` for the next start."""
     path = folder / "latents.pt"
     if path.exists():

@@ -1,4 +1,4 @@
-"""One training loop for every recipe: AdamW, a warm-up and a cool-down, an average of the weights, going on after a stop."""
+"""One training loop for every recipe: AdamW, warm-up and cool-down, averaged weights, going on after a stop."""
 
 import copy
 import json
@@ -43,7 +43,7 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path) -> nn.Module:
-    """Train `model` in place and return its averaged copy; state and log.jsonl stand in `folder`, which it goes on from."""
+    """Train `model` in place and return its averaged copy; `folder` keeps the state to go on from, and log.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -112,7 +112,9 @@ def random_scene(random: Random, *, counts: tuple[float, float, float] = (0.45, 
         place = random.choice(("", "", *PLACES))
         thing = _random_thing(random, background.colours)
         x, y = PLACES.get(place, (random.uniform(0.32, 0.68), random.uniform(0.32, 0.68)))
-        return Scene((_moved(thing, x + random.uniform(-0.02, 0.02), y + random.uniform(-0.02, 0.02)),), background, place)
+        return Scene(
+            (_moved(thing, x + random.uniform(-0.02, 0.02), y + random.uniform(-0.02, 0.02)),), background, place
+        )
     if count == 2:
         return _random_pair(random, background)
     return _random_three(random, background)
@@ -130,7 +132,16 @@ def draw(scene: Scene, width: int = 64) -> Image.Image:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that a caption can hold."""
-    words = " ".join((*COLOURS, *SHAPES, *SIZES, *RELATIONS, *PLACES, "a an the and on to at in striped checkered gradient background , ."))
+    words = " ".join(
+        (
+            *COLOURS,
+            *SHAPES,
+            *SIZES,
+            *RELATIONS,
+            *PLACES,
+            "a an the and on to at in striped checkered gradient background , .",
+        )
+    )
     return tuple(dict.fromkeys(words.split()))
 
 
@@ -171,7 +182,10 @@ def _random_pair(random: Random, background: Background) -> Scene:
     ends = (far, near) if relation in ("right of", "below") else (near, far)
     if not relation and random.random() < 0.5:
         ends = ends[::-1]
-    places = [(end, 0.5 + sign * shift) if across else (0.5 + sign * shift, end) for end, sign in zip(ends, (1, -1), strict=True)]
+    places = [
+        (end, 0.5 + sign * shift) if across else (0.5 + sign * shift, end)
+        for end, sign in zip(ends, (1, -1), strict=True)
+    ]
     return Scene((_moved(first, *places[0]), _moved(second, *places[1])), background, relation)
 
 

@@ -1,5 +1,6 @@
 """A CLIP tokenizer of its own small vocabulary: bytes, and each of the given words as one token."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ def word_tokenizer(words: Iterable[str], window: int) -> CLIPTokenizer:
     vocabulary = [*alphabet, *(letter + END_OF_WORD for letter in alphabet)]
     vocabulary += dict.fromkeys(left + right for left, right in merges)
     ids = {token: index for index, token in enumerate([*vocabulary, START, END])}
-    return CLIPTokenizer(vocab=ids, merges=list(merges), model_max_length=window)
+    return CLIPTokenizer(vocab=ids, merges=list(merges), model_max_length=window)  # pyright: ignore[reportArgumentType]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -49,7 +50,7 @@ def _pieces(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
     """The word as byte-pair encoding cuts it with the merges so far (Sennrich et al. 2016, algorithm 1)."""
     pieces = [*word[:-1], word[-1] + END_OF_WORD]
     while True:
-        pairs = [(merges[pair], index) for index, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in merges]
+        pairs = [(merges[pair], index) for index, pair in enumerate(itertools.pairwise(pieces)) if pair in merges]
         if not pairs:
             return pieces
         _, index = min(pairs)

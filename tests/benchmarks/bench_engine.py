@@ -44,7 +44,11 @@ def sd15_scaled_down(folder: Path) -> Path:
     """A random checkpoint of SD 1.5's shape with about 50 million U-Net parameters, 32x32 latents."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(80, 160, 320, 320), cross_attention_dim=768, attention_head_dim=8, norm_num_groups=16
+        sample_size=32,
+        block_out_channels=(80, 160, 320, 320),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        norm_num_groups=16,
     )
     autoencoder = AutoencoderKL(
         block_out_channels=(16, 32, 32, 32),
@@ -57,7 +61,15 @@ def sd15_scaled_down(folder: Path) -> Path:
     save_tokenizer(tokenizer, folder / "tokenizer")
     config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=2, num_attention_heads=12)
     pipeline = StableDiffusionPipeline(
-        autoencoder, CLIPTextModel(config), tokenizer, unet, DDIMScheduler(), None, None, None, requires_safety_checker=False
+        autoencoder,
+        CLIPTextModel(config),
+        tokenizer,
+        unet,
+        DDIMScheduler(),
+        None,
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     return folder
@@ -106,7 +118,13 @@ def run_diffusers(pipeline: StableDiffusionPipeline, rows: list[Row], batch: int
 
 def uniform_rows(count: int, steps: int) -> list[Row]:
     return [
-        {"prompt": f"a red circle {index}", "seed": index, "num_inference_steps": steps, "guidance_scale": 5.0, "sampler": "ddim"}
+        {
+            "prompt": f"a red circle {index}",
+            "seed": index,
+            "num_inference_steps": steps,
+            "guidance_scale": 5.0,
+            "sampler": "ddim",
+        }
         for index in range(count)
     ]
 
@@ -151,7 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, float32, batch {options.batch}, best of {options.repeats}")
+    print(f"torch {torch.__version__}, {options.threads} threads, float32, batch {options.batch}")
     with tempfile.TemporaryDirectory() as scratch:
         if options.only != "shapes":
             folder = sd15_scaled_down(Path(scratch) / "sd15")
@@ -160,7 +178,13 @@ def main() -> None:
         if options.only != "sd15":
             rows = uniform_rows(options.batch * 4, 20)
             race("embedded model, uniform", EMBEDDED / "shapes", rows, options.batch, options.repeats)
-            race("embedded model, mixed", EMBEDDED / "shapes", mixed_rows(4 * options.rows), options.batch, options.repeats)
+            race(
+                "embedded model, mixed",
+                EMBEDDED / "shapes",
+                mixed_rows(4 * options.rows),
+                options.batch,
+                options.repeats,
+            )
 
 
 if __name__ == "__main__":

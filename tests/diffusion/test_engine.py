@@ -1,5 +1,6 @@
 """The lane engine: rows share calls, and none of them sees that."""
 
+import dataclasses
 import random
 from collections.abc import Iterator
 
@@ -8,7 +9,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
-from pipeline.diffusion.engine import DenoisingRequest, LaneEngine, Result
+from pipeline.diffusion.engine import PATIENCE, DenoisingRequest, LaneEngine, Result
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
@@ -202,6 +203,73 @@ def test_extra_channels_and_labels_reach_the_network() -> None:
     assert labels[0] == 20
     assert no_extra.shape[1] == 0
     assert no_labels is None
+
+
+def test_outside_of_its_interval_guidance_takes_no_second_evaluation() -> None:
+    """Ten steps, guided in four of them: 14 evaluations a row instead of 20."""
+    engine = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32)
+    guidance = Guidance(scale=5.0, interval=(0.2, 0.6))
+    list(engine.run([request(key, steps=10, guidance=guidance) for key in range(2)]))
+    assert engine.stats.lanes_filled == 28
+    assert engine.stats.calls <= 16
+
+
+@pytest.mark.parametrize("lanes", [1, 3, 5])
+def test_guided_rows_fill_any_number_of_lanes(lanes: int) -> None:
+    """A row's two evaluations need not be in one call, and that changes nothing but the batch's shape."""
+    engine = LaneEngine(TextNetwork(), lanes=lanes, device="cpu", dtype=torch.float32)
+    rows = [request(key, steps=5, guidance=Guidance(scale=4.0)) for key in range(15)]
+    found = {key: checked(result) for key, result in engine.run(rows)}
+    assert engine.stats.lanes_filled == 150
+    assert engine.stats.occupancy >= 0.9
+    for key, expected in results([request(key, steps=5, guidance=Guidance(scale=4.0)) for key in range(15)]).items():
+        assert torch.allclose(found[key], expected, atol=1e-5)
+
+
+def test_rows_of_other_shapes_wait_until_they_fill_the_lanes() -> None:
+    engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
+    rows = [request(key, steps=6, window=(7, 14)[key % 2]) for key in range(48)]
+    assert len(list(engine.run(rows))) == 48
+    assert engine.stats.occupancy >= 0.9
+
+
+def test_a_row_of_another_shape_does_not_wait_for_ever() -> None:
+    engine = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32)
+    rows = [request(key, steps=10, window=14 if key == 1 else 7) for key in range(200)]
+    order = [key for key, _ in engine.run(rows)]
+    assert order.index(1) < 2 * PATIENCE / 10 + 10
+
+
+def test_empty_lanes_repeat_a_rows_own_input() -> None:
+    """Whatever was in a lane before, the network sees finite numbers of the right size."""
+    seen: list[Tensor] = []
+
+    def network(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
+        seen.append(latents.clone())
+        return latents * float("nan") if len(seen) == 1 else latents
+
+    engine = LaneEngine(network, lanes=3, device="cpu", dtype=torch.float32)
+    results = [engine.run([request(key, steps=2)]) for key in range(2)]
+    assert [isinstance(value, Tensor) for result in results for _, value in result] == [False, True]
+    assert seen[-1].isfinite().all()
+    assert torch.equal(seen[-1][1:], seen[-1][:1].expand(2, -1, -1, -1))
+
+
+def test_a_guided_row_without_a_negative_prompt_is_refused_at_once() -> None:
+    plain = request(1, steps=4)
+    with pytest.raises(ValueError, match="row 1 is guided but has no negative prompt's embeddings"):
+        dataclasses.replace(plain, guidance=Guidance(scale=2.0))
+    dataclasses.replace(plain, guidance=Guidance(scale=2.0, interval=(0.0, 0.0)))  # it is never guided
+    with pytest.raises(ValueError, match="row 1: its negative prompt's embeddings are"):
+        dataclasses.replace(plain, negative_prompt_embeds=torch.zeros(14, 8))
+
+
+def test_noise_is_drawn_from_the_rows_own_generator_only() -> None:
+    engine = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32)
+    rows = [request(1, sampler="euler_a"), request(2, sampler="ddpm")]
+    before = torch.get_rng_state()
+    list(engine.run(rows))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_no_lanes_are_refused() -> None:

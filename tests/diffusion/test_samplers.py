@@ -11,7 +11,7 @@ import torch
 from diffusers import schedulers
 from torch import Tensor
 
-from pipeline.diffusion.engine import DenoisingRequest, LaneEngine
+from pipeline.diffusion.engine import DenoisingRequest, KnownLatents, LaneEngine
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
@@ -57,8 +57,10 @@ def reference_scheduler(config: dict[str, Any], sampler: str) -> Any:
     return getattr(schedulers, name).from_config(config, **changes)
 
 
-def reference(config: dict[str, Any], sampler: str, steps: int, strength: float | None, eta: float) -> Tensor:
-    """What diffusers' pipelines do between their first noise and the autoencoder."""
+def reference(
+    config: dict[str, Any], sampler: str, steps: int, strength: float | None, eta: float, mask: Tensor | None = None
+) -> Tensor:
+    """What diffusers' pipelines do between their first noise and the autoencoder; with a mask, the inpainting one."""
     scheduler, generator = reference_scheduler(config, sampler), torch.Generator().manual_seed(5)
     scheduler.set_timesteps(steps)
     noise = torch.randn(1, 4, 8, 8, generator=generator)
@@ -73,9 +75,13 @@ def reference(config: dict[str, Any], sampler: str, steps: int, strength: float 
         latents = scheduler.add_noise(picture(), noise, timesteps[:1])
     accepted = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in {"generator": generator, "eta": eta}.items() if name in accepted}
-    for timestep in timesteps:
+    for index, timestep in enumerate(timesteps):
         output = network(scheduler.scale_model_input(latents, timestep), timestep)
         latents = scheduler.step(output, timestep, latents, **options).prev_sample
+        if mask is not None:
+            after = timesteps[index + 1 : index + 2]
+            known = scheduler.add_noise(picture(), noise, after) if len(after) else picture()
+            latents = (1 - mask) * known + mask * latents
     return latents[0]
 
 
@@ -83,7 +89,7 @@ def picture() -> Tensor:
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
 
 
-def run(table: SamplerTable, network: Any = network) -> Tensor:
+def run(table: SamplerTable, network: Any = network, mask: Tensor | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(1, 4, 8, 8, generator=generator)
     request = DenoisingRequest(
@@ -94,6 +100,7 @@ def run(table: SamplerTable, network: Any = network) -> Tensor:
         prompt_embeds=torch.zeros(1, 1),
         negative_prompt_embeds=None,
         guidance=Guidance(),
+        known=None if mask is None else KnownLatents(latents=picture()[0], noise=noise[0], mask=mask),
     )
     [(_, latents)] = LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32).run([request])
     assert isinstance(latents, Tensor)
@@ -163,11 +170,46 @@ def test_ddim_with_noise_equals_diffusers(eta: float) -> None:
     assert_equal(BASE, "ddim", 10, eta=eta)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun", "euler"])
 def test_clipped_predictions_equal_diffusers(sampler: str) -> None:
     assert_equal({**BASE, "clip_sample": True, "clip_sample_range": 0.7}, sampler, 10)
     silent = {key: value for key, value in BASE.items() if key not in ("clip_sample", "set_alpha_to_one")}
     assert_equal(silent, sampler, 10)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m", "unipc"])
+def test_timesteps_that_fall_between_two_are_diffusers(sampler: str) -> None:
+    """999 / 30 * 15 is half a timestep, and it counts on which side it falls; trailing at 48 steps has such too."""
+    for spacing, steps in (("linspace", 30), ("linspace", 31), ("trailing", 48)):
+        config = {**BASE, "timestep_spacing": spacing}
+        scheduler = reference_scheduler(config, sampler)
+        scheduler.set_timesteps(steps)
+        table = sampler_table(NoiseScheduleConfig.from_dict(config), sampler, steps)
+        assert torch.allclose(table.timesteps, torch.as_tensor(scheduler.timesteps, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", ["euler_karras", "dpmpp_2m_karras", "dpmpp_2m_sde_karras", "unipc_karras"])
+def test_karras_levels_on_a_cosine_schedule_are_evaluated_at_diffusers_timesteps(sampler: str) -> None:
+    config = {**BASE, "beta_schedule": "squaredcos_cap_v2"}
+    scheduler = reference_scheduler(config, sampler)
+    scheduler.set_timesteps(7)
+    table = sampler_table(NoiseScheduleConfig.from_dict(config), sampler, 7)
+    there = torch.as_tensor(scheduler.timesteps, dtype=torch.float64)
+    assert torch.allclose(
+        table.timesteps[1:], there[1:], atol=1e-2
+    )  # the first is float32's 998.9999, cut, in diffusers
+
+
+@pytest.mark.parametrize("strength", [None, 0.6])
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if not name.startswith("lms")])
+def test_known_latents_are_kept_as_diffusers_inpainting_keeps_them(sampler: str, strength: float | None) -> None:
+    mask = torch.zeros(1, 8, 8)
+    mask[:, 2:6, 3:] = 1
+    table = sampler_table(NoiseScheduleConfig.from_dict(BASE), sampler, 6, strength=strength)
+    expected = reference(BASE, sampler, 6, strength, 0.0, mask=mask)
+    latents = run(table, mask=mask)
+    assert (latents - expected).abs().max() <= 1e-4
+    assert torch.equal(latents * (1 - mask), picture()[0] * (1 - mask))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -200,11 +242,9 @@ def test_the_result_is_affine_in_latents_and_outputs(sampler: str) -> None:
 MEAN, DEVIATION = 0.7, 0.5
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None:
-    """For data N(mean, deviation^2) the best prediction is known, and so is what a good sampler must draw."""
-    config = {**BASE, "timestep_spacing": "trailing", "steps_offset": 0}
-    schedule = NoiseScheduleConfig.from_dict(config)
+def gaussian_moments(sampler: str, steps: int) -> tuple[float, float]:
+    """Mean and deviation of what a sampler draws with the best prediction for data N(MEAN, DEVIATION^2)."""
+    schedule = NoiseScheduleConfig.from_dict({**BASE, "timestep_spacing": "trailing", "steps_offset": 0})
     alphas = schedule.alphas_cumprod()
 
     def exact_noise(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
@@ -216,7 +256,7 @@ def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None
         variance = signal**2 * DEVIATION**2 + (signal * sigma) ** 2
         return signal * sigma * (latents - signal * MEAN) / variance
 
-    table = sampler_table(schedule, sampler, 100)
+    table = sampler_table(schedule, sampler, steps)
     generator = torch.Generator().manual_seed(3)
     request = DenoisingRequest(
         key=0,
@@ -227,10 +267,22 @@ def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None
         negative_prompt_embeds=None,
         guidance=Guidance(),
     )
-    [(_, latents)] = LaneEngine(exact_noise, lanes=2, device="cpu", dtype=torch.float32).run([request])
+    [(_, latents)] = LaneEngine(exact_noise, lanes=1, device="cpu", dtype=torch.float32).run([request])
     assert isinstance(latents, Tensor)
-    assert math.isclose(latents.mean().item(), MEAN, abs_tol=0.03)
-    assert math.isclose(latents.std().item(), DEVIATION, abs_tol=0.03)
+    return latents.mean().item(), latents.std().item()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None:
+    mean, deviation = gaussian_moments(sampler, 100)
+    assert math.isclose(mean, MEAN, abs_tol=0.03)
+    assert math.isclose(deviation, DEVIATION, abs_tol=0.03)
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name.startswith(("ddim", "ddpm", "euler", "heun"))])
+def test_more_steps_come_closer_to_a_gaussian(sampler: str) -> None:
+    few, many = (gaussian_moments(sampler, steps)[1] for steps in (6, 100))
+    assert abs(many - DEVIATION) < abs(few - DEVIATION) / 2
 
 
 @pytest.mark.parametrize(
@@ -239,6 +291,8 @@ def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None
         ({"sampler": "dpm"}, "sampler 'dpm' is unknown; known are ddpm"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0; give 1 to 1000"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001; give 1 to 1000"),
+        ({"num_inference_steps": 1000}, "num_inference_steps is 1000, too many"),
+        ({"num_inference_steps": 1000, "sampler": "unipc"}, "num_inference_steps is 1000, too many"),
         ({"strength": 0.0}, "strength is 0; give more than 0, at most 1"),
         ({"strength": 0.1}, "strength 0.1 of 4 steps leaves none; give 0.25 or more"),
         ({"eta": 1.5}, "eta is 1.5; give 0 to 1"),
@@ -259,6 +313,11 @@ def test_what_can_not_be_is_refused(arguments: dict[str, Any], message: str) -> 
         ),
         ({"beta_schedule": "sigmoid"}, "scheduler beta_schedule 'sigmoid' is unknown"),
         ({"use_beta_sigmas": True}, "scheduler option use_beta_sigmas is not supported"),
+        (
+            {"final_sigmas_type": "sigma_min"},
+            "scheduler final_sigmas_type 'sigma_min' is not supported; only 'zero' is",
+        ),
+        ({"solver_order": 3}, "scheduler solver_order 3 is not supported; only 2 is"),
     ],
 )
 def test_unknown_schedules_are_refused(change: dict[str, Any], message: str) -> None:

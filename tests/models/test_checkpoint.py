@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.checkpoints import tiny_checkpoint
 
 from pipeline.models.checkpoint import load_stack, load_text_encoder
 from pipeline.models.configs import CheckpointError
+from tests.checkpoints import tiny_checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -19,7 +19,7 @@ from tests.checkpoints import tiny_checkpoint
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "euler": ("EulerDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "lms": ("LMSDiscreteScheduler", {}),
@@ -77,7 +77,7 @@ def test_text_to_image_is_diffusers_picture(folder: Path, sampler: str) -> None:
     assert levels_apart(picture(folder, row), expected.images[0]) <= 1
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "lms"])  # see test_samplers.py
 def test_image_to_image_is_diffusers_picture(folder: Path, sampler: str) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     row = {"prompt": "a red circle", "seed": 5, "num_inference_steps": 8, "guidance_scale": 3.0, "sampler": sampler}
