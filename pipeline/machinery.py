@@ -1,24 +1,14 @@
 """What an actor holds: a model, a task, a lane engine, and the thread that runs rows through them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
-from pipeline.checkpoint_files import local_checkpoint
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.lane_thread import LaneThread, Made, Outcome, Task
-from pipeline.models.checkpoint import Stack, load_stack
-from pipeline.tasks.generate import Generate
 
-__all__ = ["TASKS", "LaneThread", "Machinery", "Made", "Outcome", "Task", "load_machinery"]
-
-TASKS: Final[dict[str, Callable[[Stack, RunConfig], Task]]] = {
-    "generate": lambda stack, config: Generate(stack, config.defaults),
-}
-"""How a task is made of a model and a run's config."""
+__all__ = ["LaneThread", "Machinery", "Made", "Outcome", "Task", "load_machinery"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +25,16 @@ class Machinery:
 
 def load_machinery(config: RunConfig, device: str) -> Machinery:
     """The checkpoint that the run names, ready to run its task; CheckpointError says what is wrong with it."""
+    from pipeline.checkpoint_files import local_checkpoint  # here: a machinery of another kind needs no networks
+    from pipeline.models.checkpoint import load_stack
+    from pipeline.tasks.generate import Generate
+
+    tasks = {"generate": Generate}
     torch.set_num_threads(config.threads)
     dtype = config.dtype or ("float16" if device == "cuda" else "float32")
     stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
     return Machinery(
-        task=TASKS[config.task](stack, config),
+        task=tasks[config.task](stack, config.defaults),
         engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
         model=stack.name,
         weights_sha256=stack.weights_sha256,

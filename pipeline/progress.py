@@ -4,14 +4,39 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Self, TextIO
+from typing import Any, Final, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _BAR_SECONDS: Final = 0.5
 _LINE_SECONDS: Final = 5.0
+
+
+class Figures:
+    """Adds up what stages and sink say that they did; one actor of its own in a run."""
+
+    def __init__(self) -> None:
+        self._amounts: dict[str, float] = {}
+
+    def add(self, amounts: Mapping[str, float]) -> None:
+        for name, amount in amounts.items():
+            self._amounts[name] = self._amounts.get(name, 0) + amount
+
+    def total(self) -> dict[str, float]:
+        return dict(self._amounts)
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Tells the figures' actor, and does not wait for it. Here, so that the processes that hold one import little."""
+
+    figures: Any
+
+    def __call__(self, amounts: Mapping[str, float]) -> None:
+        self.figures.add.remote(dict(amounts))
 
 
 class ProgressDisplay:

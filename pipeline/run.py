@@ -14,7 +14,6 @@ from typing import Any, Final
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
@@ -24,7 +23,7 @@ from pipeline.config import RunConfig
 from pipeline.ledger import among, hashes_of
 from pipeline.models.weights import weights_digest
 from pipeline.plan import CheckpointFacts, InvalidManifestError, RunError, RunPlan, plan_run, write_run
-from pipeline.progress import ProgressDisplay, duration_of, rate_of
+from pipeline.progress import Figures, ProgressDisplay, Reporter, duration_of, rate_of
 from pipeline.provenance import now
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, row_ids
@@ -180,8 +179,8 @@ def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
 
 def _execute(config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery | None) -> Counter[str]:
     """Run the graph into the sink; what was done, by name."""
-    figures = Figures.options(num_cpus=0).remote()  # pyright: ignore[reportAttributeAccessIssue]
-    report = _Reporter(figures)
+    figures: Any = ray.remote(num_cpus=0)(Figures).remote()
+    report = Reporter(figures)
     sink = LedgerDatasink(config.output, plan.schema, report)
     with ProgressDisplay(lambda: _total(figures), todo=plan.todo, done=plan.already_done):
         _graph(config, plan, actors, load, report).write_datasink(sink)
@@ -194,31 +193,6 @@ def _total(figures: Any) -> dict[str, Any]:
         return ray.get(figures.total.remote(), timeout=5)
     except RayError:
         return {}
-
-
-@ray.remote
-class Figures:
-    """Adds up what stages and sink say that they did."""
-
-    def __init__(self) -> None:
-        self._amounts: Counter[str] = Counter()
-
-    def add(self, amounts: Mapping[str, float]) -> None:
-        for name, amount in amounts.items():
-            self._amounts[name] += amount  # pyright: ignore[reportArgumentType]
-
-    def total(self) -> dict[str, float]:
-        return dict(self._amounts)
-
-
-@dataclass(frozen=True)
-class _Reporter:
-    """Tells the figures' actor, and does not wait for it."""
-
-    figures: Any
-
-    def __call__(self, amounts: Mapping[str, float]) -> None:
-        self.figures.add.remote(dict(amounts))
 
 
 def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> None:
@@ -282,12 +256,11 @@ def _ray(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
 def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
     """Start Ray on this machine: CPUs for the actors, and at least two more for reading and writing."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = torch.cuda.device_count() if config.device != "cpu" else 0
-    wanted = config.actors or gpus or max(1, cores // config.threads)
+    wanted = config.actors or max(1, cores // config.threads)
     ray.init(
         address="local",
         num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
-        num_gpus=gpus,
+        num_gpus=0 if config.device == "cpu" else None,  # None: those that there are
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
