@@ -1,0 +1,133 @@
+"""The Datasink and the ledger, without a cluster: what is written, what is committed, what resume sees."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import ledger, sink, storage
+from pipeline.ledger import delete_uncommitted, hashes_of, part_key, read_ledger
+from pipeline.schema import IMAGE_TYPE, MAX_ROW_GROUP_ROWS
+from pipeline.sink import LedgerDatasink
+from pipeline.stages import ERRORS, ROW, output_schema
+
+MANIFEST = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("shelf", pa.int32())])
+
+
+def rows_of(ids: list[str], failed: tuple[str, ...] = (), size: int = 10) -> pa.Table:
+    """Rows as EncodeImages gives them."""
+    columns: dict[str, Any] = {field.name: pa.nulls(len(ids), field.type) for field in output_schema(MANIFEST)}
+    pictures = [None if row_id in failed else {"bytes": bytes(size), "path": f"{row_id}.png"} for row_id in ids]
+    columns |= {"id": pa.array(ids, pa.string()), "image": pa.array(pictures, IMAGE_TYPE)}
+    columns[ROW] = pa.array([json.dumps({"id": row_id}) for row_id in ids])
+    for name, kind in ERRORS.items():
+        columns[name] = pa.array([f"{name} of {row_id}" if row_id in failed else None for row_id in ids], kind)
+    return pa.table(columns)
+
+
+@pytest.fixture(params=["local", "s3"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "out") if request.param == "local" else f"{request.getfixturevalue('s3_bucket')}/out"
+
+
+def datasink(output: str) -> LedgerDatasink:
+    return LedgerDatasink(output, MANIFEST, lambda amounts: None)
+
+
+def committed_ids(output: str) -> set[str]:
+    urls = storage.list_files(f"{output}/ledger")
+    tables = [pq.read_table(pa.BufferReader(storage.read_bytes(url))) for url in urls]
+    return {row_id for table in tables for row_id in table["id"].to_pylist()}
+
+
+def test_a_part_is_its_rows_and_the_ledger_names_its_files(output: str) -> None:
+    assert datasink(output).write([rows_of(["b", "a"]), rows_of(["c", "d"], failed=("d",))], None) == (3, 1)
+    key = part_key(["a", "b", "c", "d"])
+    found = {url.removeprefix(output + "/") for url in storage.list_files(output)}
+    assert found == {f"{folder}/{key}.parquet" for folder in ("data", "failed", "ledger")}
+    committed = read_ledger(output)
+    assert (committed.ok, committed.failed) == (3, 1)
+    assert committed.files == {f"data/{key}.parquet", f"failed/{key}.parquet"}
+    assert list(committed.holds(["d", "nobody", "a"])) == [True, False, True]
+    failed = pq.read_table(pa.BufferReader(storage.read_bytes(f"{output}/failed/{key}.parquet"))).to_pylist()
+    assert failed == [
+        {"id": "d", "error_type": "error_type of d", "error_message": "error_message of d", "row": '{"id": "d"}'}
+    ]
+
+
+def test_a_task_that_runs_again_writes_nothing(output: str) -> None:
+    datasink(output).write([rows_of(["a", "b"])], None)
+    [url] = storage.list_files(f"{output}/data")
+    storage.delete(url)
+    assert datasink(output).write([rows_of(["b", "a"])], None) == (2, 0)
+    assert storage.list_files(f"{output}/data") == []
+
+
+@pytest.mark.parametrize("dies_at", ["failed/", "data/", "ledger/"])
+def test_a_part_that_dies_on_the_way_is_not_committed(
+    output: str, dies_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasink(output).write([rows_of(["first"])], None)
+    before = set(storage.list_files(output))
+    written = storage.write_bytes
+
+    def die(url: str, content: bytes) -> None:
+        if dies_at in url:
+            raise OSError("pulled")
+        written(url, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_bytes", die)
+        with pytest.raises(OSError, match="pulled"):
+            datasink(output).write([rows_of(["a", "b"], failed=("b",))], None)
+    committed = read_ledger(output)
+    assert list(committed.holds(["first", "a", "b"])) == [True, False, False]
+    delete_uncommitted(output, committed)
+    assert set(storage.list_files(output)) == before
+    datasink(output).write([rows_of(["a", "b"], failed=("b",))], None)
+    assert committed_ids(output) == {"first", "a", "b"}
+
+
+def test_files_are_cut_to_size_and_row_groups_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "MAX_FILE_BYTES", 25_000)
+    ids = [f"{index:03}" for index in range(270)]
+    datasink(str(tmp_path)).write([rows_of(ids, size=100)], None)
+    files = sorted((tmp_path / "data").iterdir())
+    assert len(files) == 2
+    groups = [
+        pq.ParquetFile(file).metadata.row_group(n) for file in files for n in range(pq.ParquetFile(file).num_row_groups)
+    ]
+    assert max(group.num_rows for group in groups) <= MAX_ROW_GROUP_ROWS
+    table = pads.dataset(tmp_path / "data").to_table()
+    assert sorted(table["id"].to_pylist()) == ids
+    assert {f"data/{file.name}" for file in files} == read_ledger(str(tmp_path)).files
+
+
+def test_the_picture_column_is_the_hugging_face_convention(tmp_path: Path) -> None:
+    datasink(str(tmp_path)).write([rows_of(["a"])], None)
+    schema = pq.read_schema(next((tmp_path / "data").iterdir()))
+    assert schema.field("image").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    assert json.loads(schema.metadata[b"huggingface"])["info"]["features"]["image"]["_type"] == "Image"
+    assert schema.field("shelf").type == pa.int32()
+
+
+def test_an_empty_output_has_no_committed_rows(output: str) -> None:
+    committed = read_ledger(output)
+    assert (committed.ok, committed.failed, committed.files) == (0, 0, frozenset())
+    assert not committed.holds(["a"]).any()
+
+
+def test_a_key_depends_on_the_rows_and_not_on_their_order() -> None:
+    assert part_key(["a", "b"]) == part_key(["b", "a"]) != part_key(["ab"])
+
+
+def test_membership_is_exact_for_many_ids() -> None:
+    known = [f"row {index}" for index in range(0, 4000, 2)]
+    asked = [f"row {index}" for index in range(4000)]
+    found = ledger.among(hashes_of(asked), np.sort(hashes_of(known)))
+    assert list(found) == [index % 2 == 0 for index in range(4000)]
