@@ -28,4 +28,4 @@ check: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	for benchmark in tests/benchmarks/bench_*.py; do $(BIN)/python $$benchmark || exit 1; done
+	for benchmark in engine pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -240,7 +241,8 @@ def _ray(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if ours and address:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _quiet_start():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
     elif ours:
@@ -257,14 +259,15 @@ def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
     """Start Ray on this machine: CPUs for the actors, and at least two more for reading and writing."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = config.actors or max(1, cores // config.threads)
-    ray.init(
-        address="local",
-        num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
-        num_gpus=0 if config.device == "cpu" else None,  # None: those that there are
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with _quiet_start():
+        ray.init(
+            address="local",
+            num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
+            num_gpus=0 if config.device == "cpu" else None,  # None: those that there are
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[str, float]) -> Actors:
@@ -293,7 +296,6 @@ def _share(cpus: float, actors: int) -> float:
 
 def _quiet() -> None:
     """Leave the terminal to our own progress: Ray Data's bars and logs go to Ray's files alone."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the C++ side writes its warnings to standard error
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -303,6 +305,21 @@ def _quiet() -> None:
         for handler in logger.handlers:
             if not type(handler).__name__.startswith("SessionFile"):
                 handler.setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Ray's C++ side writes warnings straight to standard error; told not to, it says that it was told, once."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
 
 
 def one_line(error: BaseException) -> str:

@@ -223,15 +223,16 @@ def test_object_storage_in_and_out(tmp_path: Path, s3_bucket: str, checkpoint: P
         assert b"secret-of-the-test" not in storage.read_bytes(url)
 
 
-def test_exit_statuses(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good = write_manifest(tmp_path / "good.parquet", [{"id": "a", "prompt": "a red circle"}])
-    options = ["--model", str(checkpoint), "--num-inference-steps", "2", "--actors", "1", "--lanes", "2"]
-    assert cli.run(["generate", good, str(tmp_path / "good"), *options]) == 0
-    assert "1 pictures are in" in capsys.readouterr().out
+def test_exit_statuses(
+    tmp_path: Path, checkpoint: Path, in_order: tuple[str, Path, RunSummary], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(checkpoint), "--num-inference-steps", "2", "--actors", "1", "--lanes", "4"]
+    assert cli.run(["generate", in_order[0], str(in_order[1]), *options]) == 0
+    assert "40 rows were there already. 0 rows made: 40 pictures are in" in capsys.readouterr().out
     bad = write_manifest(tmp_path / "bad.parquet", [{"id": "a", "prompt": "a red circle"}, {"id": "b", "prompt": ""}])
     assert cli.run(["generate", bad, str(tmp_path / "bad"), *options]) == 1
     assert "row 1" in capsys.readouterr().err
     assert cli.run(["generate", bad, str(tmp_path / "bad"), *options, "--skip-invalid"]) == 3
-    assert "1 rows failed" in capsys.readouterr().out
-    assert cli.run(["generate", good, str(tmp_path / "x"), "--model", "no-such-model"]) == 1
+    assert "1 pictures are in" in (out := capsys.readouterr().out) and "1 rows failed" in out
+    assert cli.run(["generate", in_order[0], str(tmp_path / "x"), "--model", "no-such-model"]) == 1
     assert "no-such-model: no such checkpoint folder" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""What all around the network costs: rows a second through read, actor, encode and write, and the driver's memory.
+
+    python -m tests.benchmarks.bench_pipeline --rows 1000 100000
+
+The network returns at once, and every picture is noise, so that encoding and writing have their usual work."""
+
+import argparse
+import resource
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.config import RunConfig
+from pipeline.machinery import Machinery
+from pipeline.run import run_job
+from tests.cheap import FACTS, SIDE, CheapTask, load_cheap
+
+
+class NoiseTask(CheapTask):
+    """Pictures that do not compress."""
+
+    def pixels(self, latents: Tensor) -> NDArray[np.uint8]:
+        return np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+
+
+def load_noise(config: RunConfig, device: str) -> Machinery:
+    return replace(load_cheap(config, device), task=NoiseTask())
+
+
+@dataclass
+class Memory:
+    """The driver's resident memory in MB, looked at ten times a second."""
+
+    peak: float = 0.0
+    ended: bool = False
+
+    def watch(self) -> None:
+        while not self.ended:
+            self.peak = max(self.peak, resident())
+            time.sleep(0.1)
+
+
+def resident() -> float:
+    """MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
+    parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--lanes", type=int, default=64)
+    options = parser.parse_args()
+    print(f"pictures of {SIDE} x {SIDE} pixels, PNG; {options.actors} actors")
+    print(f"{'rows':>9} {'seconds':>8} {'rows/s':>8} {'driver before':>14} {'driver peak':>12}")
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(rows, Path(folder), options.actors, options.lanes)
+
+
+def measure(rows: int, folder: Path, actors: int, lanes: int) -> None:
+    ids = [f"row-{index:09}" for index in range(rows)]
+    prompts = [f"a picture of number {index}" for index in range(rows)]
+    pq.write_table(pa.table({"id": ids, "prompt": prompts}), folder / "manifest.parquet")
+    config = RunConfig(
+        task="generate",
+        manifest=str(folder / "manifest.parquet"),
+        output=str(folder / "out"),
+        lanes=lanes,
+        actors=actors,
+        device="cpu",
+    )
+    before, memory = resident(), Memory()
+    watcher = threading.Thread(target=memory.watch, daemon=True)
+    watcher.start()
+    started = time.monotonic()
+    summary = run_job(config, load=load_noise, checkpoint=FACTS)
+    seconds = time.monotonic() - started
+    memory.ended = True
+    assert summary.ok == rows
+    line = f"{rows:>9,} {seconds:>8.1f} {rows / seconds:>8.1f} {before:>11.0f} MB {memory.peak:>9.0f} MB"
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
