@@ -109,7 +109,7 @@ def validate(path: str, rules: Rules, *, limit: int | None = None) -> Iterator[P
     if count_rows(path) == 0:
         yield Problem(message="there are no rows")
     first = 0
-    for batch in _limited(read_batches(path, _columns_for(rules, schema), _rows_for(schema)), limit):
+    for batch in limited(read_batches(path, _columns_for(rules, schema), _rows_for(schema)), limit):
         yield from _problems_in(batch, first, rules)
         first += batch.num_rows
     yield from _duplicates(path, limit)
@@ -135,7 +135,7 @@ def summary_of(path: str, first_rows: int) -> Summary:
     """A look at a manifest. Memory: 8 bytes a row, and the first rows."""
     schema = read_schema(path)
     first: list[dict[str, Any]] = []
-    for batch in _limited(read_batches(path, rows=max(1, min(first_rows, 64))), first_rows):
+    for batch in limited(read_batches(path, rows=max(1, min(first_rows, 64))), first_rows):
         first += batch.to_pylist()
     prompts = np.zeros(0, np.uint64)
     if "prompt" in schema.names:
@@ -191,7 +191,7 @@ def _filled(column: pa.Array) -> NDArray[np.bool_]:
 
 def _duplicates(path: str, limit: int | None) -> Iterator[Problem]:
     """Rows whose id another row has: candidates by 64-bit hashes, then exactly."""
-    batches = _limited(read_batches(path, ["id"]), limit)
+    batches = limited(read_batches(path, ["id"]), limit)
     hashes = np.concatenate([np.zeros(0, np.uint64), *(_hashes(batch["id"]) for batch in batches)])
     ordered = np.sort(hashes)
     suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
@@ -200,7 +200,7 @@ def _duplicates(path: str, limit: int | None) -> Iterator[Problem]:
     rows: dict[str, list[int]] = {}
     candidates = np.flatnonzero(np.isin(hashes, suspects))
     first = 0
-    for batch in _limited(read_batches(path, ["id"]), limit):
+    for batch in limited(read_batches(path, ["id"]), limit):
         inside = candidates[(candidates >= first) & (candidates < first + batch.num_rows)]
         for index, row_id in zip(inside, batch["id"].take(pa.array(inside - first)).to_pylist(), strict=True):
             if row_id is not None:
@@ -227,7 +227,8 @@ def _null_hash(index: int) -> bytes:
     return hashlib.blake2b(index.to_bytes(8, "big"), digest_size=8, person=b"null").digest()
 
 
-def _limited(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+def limited(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+    """The first `limit` rows."""
     for batch in batches:
         if limit is not None and batch.num_rows >= limit:
             yield batch.slice(0, limit)

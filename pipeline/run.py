@@ -38,6 +38,8 @@ _CALLS_AN_ACTOR: Final = 2
 """Batches that share an actor's lanes: while the first one's last rows run, the second fills the lanes."""
 
 
+_PATIENCE: Final = 6 * 3600
+"""Seconds without a finished block after which Ray Data gives up: a block of large pictures on a CPU takes long."""
 _REMOTE: Final = re.compile("\x1b\\[[0-9;]*m")
 _CLEAR: Final = ("CheckpointError", "StorageError", "ActorError", "RunError", "ManifestError")
 """Errors of our own, whose text says all."""
@@ -105,10 +107,15 @@ def run_job(
             with _ray(config, plan.checkpoint) as actors:
                 _write_start(config, plan, actors)
                 figures = _execute(config, plan, actors, load)
-        except (RunError, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            write_run(config, plan, {"status": "stopped"})
+            raise
+        except RunError:
             raise
         except Exception as error:
-            raise RunError(f"the run did not finish: {one_line(error)}; the same command goes on") from error
+            reason = f"the run did not finish: {one_line(error)}; the same command goes on"
+            write_run(config, plan, {"status": "failed", "reason": reason})
+            raise RunError(reason) from error
     seconds = time.monotonic() - started
     made = figures["ok"] + figures["failed"]
     summary = RunSummary(
@@ -137,7 +144,7 @@ def _graph(
     prepare = PrepareRows(config=config, rules=plan.rules, manifest=plan.schema, duplicates=plan.duplicates)
     encode = EncodeImages(config=config, manifest=plan.schema)
 
-    rows = _read(config)
+    rows = _read(config, plan)
     if len(plan.committed.hashes):
         rows = rows.map_batches(_missing_rows(plan), batch_format="pyarrow", batch_size=None)
     rows = rows.repartition(target_num_rows_per_block=rows_a_block)
@@ -159,12 +166,15 @@ def _graph(
     return rows.map_batches(encode, batch_format="pyarrow", batch_size=None)
 
 
-def _read(config: RunConfig) -> ray.data.Dataset:
-    files = manifest.manifest_files(config.manifest)
+def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
+    if config.limit is not None:  # Ray's own limit takes whichever rows come first, not the manifest's first rows
+        batches = manifest.limited(manifest.read_batches(config.manifest), config.limit)
+        return ray.data.from_arrow([pa.Table.from_batches([batch]) for batch in batches])
     filesystem = storage.arrow_filesystem(config.manifest)[0]
-    paths = [storage.arrow_filesystem(file)[1] for file in files]
-    rows = ray.data.read_parquet(paths, filesystem=filesystem, partitioning=None, file_extensions=None)
-    return rows if config.limit is None else rows.limit(config.limit)
+    paths = [storage.arrow_filesystem(file)[1] for file in manifest.manifest_files(config.manifest)]
+    return ray.data.read_parquet(
+        paths, filesystem=filesystem, schema=plan.schema, partitioning=None, file_extensions=None
+    )
 
 
 def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
@@ -283,7 +293,7 @@ def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[s
         return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=1)
     memory = max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
     by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
-    by_cpus = max(1, int((cpus - max(2, cpus // 8)) // config.threads))
+    by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
     count = config.actors or min(by_cpus, by_memory)
     return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=0)
 
@@ -299,6 +309,7 @@ def _quiet() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _PATIENCE
     context.use_datasource_v2 = False  # its reader starts tens of processes to read footers
     for name in ("ray", "ray.data"):
         logger = logging.getLogger(name)

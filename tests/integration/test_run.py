@@ -205,11 +205,22 @@ def test_a_dying_model_ends_the_run_in_one_line_and_marks_no_row(tmp_path: Path)
     assert read_ledger(str(tmp_path / "out")).ok == read_ledger(str(tmp_path / "out")).failed == 0
 
 
+def test_a_checkpoint_that_cannot_be_loaded_is_named_in_one_line(tmp_path: Path, checkpoint: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", [{"id": "a", "prompt": "x"}])
+    broken = shutil.copytree(checkpoint, tmp_path / "broken")
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RunError, match="diffusion_pytorch_model.safetensors: is not a readable safetensors") as caught:
+        run_job(config_for(manifest, tmp_path / "out", model=str(broken)))
+    assert "\n" not in str(caught.value)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
+
+
 def test_object_storage_in_and_out(tmp_path: Path, s3_bucket: str, checkpoint: Path) -> None:
     rows = [{"id": f"r{index}", "prompt": "a red circle", "seed": index} for index in range(10)]
     local = write_manifest(tmp_path / "part-0.parquet", rows[:5])
     storage.write_bytes(f"{s3_bucket}/manifest/part-0.parquet", Path(local).read_bytes())
-    local = write_manifest(tmp_path / "part-1.parquet", rows[5:])
+    local = write_manifest(tmp_path / "part-1.parquet", [{**row, "shelf": "top"} for row in rows[5:]])
     storage.write_bytes(f"{s3_bucket}/manifest/part-1.parquet", Path(local).read_bytes())
     output = f"{s3_bucket}/runs/one"
     summary = run_cheap(f"{s3_bucket}/manifest", output)
@@ -217,7 +228,8 @@ def test_object_storage_in_and_out(tmp_path: Path, s3_bucket: str, checkpoint: P
     again = run_cheap(f"{s3_bucket}/manifest", output)
     assert (again.made, again.already_done) == (0, 10)
     filesystem, path = storage.arrow_filesystem(f"{output}/data")
-    assert pads.dataset(path, filesystem=filesystem).to_table(columns=["id"]).num_rows == 10
+    shelves = pads.dataset(path, filesystem=filesystem).to_table(columns=["shelf"])["shelf"].to_pylist()
+    assert sorted(shelves, key=str) == [None] * 5 + ["top"] * 5
     assert write_report(output) == f"{output}/report/index.html"
     for url in storage.list_files(output):
         assert b"secret-of-the-test" not in storage.read_bytes(url)
