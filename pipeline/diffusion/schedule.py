@@ -28,13 +28,15 @@ SAMPLER_OF_CLASS: Final = {
 
 _REFUSED: Final = ("thresholding", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "use_lu_lambdas")
 
-_ONLY: Final = {
-    "timestep_type": "discrete",
-    "interpolation_type": "linear",
-    "final_sigmas_type": "zero",
-    "solver_order": 2,
+_ACCEPTED: Final = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_order": (2,),
+    "solver_type": ("midpoint", "bh2", "logrho"),
+    "timestep_type": ("discrete",),
+    "interpolation_type": ("linear",),
+    "final_sigmas_type": ("zero",),
 }
-"""Options that change the picture, and the one value of each that the samplers here have."""
+"""Options that change the picture, and the values that the samplers here have; a solver takes its own of the types."""
 
 ALMOST_ZERO: Final = 2.0**-24
 """The last cumulated alpha of a schedule of zero terminal SNR, where a sampler divides by it."""
@@ -67,9 +69,10 @@ class NoiseScheduleConfig:
         for key in _REFUSED:
             if config.get(key):
                 raise ValueError(f"scheduler option {key} is not supported")
-        for key, only in _ONLY.items():
-            if config.get(key, only) != only:
-                raise ValueError(f"scheduler {key} {config[key]!r} is not supported; only {only!r} is")
+        for key, accepted in _ACCEPTED.items():
+            if key in config and config[key] not in accepted:
+                known = ", ".join(map(str, accepted))
+                raise ValueError(f"scheduler {key} {config[key]!r} is not supported; known: {known}")
         for key, kind in (
             ("beta_schedule", BetaSchedule),
             ("prediction_type", PredictionType),

@@ -99,6 +99,14 @@ def test_a_row_is_bitwise_the_same_beside_any_neighbours_and_in_any_order() -> N
         assert torch.equal(again[row.key], alone)  # pyright: ignore[reportArgumentType]
 
 
+def test_a_row_is_the_same_in_the_place_of_one_that_is_done() -> None:
+    engine = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32)
+    for key, scale in enumerate((1.0, 1.0, 4.0, 4.0, 1.0)):
+        [(_, result)] = engine.run([request(key, steps=3, guidance=Guidance(scale=scale))])
+        [alone] = results([request(key, steps=3, guidance=Guidance(scale=scale))], lanes=2).values()
+        assert torch.equal(checked(result), alone)
+
+
 def test_every_call_has_the_one_batch_shape() -> None:
     network = TextNetwork()
     engine = LaneEngine(network, lanes=6, device="cpu", dtype=torch.float32)
@@ -234,10 +242,13 @@ def test_rows_of_other_shapes_wait_until_they_fill_the_lanes() -> None:
 
 
 def test_a_row_of_another_shape_does_not_wait_for_ever() -> None:
-    engine = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32)
-    rows = [request(key, steps=10, window=14 if key == 1 else 7) for key in range(120)]
-    order = [key for key, _ in engine.run(rows)]
-    assert order.index(1) < 2 * PATIENCE / 10 + 10
+    """It has its turn after PATIENCE calls, and the next one of its shape after as many again."""
+    engine = LaneEngine(TextNetwork(), lanes=3, device="cpu", dtype=torch.float32)
+    others = {1: request(1, steps=2, window=14), 2: request(2, steps=30, window=14)}
+    order = [key for key, _ in engine.run(others.get(key) or request(key, steps=10) for key in range(240))]
+    turn = 3 * PATIENCE / 10  # rows of the common shape in so many calls
+    assert turn - 5 < order.index(1) < turn + 5
+    assert 2 * turn - 5 < order.index(2) < 2 * turn + 15
 
 
 def test_empty_lanes_repeat_a_rows_own_input() -> None:

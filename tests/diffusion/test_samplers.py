@@ -45,9 +45,9 @@ MIXING = torch.tensor([[0.5, -0.2, 0.1, 0.3], [0.1, 0.4, -0.3, 0.2], [-0.2, 0.3,
 
 
 def network(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
-    """A cheap network that is far from linear and depends on the timestep."""
+    """A cheap network that is far from linear, mixes channels and neighbours, and depends on the timestep."""
     time = timesteps.reshape(-1, 1, 1, 1).float() / 1000
-    mixed = (MIXING[None, :, :, None, None] * latents[:, None]).sum(2)
+    mixed = (MIXING[None, :, :, None, None] * latents.roll(1, -1)[:, None]).sum(2)
     return torch.tanh(mixed * (0.5 + time) + 0.3 * torch.sin(3 * latents)) * 1.2
 
 
@@ -315,9 +315,10 @@ def test_what_can_not_be_is_refused(arguments: dict[str, Any], message: str) -> 
         ({"use_beta_sigmas": True}, "scheduler option use_beta_sigmas is not supported"),
         (
             {"final_sigmas_type": "sigma_min"},
-            "scheduler final_sigmas_type 'sigma_min' is not supported; only 'zero' is",
+            "scheduler final_sigmas_type 'sigma_min' is not supported; known: zero",
         ),
-        ({"solver_order": 3}, "scheduler solver_order 3 is not supported; only 2 is"),
+        ({"solver_order": 3}, "scheduler solver_order 3 is not supported; known: 2"),
+        ({"algorithm_type": "dpmsolver"}, "scheduler algorithm_type 'dpmsolver' is not supported"),
     ],
 )
 def test_unknown_schedules_are_refused(change: dict[str, Any], message: str) -> None:
