@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench
+.PHONY: install demo test check bench bench-model
 
 install: $(STAMP)
 
@@ -29,3 +29,6 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	for benchmark in engine pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done
+
+bench-model: $(STAMP)
+	$(BIN)/python tests/benchmarks/score_model.py

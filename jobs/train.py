@@ -25,5 +25,6 @@ def train(recipe: str, output: Path, threads: int) -> None:
         raise click.UsageError(f"{output} has no vae; train shapes-autoencoder into it first")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # weights that decay towards zero would else slow CPUs down
     RECIPES[recipe](output)
     click.echo(f"{recipe}: done; see {output}")

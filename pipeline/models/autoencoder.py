@@ -23,6 +23,8 @@ class AutoencoderConfig(Config):
     out_channels: int = 3
     latent_channels: int = 4
     block_out_channels: tuple[int, ...] = (64,)
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
     layers_per_block: int = 1
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215

@@ -1,5 +1,6 @@
 """Loading a checkpoint folder of the field: model_index.json, and a folder a component."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,10 +25,11 @@ CLASSES: Final = {
 }
 """The classes that a component of model_index.json may have."""
 
-BLOCKS: Final = {
+UNET_BLOCKS: Final = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
+AUTOENCODER_BLOCKS: Final = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
 
 OLD_ATTENTION: Final = (
     (".query.", ".to_q."),
@@ -121,10 +123,7 @@ def load_unet(folder: Path, *, half: bool = False) -> UNet:
     """The U-Net in `folder`, in float32 or as stored, on the CPU."""
     path = folder / "config.json"
     config = UNetConfig.from_dict(read_json(path), str(path))
-    for key, known in BLOCKS.items():
-        for name in getattr(config, key):
-            if name not in known:
-                raise CheckpointError(f"{path}: {key} has the unknown class {name}; known are {', '.join(known)}")
+    _check_blocks(config, UNET_BLOCKS, path)
     if config.mid_block_type != "UNetMidBlock2DCrossAttn":
         raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
     unet = empty_module(lambda: UNet(config))
@@ -136,6 +135,7 @@ def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
     """The autoencoder in `folder`, in float32, on the CPU; attention tensors of old names included."""
     path = folder / "config.json"
     config = AutoencoderConfig.from_dict(read_json(path), str(path))
+    _check_blocks(config, AUTOENCODER_BLOCKS, path)
     autoencoder = empty_module(lambda: AutoencoderKL(config))
     load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
     return autoencoder.float().eval().requires_grad_(False)
@@ -156,6 +156,18 @@ def load_text_encoder(folder: Path, *, half: bool = False) -> TextEncoder:
             f"{folder / 'tokenizer'}: has {len(tokenizer)} tokens; text_encoder/config.json has {config.vocab_size}"
         )
     return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
+
+
+def _check_blocks(config: Config, blocks: Mapping[str, tuple[str, ...]], path: Path) -> None:
+    """Refuse levels of a class that is not here, and as many of them as the config has no widths for."""
+    widths = len(getattr(config, "block_out_channels"))  # noqa: B009 - both networks' configs have it
+    for key, known in blocks.items():
+        names = getattr(config, key)
+        if len(names) != widths:
+            raise CheckpointError(f"{path}: {key} has {len(names)} entries, block_out_channels {widths}")
+        for name in names:
+            if name not in known:
+                raise CheckpointError(f"{path}: {key} has the unknown class {name}; known: {', '.join(known)}")
 
 
 def _check_index(folder: Path) -> None:

@@ -29,7 +29,13 @@ class AutoencoderRecipe:
 
 SHAPES_AUTOENCODER = AutoencoderRecipe(
     model=AutoencoderConfig(
-        sample_size=64, block_out_channels=(16, 32, 64), norm_num_groups=8, layers_per_block=1, force_upcast=False
+        sample_size=64,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+        layers_per_block=1,
+        force_upcast=False,
     ),
     width=64,
     batch=12,

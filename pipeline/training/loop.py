@@ -31,7 +31,7 @@ class LoopConfig:
     max_gradient_norm: float = 1.0
     average_decay: float = 0.999
     """Of the exponential moving average of the weights, which is what a recipe saves."""
-    log_every: int = 50
+    log_every: int = 20
     save_every: int = 250
 
 
