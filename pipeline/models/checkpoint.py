@@ -158,9 +158,9 @@ def load_text_encoder(folder: Path, *, half: bool = False) -> TextEncoder:
     return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
 
 
-def _check_blocks(config: Config, blocks: Mapping[str, tuple[str, ...]], path: Path) -> None:
+def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, tuple[str, ...]], path: Path) -> None:
     """Refuse levels of a class that is not here, and as many of them as the config has no widths for."""
-    widths = len(getattr(config, "block_out_channels"))  # noqa: B009 - both networks' configs have it
+    widths = len(config.block_out_channels)
     for key, known in blocks.items():
         names = getattr(config, key)
         if len(names) != widths:

@@ -1,7 +1,7 @@
 """How often the embedded model's pictures hold what their captions say: `make bench-model`.
 
-The judge is no network: it gives each pixel the nearest colour of the palette, takes the background from the
-border, each thing from the pixels of its colour, and its shape from the outline that covers them best. Its own errors stand
+The judge is no network: it gives each pixel the nearest colour of the palette, takes the background from the border,
+each thing from the pixels of its colour, and its shape from the outline that covers them best. Its own errors stand
 first, on pictures that the generator drew. The captions are held out: their scenes come from a seed of their own.
 """
 
