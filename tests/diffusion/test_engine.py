@@ -10,7 +10,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor, nn
 
 from pipeline.diffusion.engine import PATIENCE, DenoisingRequest, LaneEngine, Result
-from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.guidance import Guidance, guided
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 
@@ -153,12 +153,17 @@ def test_guidance_is_the_pipelines_formula() -> None:
     states = torch.stack([row.negative_prompt_embeds, row.prompt_embeds])
     with torch.no_grad():
         unconditional, conditional = network(*inputs, states).split(1)
-    guided = rescale_noise_cfg(unconditional + 4.0 * (conditional - unconditional), conditional, guidance_rescale=0.7)
+    rescaled = rescale_noise_cfg(unconditional + 4.0 * (conditional - unconditional), conditional, guidance_rescale=0.7)
     skip, out = row.table.prediction[0].float()
     weights = row.table.weights[0, 0].float()
-    denoised = skip * row.latents + out * guided[0]
-    expected = weights[0] * row.latents + weights[2] * guided[0] + weights[3] * denoised
+    denoised = skip * row.latents + out * rescaled[0]
+    expected = weights[0] * row.latents + weights[2] * rescaled[0] + weights[3] * denoised
     assert torch.allclose(results([row])[3], expected, atol=1e-5)
+
+
+def test_at_guidance_one_only_the_conditional_prediction_counts() -> None:
+    conditional, unconditional = torch.randn(2, 4, 8, 8), torch.full((2, 4, 8, 8), float("nan"))
+    assert torch.equal(guided(conditional, unconditional, torch.ones(2)), conditional)
 
 
 def test_outside_of_its_interval_guidance_is_off() -> None:
