@@ -70,6 +70,7 @@ SHAPES_DIFFUSION = DiffusionRecipe(
         "prediction_type": "v_prediction",
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
+        "clip_sample": False,
     },
     advice={"num_inference_steps": 20, "guidance_scale": 4.0},
     pictures=60_000,
