@@ -15,6 +15,11 @@ import click
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),
     "manifest": ("jobs.manifest", "Build, validate and show manifests."),
+    "submit": ("jobs.submit", "Run a command as a job on a Ray cluster: submit -- generate MANIFEST OUTPUT."),
+    "list": ("jobs.cluster_jobs", "List the jobs of a cluster."),
+    "status": ("jobs.cluster_jobs", "Say how a job stands."),
+    "logs": ("jobs.cluster_jobs", "Print a job's log."),
+    "stop": ("jobs.cluster_jobs", "Stop a job; what is finished stays."),
     "report": ("jobs.report", "Write a gallery and figures of a run into OUTPUT/report."),
     "train": ("jobs.train", "Train RECIPE into the checkpoint folder OUTPUT."),
 }

@@ -1,0 +1,80 @@
+"""`latentmill submit`: run a command as a job on a Ray cluster."""
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import click
+
+from jobs.generate import generate
+from jobs.ray_jobs import JobError, address_option, connect, find, follow, pack, rewritten, storage_settings
+
+SUBMITTABLE: Final[dict[str, click.Command]] = {"generate": generate}
+STOPPING: Final = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
+"""A stopped job gets what Ctrl-C gives, and time to end."""
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
+@address_option
+@click.option("--job-id", metavar="NAME", help="The job's id. [default: made by Ray]")
+@click.option("--env", "environment", multiple=True, metavar="NAME", help="Send this variable too; may be repeated.")
+@click.option("--no-storage-env", is_flag=True, help="Send no keys: the cluster's machines have rights of their own.")
+@click.option("--follow", "following", is_flag=True, help="Print the log, and end with the job's exit status.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was submitted as JSON.")
+def submit(
+    arguments: tuple[str, ...],
+    address: str,
+    job_id: str | None,
+    environment: tuple[str, ...],
+    no_storage_env: bool,
+    following: bool,
+    as_json: bool,
+) -> int:
+    """Run a command as a job on a Ray cluster: latentmill submit --address URL -- generate MANIFEST OUTPUT ...
+
+    The code is sent along, with the embedded checkpoint if --model names it; nothing else is. MANIFEST, OUTPUT and
+    --model must be reachable from the cluster: URLs, or paths that its machines share. Storage settings (AWS_...,
+    AZURE_...) go along in the job's environment, which everyone who may read the cluster's dashboard can see;
+    --no-storage-env leaves them out.
+
+    The same command again, under another id or none, goes on with what is missing.
+    """
+    if arguments[0] not in SUBMITTABLE:
+        raise click.UsageError(f"{arguments[0]!r} cannot be submitted; there is {', '.join(SUBMITTABLE)}")
+    command, values = rewritten(SUBMITTABLE[arguments[0]], list(arguments[1:]))
+    settings = storage_settings(os.environ, environment, storage=not no_storage_env)
+    client = connect(address)
+    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
+        size = pack(Path(folder), values["model"])
+        try:
+            job = client.submit_job(
+                entrypoint="python -m jobs.cli " + shlex.join(command),
+                submission_id=job_id,
+                runtime_env={"working_dir": folder, "env_vars": {**settings, **STOPPING}},
+                metadata={"task": arguments[0], **{name: values[name] for name in ("manifest", "output", "model")}},
+            )
+        except (RuntimeError, ValueError) as error:
+            raise JobError(_refusal(error, job_id)) from error
+    if as_json:
+        click.echo(json.dumps({"id": job, "bytes": size, "env": sorted(settings), "command": command}))
+    else:
+        names = f"; sent along: {', '.join(sorted(settings))}" if settings else ""
+        click.echo(f"Job {job} is submitted ({size / 2**20:.0f} MiB of code{names})", err=following)
+    sys.stdout.flush()
+    if not following:
+        return 0
+    status = follow(client, job)
+    click.echo(f"Job {job} ended: {find(client, job).status.value.lower()}, exit status {status}", err=True)
+    return status
+
+
+def _refusal(error: Exception, job_id: str | None) -> str:
+    if job_id is not None and "already" in str(error):
+        return f"there is a job {job_id!r} already; give another --job-id"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"the cluster refused the job: {lines[-1] if lines else type(error).__name__}"

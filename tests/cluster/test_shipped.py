@@ -1,0 +1,55 @@
+"""What `latentmill submit` sends: the code and what it needs, and no more."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from jobs import ray_jobs
+from jobs.generate import generate
+from jobs.ray_jobs import JobError, pack, rewritten, storage_settings
+
+
+def test_the_embedded_checkpoint_goes_along_only_when_it_is_named(tmp_path: Path) -> None:
+    with_it = pack(tmp_path / "a", "shapes")
+    without = pack(tmp_path / "b", "s3://models/sd15")
+    assert (tmp_path / "a" / "pipeline" / "checkpoints" / "shapes" / "model_index.json").exists()
+    assert list((tmp_path / "b").rglob("*.safetensors")) == []
+    assert (tmp_path / "b" / "jobs" / "cli.py").exists()
+    assert without < 2**20 < with_it <= ray_jobs.MAX_BYTES
+    assert list(tmp_path.rglob("*.pyc")) == []
+
+
+def test_what_is_too_large_is_refused_with_its_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_jobs, "MAX_BYTES", 2**20)
+    with pytest.raises(JobError, match=r"MiB, more than 1; largest: pipeline/checkpoints/shapes/.*\.safetensors"):
+        pack(tmp_path / "a", "shapes")
+
+
+def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> None:
+    line = ["m.parquet", "s3://b/out", "--lanes", "4", "--negative-prompt", "m.parquet", "--allow-root", "pictures"]
+    command, values = rewritten(generate, [*line, "--skip-invalid", "--guidance-interval", "0.1", "0.9"])
+    here = Path.cwd()
+    assert command[0] == "generate"
+    assert command[-3:] == ["--", str(here / "m.parquet"), "s3://b/out"]
+    options = " ".join(command[1:-3])
+    assert "--negative-prompt m.parquet" in options
+    assert f"--allow-root {here}/pictures" in options
+    assert "--guidance-interval 0.1 0.9" in options and "--skip-invalid" in options and "--lanes 4" in options
+    assert values["model"] == "shapes" and "--model" not in options
+    assert rewritten(generate, command[1:])[0] == command
+
+
+def test_a_wrong_command_line_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(click.UsageError, match="--lanez"):
+        rewritten(generate, ["m", "o", "--lanez", "4"])
+    with pytest.raises(click.UsageError, match="--address stands before"):
+        rewritten(generate, ["m", "o", "--address", "auto"])
+
+
+def test_storage_settings_are_those_of_storage_and_those_asked_for() -> None:
+    here = {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s", "HOME": "/root", "HF_TOKEN": "t"}
+    assert storage_settings(here) == {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s"}
+    assert storage_settings(here, ("HF_TOKEN",), storage=False) == {"HF_TOKEN": "t"}
+    with pytest.raises(JobError, match="NOPE: is not set"):
+        storage_settings(here, ("NOPE",))
