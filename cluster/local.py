@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -83,7 +84,7 @@ def down(name: str = "default") -> bool:
         return False
     cluster = LocalCluster(**json.loads(state.read_text()))
     for node in reversed(cluster.nodes):
-        _end(node)
+        _end(node, cluster.sessions)
     shutil.rmtree(cluster.sessions, ignore_errors=True)
     state.unlink()
     return True
@@ -101,7 +102,7 @@ def _add_node(cluster: LocalCluster, arguments: list[str], log: Path, save: Call
         except NodeEndedError:
             if attempt == _ATTEMPTS:
                 raise
-            _end(cluster.nodes.pop())
+            _end(cluster.nodes.pop(), cluster.sessions)
 
 
 def _start(arguments: list[str], log: Path) -> int:
@@ -140,8 +141,14 @@ def _wait_for_nodes(cluster: LocalCluster, count: int, log: Path) -> None:
     raise ClusterError(f"{count} nodes did not come up in {_PATIENCE} s{reason}")
 
 
-def _end(node: int) -> None:
-    """End a node's session: politely, which lets Ray end its workers, then not."""
+def _end(node: int, sessions: str) -> None:
+    """End a node's session: politely, which lets Ray end its workers, then not.
+
+    Nothing happens where the process id has become another's since: a session of ours has a process that names
+    the cluster's own folder, and while any of its processes lives its number is given to no other.
+    """
+    if not any(sessions in _command(process) for process in _session(node)):
+        return
     for chosen, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
         if not _runs(node):
             break
@@ -149,17 +156,20 @@ def _end(node: int) -> None:
         deadline = time.monotonic() + patience
         while _runs(node) and time.monotonic() < deadline:
             time.sleep(0.1)
-    _end_session(node)
+    for process in _session(node):  # what a killed node leaves: its raylet and workers
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
-def _end_session(session: int) -> None:
-    """Kill what is left of a node that did not end itself: its raylet and workers are in its session."""
-    listed = subprocess.run(["ps", "-s", str(session), "-o", "pid="], capture_output=True, text=True, check=False)
-    for process in listed.stdout.split():
-        try:
-            os.kill(int(process), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+def _session(leader: int) -> list[int]:
+    listed = subprocess.run(["ps", "-s", str(leader), "-o", "pid="], capture_output=True, text=True, check=False)
+    return [int(process) for process in listed.stdout.split()]
+
+
+def _command(process: int) -> str:
+    """A process's command line; nothing once it has ended."""
+    listed = subprocess.run(["ps", "-p", str(process), "-o", "args="], capture_output=True, text=True, check=False)
+    return listed.stdout
 
 
 def _runs(process: int) -> bool:
