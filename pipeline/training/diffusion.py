@@ -84,7 +84,7 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     pictures=60_000,
     batch=32,
     seed=2,
-    loop=LoopConfig(steps=10_800, learning_rate=8e-4, warmup_steps=200, cooldown=0.3, average_decay=0.998),
+    loop=LoopConfig(steps=9_900, learning_rate=8e-4, warmup_steps=200, cooldown=0.25, average_decay=0.998),
 )
 
 
