@@ -1,4 +1,4 @@
-"""The text transformer of the latent-diffusion paper: BERT's tokens, learned with the U-Net (Rombach et al. 2022, 4.3.1).
+"""The text transformer of the latent-diffusion paper, on BERT's tokens (Rombach et al. 2022, section 4.3.1).
 
 Attribute names are the field's tensor names (LDMBertModel); the heads' width is a key of its own, and the
 queries, keys and values have no bias. It sees the padding, as it did in training.

@@ -1,25 +1,24 @@
 """The recipe of the denoiser: U-Net and CLIP text encoder together, on the latents of captioned scenes."""
 
 import logging
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint import load_autoencoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
-from pipeline.training.contrastive import text_config
+from pipeline.training.conditioning import Kind, text_model
 from pipeline.training.loop import LoopConfig, train
 from pipeline.training.losses import denoising_target, min_snr_weights, noised
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component, write_json
 from pipeline.training.scenes import vocabulary
-from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +28,7 @@ class DiffusionRecipe:
     """What to train, on what, and how."""
 
     unet: UNetConfig
+    conditioning: Kind = "clip"
     text_layers: int
     text_heads: int
     window: int
@@ -86,12 +86,14 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     seed=2,
     loop=LoopConfig(steps=9_900, learning_rate=8e-4, warmup_steps=200, cooldown=0.25, average_decay=0.998),
 )
+SHAPES_DIFFUSION_FROZEN_CLIP = replace(SHAPES_DIFFUSION, conditioning="frozen-clip")
+SHAPES_DIFFUSION_BERT = replace(SHAPES_DIFFUSION, conditioning="bert")
 
 
 class Denoiser(nn.Module):
     """The U-Net and the text encoder, as one thing to train."""
 
-    def __init__(self, unet: UNet, text: CLIPTextModel) -> None:
+    def __init__(self, unet: UNet, text: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         self.text = text
@@ -103,11 +105,11 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class EncodedScenes:
-    """Scenes as the denoiser learns them: means and deviations of latents (N, C, h, w), tokens (N, window)."""
+    """Scenes as the denoiser learns them: means and deviations of latents (N, C, h, w), and N captions."""
 
     mean: Tensor
     deviation: Tensor
-    tokens: Tensor
+    captions: list[str]
 
 
 def denoising_loss(
@@ -152,22 +154,27 @@ def drawn_timesteps(count: int, end: int, draws: torch.Generator) -> Tensor:
 def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
     """Train on `output/vae`'s latents, and complete `output` to a checkpoint folder of the field."""
     torch.manual_seed(recipe.seed)
-    tokenizer = word_tokenizer(vocabulary(), recipe.window)
-    text = text_config(
-        tokenizer, hidden=recipe.unet.cross_attention_dim, layers=recipe.text_layers, heads=recipe.text_heads
+    text = text_model(
+        recipe.conditioning,
+        vocabulary(),
+        output,
+        width=recipe.unet.cross_attention_dim,
+        window=recipe.window,
+        layers=recipe.text_layers,
+        heads=recipe.text_heads,
     )
-    denoiser = Denoiser(channels_last(UNet(recipe.unet)), CLIPTextModel(text))
-    data = encoded_scenes(recipe, load_autoencoder(output / "vae"), tokenizer, output / "diffusion")
+    denoiser = Denoiser(channels_last(UNet(recipe.unet)), text.network)
+    data = encoded_scenes(recipe, load_autoencoder(output / "vae"), output / "diffusion")
+    tokens_of_all, unconditional = text.tokens(data.captions), text.tokens([""])
     alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
-    unconditional = torch.tensor(tokenizer("", padding="max_length").input_ids)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draws = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        chosen = torch.randint(len(data.tokens), (recipe.batch,), generator=draws)
+        chosen = torch.randint(len(tokens_of_all), (recipe.batch,), generator=draws)
         mean, deviation = data.mean[chosen].float(), data.deviation[chosen].float()
         latents = mean + deviation * torch.randn(mean.shape, generator=draws)
         dropped = torch.rand(recipe.batch, 1, generator=draws) < recipe.caption_dropout
-        tokens = torch.where(dropped, unconditional, data.tokens[chosen])
+        tokens = torch.where(dropped, unconditional, tokens_of_all[chosen])
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
         noise = torch.randn(mean.shape, generator=draws)
         latents, noise = (part.to(memory_format=torch.channels_last) for part in (latents, noise))
@@ -176,16 +183,15 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
     average = train(denoiser, step_loss, recipe.loop, output / "diffusion")
     assert isinstance(average, Denoiser)
     save_component(average.unet, recipe.unet, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
-    average.text.half().save_pretrained(output / "text_encoder")
-    save_tokenizer(tokenizer, output / "tokenizer")
+    described = text.save(average.text, output)
     write_json(output / "scheduler" / "scheduler_config.json", recipe.scheduler)
     write_json(output / "generation_config.json", recipe.advice)
-    write_json(output / "model_index.json", _model_index(recipe))
+    if "bert" in described:
+        shutil.copytree(output / "vae", output / "vqvae", dirs_exist_ok=True)
+    write_json(output / "model_index.json", _model_index(recipe, described))
 
 
-def encoded_scenes(
-    recipe: DiffusionRecipe, autoencoder: AutoencoderKL, tokenizer: object, folder: Path
-) -> EncodedScenes:
+def encoded_scenes(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, folder: Path) -> EncodedScenes:
     """The recipe's scenes, drawn and encoded; kept in `folder` for the next start."""
     path = folder / "latents.pt"
     if path.exists():
@@ -201,22 +207,19 @@ def encoded_scenes(
         captions += [scene.caption() for scene in drawn]
         if start % 5000 == 0:
             log.info("encoded %d of %d scenes", start, recipe.pictures)
-    tokens = torch.tensor(tokenizer(captions, padding="max_length").input_ids)  # pyright: ignore[reportCallIssue]
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"mean": torch.cat(means), "deviation": torch.cat(deviations), "tokens": tokens}
+    kept = {"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}
     torch.save(kept, path)
     return EncodedScenes(**kept)
 
 
-def _model_index(recipe: DiffusionRecipe) -> dict[str, object]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
+def _model_index(recipe: DiffusionRecipe, text: dict[str, list[str]]) -> dict[str, object]:
+    shared = {
+        **text,
         "scheduler": ["diffusers", recipe.scheduler["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
+    if "bert" in text:
+        return {"_class_name": "LDMTextToImagePipeline", **shared, "vqvae": ["diffusers", "AutoencoderKL"]}
+    nothing = {"feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
+    return {"_class_name": "StableDiffusionPipeline", **shared, **nothing, "vae": ["diffusers", "AutoencoderKL"]}

@@ -9,6 +9,7 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.bert import BertModel
 from pipeline.models.checkpoint import load_autoencoder, load_stack
 from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
@@ -17,6 +18,7 @@ from pipeline.training.autoencoder import (
     autoencoder_loss,
     train_autoencoder,
 )
+from pipeline.training.conditioning import Kind
 from pipeline.training.contrastive import SHAPES_CLIP, train_clip
 from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
 from pipeline.training.loop import LoopConfig
@@ -73,23 +75,52 @@ def test_the_discriminator_joins_at_its_step_and_learns(output: Path) -> None:
     assert lines[-1]["perceptual"] < lines[0]["perceptual"]
 
 
+SMALL_UNET = replace(
+    SHAPES_DIFFUSION.unet,
+    sample_size=8,
+    block_out_channels=(16, 32, 32),
+    attention_head_dim=(2, 2, 2),
+    norm_num_groups=8,
+    cross_attention_dim=32,
+)
+DIFFUSION = replace(
+    SHAPES_DIFFUSION,
+    unet=SMALL_UNET,
+    pictures=64,
+    batch=16,
+    loop=LoopConfig(steps=40, learning_rate=2e-3, warmup_steps=5),
+)
+
+
+def beside(output: Path, name: str) -> Path:
+    """A new folder that has the autoencoder and the CLIP of `output`."""
+    folder = output / name
+    folder.mkdir()
+    (folder / "vae").symlink_to(output / "vae")
+    (folder / "clip").symlink_to(output / "clip")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["frozen-clip", "bert"])
+def test_every_conditioning_makes_a_checkpoint_that_loads(output: Path, kind: Kind) -> None:
+    folder = beside(output, kind)
+    train_diffusion(replace(DIFFUSION, conditioning=kind, loop=replace(DIFFUSION.loop, steps=4)), folder)
+    stack = load_stack(folder)
+    assert isinstance(stack.text.model, BertModel) == (kind == "bert")
+    red, blue = stack.text.encode(["a red circle on a white background", "a blue circle on a white background"])
+    assert red.shape == (SHAPES_DIFFUSION.window, SMALL_UNET.cross_attention_dim)
+    assert (red - blue).abs().max() > 1e-3
+    if kind == "frozen-clip":
+        tower = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32).text_model.state_dict()
+        kept = stack.text.model.state_dict()
+        assert all(torch.equal(value, tower[name]) for name, value in kept.items())
+
+
 def test_a_diffusion_recipe_makes_a_checkpoint_that_loads_and_the_same_one_twice(output: Path) -> None:
-    unet = replace(
-        SHAPES_DIFFUSION.unet,
-        sample_size=8,
-        block_out_channels=(16, 32, 32),
-        attention_head_dim=(2, 2, 2),
-        norm_num_groups=8,
-        cross_attention_dim=32,
-    )
-    loop = LoopConfig(steps=40, learning_rate=2e-3, warmup_steps=5)
-    recipe = replace(SHAPES_DIFFUSION, unet=unet, pictures=64, batch=16, loop=loop)
     digests = []
     for name in ("first", "second"):
-        folder = output / name
-        folder.mkdir()
-        (folder / "vae").symlink_to(output / "vae")
-        train_diffusion(recipe, folder)
+        folder = beside(output, name)
+        train_diffusion(DIFFUSION, folder)
         digests.append(load_stack(folder).weights_sha256)
         seen = losses(folder / "diffusion")
         assert seen[-1] < 0.95 * seen[0]
