@@ -13,7 +13,7 @@ from typing import Final, Literal
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import BertTokenizer, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.training.contrastive import text_config
@@ -59,7 +59,9 @@ def text_model(
     """The text model to train a U-Net with, whose cross-attention is `width` wide; sizes are a frozen tower's own."""
     if kind == "frozen-clip":
         clip = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32)
-        tower = CLIPTextModel(clip.config.text_config)
+        config = clip.config.text_config
+        assert isinstance(config, CLIPTextConfig)
+        tower = CLIPTextModel(config)
         tower.load_state_dict(clip.text_model.state_dict())
         return TextModel(CLIPTokenizer.from_pretrained(output / "clip"), tower.requires_grad_(False))
     if kind == "clip":
