@@ -14,6 +14,7 @@ import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),
+    "inpaint": ("jobs.inpaint", "Make the masked part of pictures anew, as Parquet in OUTPUT."),
     "manifest": ("jobs.manifest", "Build, validate and show manifests."),
     "report": ("jobs.report", "Write a gallery and figures of a run into OUTPUT/report."),
     "train": ("jobs.train", "Train RECIPE into the checkpoint folder OUTPUT."),

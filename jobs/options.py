@@ -116,7 +116,7 @@ def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Functio
 def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]) -> RunConfig:
     """The run that a command line asks for; click.UsageError says what does not go together."""
     names = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale")
-    names += ("guidance_interval", "sampler", "eta", "strength")
+    names += ("guidance_interval", "sampler", "eta", "strength", "mask_invert", "mask_dilate", "mask_feather")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
     run = ("model", "seed", "lanes", "threads", "actors", "device", "dtype", "quality", "allow_roots", "skip_invalid")

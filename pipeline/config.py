@@ -25,6 +25,12 @@ class RowDefaults:
     sampler: str | None = None
     eta: float | None = None
     strength: float | None = None
+    mask_invert: bool = False
+    """Masks are black where the picture is repainted."""
+    mask_dilate: int = 0
+    """Pixels around the mask that are repainted too."""
+    mask_feather: int = 0
+    """Pixels around those over which the new picture fades into the old."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

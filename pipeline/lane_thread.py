@@ -21,11 +21,11 @@ _REPORT_SECONDS: Final = 0.5
 
 
 class Task(Protocol):
-    """What turns a row into a denoising request, and its latents into a picture."""
+    """What turns a row into a denoising request (or, with nothing to denoise, a picture), and its latents into one."""
 
     def parameters(self, row: Mapping[str, Any], /) -> dict[str, Any]: ...
-    def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest: ...
-    def pixels(self, latents: Tensor, /) -> NDArray[np.uint8]: ...
+    def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest | NDArray[np.uint8]: ...
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +140,9 @@ class LaneThread:
             place.started = time.perf_counter()
             try:
                 request = self._task.request(self._next_key, place.row)
+                if isinstance(request, np.ndarray):
+                    self._settle(place, self._made(place, request))
+                    continue
             except ROW_ERRORS as error:
                 self._settle(place, error)
                 continue
@@ -151,11 +154,14 @@ class LaneThread:
         if isinstance(latents, ValueError):
             return self._settle(place, latents)
         try:
-            pixels, parameters = self._task.pixels(latents), self._task.parameters(place.row)
+            made = self._made(place, self._task.pixels(latents, place.row))
         except ROW_ERRORS as error:
             return self._settle(place, error)
-        seconds = time.perf_counter() - place.started
-        return self._settle(place, Made(pixels=pixels, parameters=parameters, seconds=seconds))
+        return self._settle(place, made)
+
+    def _made(self, place: _Place, pixels: NDArray[np.uint8]) -> Made:
+        parameters = self._task.parameters(place.row)
+        return Made(pixels=pixels, parameters=parameters, seconds=time.perf_counter() - place.started)
 
     def _settle(self, place: _Place, outcome: Outcome) -> None:
         self._unreported += 1

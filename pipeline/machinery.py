@@ -28,8 +28,9 @@ def load_machinery(config: RunConfig, device: str) -> Machinery:
     from pipeline.checkpoint_files import local_checkpoint  # here: a machinery of another kind needs no networks
     from pipeline.models.checkpoint import load_stack
     from pipeline.tasks.generate import Generate
+    from pipeline.tasks.inpaint import Inpaint
 
-    tasks = {"generate": Generate}
+    tasks = {"generate": Generate, "inpaint": Inpaint}
     torch.set_num_threads(config.threads)
     dtype = config.dtype or ("float16" if device == "cuda" else "float32")
     stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.configs import EMBEDDED, CheckpointError, checkpoint_folder
 from pipeline.models.text import TextEncoder
-from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.unet import UnconditionalUNetConfig, UNet, UNetConfig
 from pipeline.models.weights import channels_last, empty_module, load_weights, read_json, weights_digest
 
 __all__ = ["EMBEDDED", "CheckpointError", "Stack", "checkpoint_folder", "load_stack"]
@@ -34,6 +34,10 @@ COMPONENTS: Final = (("unet",), ("vae", "vqvae"), ("text_encoder", "bert"), ("to
 UNET_BLOCKS: Final = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+UNCONDITIONAL_BLOCKS: Final = {
+    "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
 AUTOENCODER_BLOCKS: Final = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
 
@@ -126,14 +130,16 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
 
 
 def load_unet(folder: Path, *, half: bool = False) -> UNet:
-    """The U-Net in `folder`, in float32 or as stored, on the CPU."""
+    """The U-Net in `folder`, with text or without, in float32 or as stored, on the CPU."""
     path = folder / "config.json"
-    config = UNetConfig.from_dict(read_json(path), str(path))
-    _check_blocks(config, UNET_BLOCKS, path)
-    if config.mid_block_type != "UNetMidBlock2DCrossAttn":
+    values = read_json(path)
+    told = values.get("_class_name") != "UNet2DModel"
+    config = (UNetConfig if told else UnconditionalUNetConfig).from_dict(values, str(path))
+    _check_blocks(config, UNET_BLOCKS if told else UNCONDITIONAL_BLOCKS, path)
+    if config.mid_block_type != ("UNetMidBlock2DCrossAttn" if told else "UNetMidBlock2D"):
         raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
     unet = empty_module(lambda: UNet(config))
-    load_weights(unet, folder, half=half)
+    load_weights(unet, folder, half=half, renames=() if told else OLD_ATTENTION)
     return unet.float().eval().requires_grad_(False)
 
 
@@ -143,6 +149,16 @@ def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
     config = AutoencoderConfig.from_dict(read_json(path), str(path))
     _check_blocks(config, AUTOENCODER_BLOCKS, path)
     autoencoder = empty_module(lambda: AutoencoderKL(config))
+    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
+    return autoencoder.float().eval().requires_grad_(False)
+
+
+def load_vq(folder: Path, *, half: bool = False) -> VQModel:
+    """The vector-quantised autoencoder in `folder`, in float32, on the CPU."""
+    path = folder / "config.json"
+    config = VQConfig.from_dict(read_json(path), str(path))
+    _check_blocks(config, AUTOENCODER_BLOCKS, path)
+    autoencoder = empty_module(lambda: VQModel(config))
     load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
     return autoencoder.float().eval().requires_grad_(False)
 
