@@ -206,9 +206,12 @@ class Codebook(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, D, h, w), each position replaced by its nearest vector."""
+        return self.embedding(self.nearest(latents)).permute(0, 3, 1, 2).contiguous()
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """The number of each position's vector, (B, h, w)."""
         positions = latents.permute(0, 2, 3, 1)
-        nearest = torch.cdist(positions.flatten(0, 2), self.embedding.weight).argmin(dim=1)
-        return self.embedding(nearest).view(positions.shape).permute(0, 3, 1, 2).contiguous()
+        return torch.cdist(positions.flatten(0, 2), self.embedding.weight).argmin(dim=1).view(positions.shape[:3])
 
 
 class VQModel(nn.Module):
@@ -229,4 +232,8 @@ class VQModel(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, 3, h f, w f), about [-1, 1], of latents (B, D, h, w)."""
-        return self.decoder(self.post_quant_conv(self.quantize(latents)))
+        return self.decode_codes(self.quantize(latents))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Pixels (B, 3, h f, w f), about [-1, 1], of the codebook's vectors (B, D, h, w)."""
+        return self.decoder(self.post_quant_conv(codes))

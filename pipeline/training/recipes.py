@@ -5,7 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pipeline.training.autoencoder import SHAPES_AUTOENCODER, SHAPES_AUTOENCODER_ADVERSARIAL, train_autoencoder
+from pipeline.training.autoencoder import (
+    SHAPES_AUTOENCODER,
+    SHAPES_AUTOENCODER_ADVERSARIAL,
+    SHAPES_VQ,
+    train_autoencoder,
+)
 from pipeline.training.contrastive import SHAPES_CLIP, train_clip
 from pipeline.training.diffusion import (
     SHAPES_DIFFUSION,
@@ -32,6 +37,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "shapes-autoencoder-adversarial": Recipe(
         lambda output: train_autoencoder(SHAPES_AUTOENCODER_ADVERSARIAL, output), ("clip",)
     ),
+    "shapes-vq": Recipe(lambda output: train_autoencoder(SHAPES_VQ, output)),
     "shapes-diffusion": Recipe(lambda output: train_diffusion(SHAPES_DIFFUSION, output), ("vae",)),
     "shapes-diffusion-frozen-clip": Recipe(
         lambda output: train_diffusion(SHAPES_DIFFUSION_FROZEN_CLIP, output), ("clip", "vae")

@@ -10,10 +10,11 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from pipeline.models.bert import BertModel
-from pipeline.models.checkpoint import load_autoencoder, load_stack
+from pipeline.models.checkpoint import load_autoencoder, load_stack, load_vq
 from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
     SHAPES_AUTOENCODER_ADVERSARIAL,
+    SHAPES_VQ,
     Players,
     autoencoder_loss,
     train_autoencoder,
@@ -60,6 +61,19 @@ def test_the_autoencoder_learns_and_its_latents_have_unit_deviation(output: Path
     autoencoder = load_autoencoder(output / "vae")
     latents = autoencoder.encode(pixels_of(scenes(5, 0, 64), 32))
     assert latents.std().item() == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_codebook_is_learned_and_used(tmp_path: Path) -> None:
+    recipe = replace(SHAPES_VQ, width=32, batch=8, loop=LoopConfig(steps=40, learning_rate=3e-3, warmup_steps=5))
+    train_autoencoder(recipe, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "autoencoder" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["psnr"] > lines[0]["psnr"] + 0.5
+    assert lines[-1]["codes_used"] > 4
+    autoencoder = load_vq(tmp_path / "vqvae")
+    pixels = pixels_of(scenes(5, 0, 8), 32)
+    with torch.inference_mode():
+        rebuilt = autoencoder.decode(autoencoder.encode(pixels))
+    assert (rebuilt - pixels).square().mean() < pixels.square().mean()
 
 
 def test_the_discriminator_joins_at_its_step_and_learns(output: Path) -> None:
