@@ -38,7 +38,7 @@ class Area:
         """uint8 (H, W, 3) of the whole picture to what the network is shown."""
         cut = self.cut(pixels)
         if self.scaled:
-            return images.resize(cut, self.canvas_width, self.canvas_height)
+            return images.resize(cut, self.canvas_width, self.canvas_height).copy()  # torch wants to own it
         padding = ((0, self.canvas_height - self.height), (0, self.canvas_width - self.width), (0, 0))
         return np.pad(cut, padding, mode="edge")
 
