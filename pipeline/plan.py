@@ -3,7 +3,6 @@
 import json
 import math
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import manifest, storage
+from pipeline.buckets import HashBuckets, among
 from pipeline.checkpoint_files import local_checkpoint
 from pipeline.config import RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
@@ -96,7 +96,7 @@ def plan_run(config: RunConfig, checkpoint: CheckpointFacts | None = None) -> Ru
             duplicates=frozenset(p.id for p in problems if p.column == "id" and p.id is not None),
             committed=committed,
             rows=rows,
-            todo=rows if not len(committed.hashes) else _count_missing(config, committed),
+            todo=rows if not committed.hashes.count else _count_missing(config, committed),
             checkpoint=facts,
         )
     except (storage.StorageError, manifest.ManifestError, CheckpointError) as error:
@@ -175,10 +175,8 @@ def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
 
 
 def _count_missing(config: RunConfig, committed: Committed) -> int:
-    missing, left = 0, config.limit
-    for batch in manifest.read_batches(config.manifest, ["id"]):
-        ids: Iterable[str | None] = batch["id"].to_pylist()[:left]
-        left = None if left is None else max(0, left - batch.num_rows)
-        known = [row_id for row_id in ids if row_id is not None]
-        missing += int(np.count_nonzero(~committed.holds(known)))
-    return missing
+    """Memory: one bucket of the manifest's and one of the ledger's ids."""
+    with HashBuckets() as asked:
+        for batch in manifest.limited(manifest.read_batches(config.manifest, ["id"]), config.limit):
+            asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+        return sum(int(np.count_nonzero(~among(*pair))) for pair in zip(asked, committed.hashes, strict=True))

@@ -15,13 +15,13 @@ from typing import Any, Final
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from pipeline import manifest, storage
+from pipeline.buckets import hashes_of
 from pipeline.config import RunConfig
-from pipeline.ledger import among, hashes_of
+from pipeline.ledger import held
 from pipeline.models.weights import weights_digest
 from pipeline.plan import CheckpointFacts, InvalidManifestError, RunError, RunPlan, plan_run, write_run
 from pipeline.progress import Figures, ProgressDisplay, Reporter, duration_of, rate_of
@@ -145,7 +145,7 @@ def _graph(
     encode = EncodeImages(config=config, manifest=plan.schema)
 
     rows = _read(config, plan)
-    if len(plan.committed.hashes):
+    if plan.committed.hashes.count:
         rows = rows.map_batches(_missing_rows(plan), batch_format="pyarrow", batch_size=None)
     rows = rows.repartition(target_num_rows_per_block=rows_a_block)
     rows = rows.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
@@ -178,12 +178,11 @@ def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
 
 
 def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
-    """Drops the rows that the ledger holds."""
-    committed = ray.put(plan.committed.hashes)
+    """Drops the rows that the ledger holds; its buckets are Ray objects, of which a process maps one at a time."""
+    buckets = [ray.put(bucket) for bucket in plan.committed.hashes]
 
     def missing_rows(table: pa.Table) -> pa.Table:
-        known: NDArray[Any] = ray.get(committed)
-        return table.filter(pa.array(~among(hashes_of(row_ids(table)), known)))
+        return table.filter(pa.array(~held(hashes_of(row_ids(table)), lambda bucket: ray.get(buckets[bucket]))))
 
     return missing_rows
 
