@@ -39,9 +39,7 @@ class Committed:
         return held(hashes_of(ids), self.hashes.sorted)
 
 
-def held(
-    hashes: NDArray[np.bytes_], bucket_of: Callable[[int], NDArray[np.bytes_]]
-) -> NDArray[np.bool_]:
+def held(hashes: NDArray[np.bytes_], bucket_of: Callable[[int], NDArray[np.bytes_]]) -> NDArray[np.bool_]:
     """For each hash, whether the sorted bucket that `bucket_of` gives for it holds it."""
     found = np.zeros(len(hashes), bool)
     places = buckets_of(hashes)
