@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 MAX_DEATHS: Final = 3
 
@@ -12,6 +12,15 @@ class ProcessDied(RuntimeError):
 
     def __init__(self, deaths: int) -> None:
         super().__init__(f"the process that worked on this row died {deaths} times, the last times with no other row")
+
+
+class RowJournal(Protocol):
+    """What the stages know of a Journal, here or in an actor."""
+
+    def begin(self, caller: str, keys: Sequence[str]) -> dict[str, int]: ...
+    def started(self, caller: str, key: str) -> None: ...
+    def done(self, caller: str, key: str) -> None: ...
+    def stopping(self) -> bool: ...
 
 
 class Journal:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine
-from pipeline.journal import MAX_DEATHS, Journal, ProcessDied
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal
 
 ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
 """What a task raises when the row is to blame; anything else ends the actor."""
@@ -85,7 +85,7 @@ class LaneThread:
     """
 
     def __init__(
-        self, task: Task, engine: LaneEngine, *, threads: int, report: Report, journal: Journal | None = None
+        self, task: Task, engine: LaneEngine, *, threads: int, report: Report, journal: RowJournal | None = None
     ) -> None:
         self._task, self._engine, self._threads, self._report = task, engine, threads, report
         self._journal, self._name = journal or Journal(), uuid.uuid4().hex

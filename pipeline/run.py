@@ -206,8 +206,8 @@ def _execute(
 ) -> Counter[str]:
     """Run the graph into the sink; what was done, by name. KeyboardInterrupt, if a signal ended it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # they end with us alone
-    figures: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Figures).remote()
-    journal = RemoteJournal(ray.remote(num_cpus=0, scheduling_strategy=here)(Journal).remote())
+    figures: Any = ray.remote(num_cpus=0)(Figures).options(scheduling_strategy=here).remote()  # pyright: ignore
+    journal = RemoteJournal(ray.remote(num_cpus=0)(Journal).options(scheduling_strategy=here).remote())  # pyright: ignore
     report = Reporter(figures)
     rows_a_file = plan.rows_a_file(config, actors.count)
     sink = LedgerDatasink(config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file)

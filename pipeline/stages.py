@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline import images, storage
 from pipeline.config import RunConfig
-from pipeline.journal import MAX_DEATHS, Journal, ProcessDied
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
@@ -62,7 +62,7 @@ class PrepareRows:
     rules: Rules
     manifest: pa.Schema
     duplicates: frozenset[str] = frozenset()
-    journal: Journal = field(default_factory=Journal)
+    journal: RowJournal = field(default_factory=Journal)
     report: Report | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -149,7 +149,7 @@ class Denoise:
         device: str,
         report: Report,
         load: LoadMachinery | None = None,
-        journal: Journal | None = None,
+        journal: RowJournal | None = None,
     ) -> None:
         with _beats(report):
             from pipeline.machinery import (  # here: the CPU stages' processes need no torch

@@ -142,7 +142,7 @@ def list_files(url: str, suffix: str = "") -> list[str]:
     def find() -> list[str]:
         try:
             filesystem.invalidate_cache()
-            return filesystem.find(path)
+            return cast(list[str], filesystem.find(path))
         except FileNotFoundError:
             return []
 
