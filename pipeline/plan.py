@@ -200,7 +200,8 @@ def _check(config: RunConfig) -> None:
 def _facts(config: RunConfig) -> CheckpointFacts:
     folder = local_checkpoint(config.model)
     try:
-        blocks = json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]
+        autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
+        blocks = json.loads((autoencoder / "config.json").read_text())["block_out_channels"]
         side = json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
         factor = 2 ** (len(blocks) - 1)
         native = (side[0] * side[1] if isinstance(side, list) else side * side) * factor**2

@@ -7,9 +7,8 @@ import pytest
 from tests.chaos import chaos
 
 
-@pytest.mark.parametrize(
-    ("seeds", "rows", "kills"), [(1, 120, 3), pytest.param(20, 300, 5, marks=pytest.mark.slow)], ids=["short", "long"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "rows", "kills"), [(1, 120, 3), (20, 300, 5)], ids=["short", "long"])
 def test_after_any_kills_every_row_is_there_once_and_the_same(
     tmp_path: Path, seeds: int, rows: int, kills: int
 ) -> None:

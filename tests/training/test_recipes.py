@@ -155,11 +155,11 @@ def test_an_autoencoder_can_learn_eight_pictures_by_heart() -> None:
     players = Players(AutoencoderKL(config), None)
     optimizer = torch.optim.AdamW(players.parameters(), lr=3e-3)
     psnr = 0.0
-    for step in range(120):
+    for step in range(60):
         noise = torch.zeros(8, config.latent_channels, 16, 16)
         loss, figures = autoencoder_loss(players, pixels, noise, recipe, None, step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         psnr = figures["psnr"]
-    assert psnr > 20
+    assert psnr > 15
