@@ -16,6 +16,7 @@ class TextEncoder:
         self.window = int(model.config.max_position_embeddings)
         bert = isinstance(model, BertModel)
         self.start: int = tokenizer.cls_token_id if bert else tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        self.padding: int = tokenizer.pad_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.end: int = tokenizer.sep_token_id if bert else tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.inference_mode()
@@ -39,7 +40,7 @@ class TextEncoder:
 
     def _padded(self, tokens: list[int]) -> list[int]:
         window = [self.start, *tokens, self.end]
-        return window + [self.tokenizer.pad_token_id] * (self.window - len(window))
+        return window + [self.padding] * (self.window - len(window))
 
     def _encode(self, prompt: str, chunks: int) -> Tensor:
         windows = self.token_ids(prompt)

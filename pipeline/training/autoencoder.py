@@ -150,8 +150,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
     """
     torch.manual_seed(recipe.seed)
     discriminator = initialised(PatchDiscriminator()) if recipe.adversarial_weight else None
-    quantised = isinstance(recipe.model, VQConfig)
-    autoencoder = VQModel(recipe.model) if quantised else AutoencoderKL(recipe.model)
+    autoencoder = VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
     players = channels_last(Players(autoencoder, discriminator))
     features = load_image_features(output / "clip") if recipe.perceptual_weight else None
     side = recipe.width // recipe.model.downsample_factor
