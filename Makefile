@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench bench-model
+.PHONY: install demo test check chaos bench bench-model
 
 install: $(STAMP)
 
@@ -26,6 +26,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+chaos: $(STAMP)
+	$(BIN)/python -m tests.chaos --seeds 20 --rows 300 --kills 5
 
 bench: $(STAMP)
 	for benchmark in engine pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done

@@ -13,7 +13,9 @@ from typing import Final
 import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "check": ("jobs.check", "Audit OUTPUT: every row once, every file and picture whole."),
     "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),
+    "inpaint": ("jobs.inpaint", "Make the masked part of pictures anew, as Parquet in OUTPUT."),
     "manifest": ("jobs.manifest", "Build, validate and show manifests."),
     "submit": ("jobs.submit", "Run a command as a job on a Ray cluster: submit -- generate MANIFEST OUTPUT."),
     "list": ("jobs.cluster_jobs", "List the jobs of a cluster."),

@@ -98,6 +98,24 @@ RUN_OPTIONS: Final = (
     ),
     click.option("--skip-invalid", is_flag=True, help="Run the valid rows, and commit the others as failed."),
     click.option("--address", metavar="ADDR", help="A Ray cluster. [default: RAY_ADDRESS, else a local one]"),
+    click.option("--retry-failed", is_flag=True, help="Make the rows again that failed before."),
+    click.option("--new-run", is_flag=True, help="Throw away what OUTPUT holds, and begin."),
+    click.option(
+        "--patience",
+        type=click.FloatRange(1),
+        default=600.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="End a run in which nothing moves for so long.",
+    ),
+    click.option(
+        "--grace",
+        type=click.FloatRange(0),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="After Ctrl-C or SIGTERM, the time to commit what is made.",
+    ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the manifest's first N rows."),
 )
 
@@ -116,10 +134,11 @@ def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Functio
 def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]) -> RunConfig:
     """The run that a command line asks for; click.UsageError says what does not go together."""
     names = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale")
-    names += ("guidance_interval", "sampler", "eta", "strength")
+    names += ("guidance_interval", "sampler", "eta", "strength", "mask_invert", "mask_dilate", "mask_feather")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
     run = ("model", "seed", "lanes", "threads", "actors", "device", "dtype", "quality", "allow_roots", "skip_invalid")
+    run += ("retry_failed", "new_run", "patience", "grace")
     return RunConfig(
         task=task,
         manifest=manifest,

@@ -13,18 +13,20 @@ import click
 def train(recipe: str, output: Path, threads: int) -> None:
     """Train RECIPE into the checkpoint folder OUTPUT; the same command goes on after a stop.
 
-    Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT.
+    Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT. Also shapes-clip and, with the CLIP
+    that it makes, shapes-autoencoder-adversarial and shapes-diffusion-frozen-clip; shapes-vq and shapes-diffusion-bert.
     """
     import torch
 
-    from pipeline.training.recipes import RECIPES
+    from pipeline.training.recipes import MAKERS, RECIPES
 
     if recipe not in RECIPES:
         raise click.UsageError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
-    if recipe == "shapes-diffusion" and not (output / "vae" / "config.json").exists():
-        raise click.UsageError(f"{output} has no vae; train shapes-autoencoder into it first")
+    for component in RECIPES[recipe].needs:
+        if not (output / component / "config.json").exists():
+            raise click.UsageError(f"{output} has no {component}; train {MAKERS[component]} into it first")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # weights that decay towards zero would else slow CPUs down
-    RECIPES[recipe](output)
+    RECIPES[recipe].run(output)
     click.echo(f"{recipe}: done; see {output}")

@@ -25,6 +25,12 @@ class RowDefaults:
     sampler: str | None = None
     eta: float | None = None
     strength: float | None = None
+    mask_invert: bool = False
+    """Masks are black where the picture is repainted."""
+    mask_dilate: int = 0
+    """Pixels around the mask that are repainted too."""
+    mask_feather: int = 0
+    """Pixels around those over which the new picture fades into the old."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,3 +67,11 @@ class RunConfig:
     """A Ray cluster; `None`: the one that RAY_ADDRESS names, else a local one."""
     limit: int | None = None
     """Only the manifest's first rows."""
+    retry_failed: bool = False
+    """Make the rows again that failed before."""
+    new_run: bool = False
+    """Throw away what the output holds, and begin."""
+    patience: float = 600.0
+    """Seconds without progress (a row, a step of one) after which a run ends; loading the model is no standstill."""
+    grace: float = 30.0
+    """Seconds after Ctrl-C or SIGTERM in which what is made is committed."""

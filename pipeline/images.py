@@ -16,6 +16,9 @@ MAX_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64 * 10**6
 """What one picture may take: 64 MB as a file, 64 million pixels (192 MB) decoded."""
 
+MAX_SIDE: Final = 16_384
+"""Pixels of a picture's width or height, whatever the other is."""
+
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Pillow's decoders that are used; others (PSD, ICNS, EPS, which starts a program, ...) are never tried."""
 
@@ -133,8 +136,10 @@ def _check_header(picture: Image.Image, max_pixels: int) -> None:
     width, height = picture.size
     if width * height > max_pixels:
         raise ImageError(f"the image has {width} x {height} pixels; at most {max_pixels:,} are decoded")
-    if getattr(picture, "n_frames", 1) != 1:
-        raise ImageError(f"the image has {getattr(picture, 'n_frames', 0)} frames; one is needed")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(f"the image has {width} x {height} pixels; no side may have over {MAX_SIDE:,}")
+    if getattr(picture, "is_animated", False):  # not n_frames, for which all of a GIF's are read
+        raise ImageError("the image has several frames; one is needed")
 
 
 def _upright(picture: Image.Image) -> Image.Image:

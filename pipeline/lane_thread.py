@@ -2,6 +2,7 @@
 
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal
 
 ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
 """What a task raises when the row is to blame; anything else ends the actor."""
@@ -21,11 +23,11 @@ _REPORT_SECONDS: Final = 0.5
 
 
 class Task(Protocol):
-    """What turns a row into a denoising request, and its latents into a picture."""
+    """What turns a row into a denoising request (or, with nothing to denoise, a picture), and its latents into one."""
 
     def parameters(self, row: Mapping[str, Any], /) -> dict[str, Any]: ...
-    def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest: ...
-    def pixels(self, latents: Tensor, /) -> NDArray[np.uint8]: ...
+    def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest | NDArray[np.uint8]: ...
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +40,7 @@ class Made:
 
 
 Outcome = Made | Exception
-"""What became of a row; an exception is one of ROW_ERRORS."""
+"""What became of a row; an exception is one of ROW_ERRORS, ProcessDied, or Stopped."""
 
 Report = Callable[[Mapping[str, float]], None]
 """Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, network_seconds."""
@@ -46,6 +48,10 @@ Report = Callable[[Mapping[str, float]], None]
 
 class ActorError(RuntimeError):
     """The engine's thread has ended: none of the rows that wait will be made here."""
+
+
+class Stopped(Exception):
+    """The run stops before this row is made; it is neither good nor failed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,18 +70,25 @@ class _Place:
     call: _Call
     index: int
     row: Mapping[str, Any]
+    key: str
+    alone: bool
+    """A process died with this row: the next death shall be surely its own."""
     started: float = 0.0
 
 
 class LaneThread:
     """Runs rows of several concurrent calls through one task and one engine.
 
-    Rows enter the engine in the order in which they came, only as lanes get free. When the thread dies, every call that
-    waits raises ActorError, and so does every later one.
+    Rows enter the engine in the order in which they came, only as lanes get free; those with which a process died come
+    first, each alone. When the thread dies, every call that waits raises ActorError, and so does every later one. When
+    the journal says that the run stops, what is not finished is Stopped.
     """
 
-    def __init__(self, task: Task, engine: LaneEngine, *, threads: int, report: Report) -> None:
+    def __init__(
+        self, task: Task, engine: LaneEngine, *, threads: int, report: Report, journal: RowJournal | None = None
+    ) -> None:
         self._task, self._engine, self._threads, self._report = task, engine, threads, report
+        self._journal, self._name = journal or Journal(), uuid.uuid4().hex
         self._changed = threading.Condition()
         self._waiting: deque[_Place] = deque()
         self._calls: set[_Call] = set()
@@ -91,15 +104,25 @@ class LaneThread:
         """What became of each row, in their order; blocks until all are done. Called from any thread."""
         if not rows:
             return []
+        if self._journal.stopping():
+            return [Stopped()] * len(rows)
         call = _Call(outcomes=[None] * len(rows), missing=len(rows))
+        deaths = self._journal.begin(self._name, [key_of(row) for row in rows])
+        places = [_Place(call, index, row, key_of(row), key_of(row) in deaths) for index, row in enumerate(rows)]
+        for place in places:
+            if deaths.get(place.key, 0) >= MAX_DEATHS:
+                self._settle(place, ProcessDied(deaths[place.key]))
+        places = [place for place in places if call.outcomes[place.index] is None]
         with self._changed:
             if self._failure is None:
                 self._calls.add(call)
-                self._waiting.extend(_Place(call, index, row) for index, row in enumerate(rows))
+                self._waiting.extendleft(place for place in places if place.alone)
+                self._waiting.extend(place for place in places if not place.alone)
                 self._changed.notify()
             else:
                 call.done.set()
-        call.done.wait()
+        if call.missing:
+            call.done.wait()
         if call.missing:
             raise ActorError(f"the lanes' thread ended: {_line(self._failure)}") from self._failure
         return [outcome for outcome in call.outcomes if outcome is not None]
@@ -117,7 +140,8 @@ class LaneThread:
             while self._wait_for_rows():
                 self._admit()
                 for key, latents in self._engine.step():
-                    self._finish(self._running.pop(_number(key)), latents)
+                    if (place := self._running.pop(_number(key), None)) is not None:
+                        self._finish(place, latents)
                 self._tell(force=not self._running)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the calls that wait must hear of it
             self._fail(error)
@@ -136,10 +160,17 @@ class LaneThread:
             with self._changed:
                 if not self._waiting:
                     return
+                alone = self._waiting[0].alone or any(place.alone for place in self._running.values())
+                if alone and self._running:
+                    return
                 place = self._waiting.popleft()
+            self._journal.started(self._name, place.key)
             place.started = time.perf_counter()
             try:
                 request = self._task.request(self._next_key, place.row)
+                if isinstance(request, np.ndarray):
+                    self._settle(place, self._made(place, request))
+                    continue
             except ROW_ERRORS as error:
                 self._settle(place, error)
                 continue
@@ -151,14 +182,18 @@ class LaneThread:
         if isinstance(latents, ValueError):
             return self._settle(place, latents)
         try:
-            pixels, parameters = self._task.pixels(latents), self._task.parameters(place.row)
+            made = self._made(place, self._task.pixels(latents, place.row))
         except ROW_ERRORS as error:
             return self._settle(place, error)
-        seconds = time.perf_counter() - place.started
-        return self._settle(place, Made(pixels=pixels, parameters=parameters, seconds=seconds))
+        return self._settle(place, made)
+
+    def _made(self, place: _Place, pixels: NDArray[np.uint8]) -> Made:
+        parameters = self._task.parameters(place.row)
+        return Made(pixels=pixels, parameters=parameters, seconds=time.perf_counter() - place.started)
 
     def _settle(self, place: _Place, outcome: Outcome) -> None:
         self._unreported += 1
+        self._journal.done(self._name, place.key)
         place.call.outcomes[place.index] = outcome
         place.call.missing -= 1
         if not place.call.missing:
@@ -182,6 +217,15 @@ class LaneThread:
         )
         self._told = EngineStats(stats.calls, stats.lanes_filled, stats.lanes_run, stats.network_seconds)
         self._unreported, self._told_at = 0, at
+        if self._journal.stopping():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """What is not finished is not made; the engine may end with what it has."""
+        with self._changed:
+            places, self._waiting, self._running = [*self._running.values(), *self._waiting], deque(), {}
+        for place in places:
+            self._settle(place, Stopped())
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:
@@ -190,6 +234,11 @@ class LaneThread:
             self._waiting.clear()
         for call in calls:
             call.done.set()
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """A row's name in the journal; the decoding of its pictures has another."""
+    return str(row.get("id"))
 
 
 def _number(key: Any) -> int:

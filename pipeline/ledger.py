@@ -2,60 +2,104 @@
 
 import hashlib
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.buckets import HashBuckets, among, buckets_of, hashes_of
 from pipeline.schema import LEDGER
 
 DATA, FAILED_FOLDER, LEDGER_FOLDER = "data", "failed", "ledger"
 OK, FAILED_STATUS = "ok", "failed"
 
 _READERS: Final = 16
-_DIGEST: Final = 16
-"""Bytes of an id's hash: two of ten million ids agree with a probability of 1e-25."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Committed:
-    """What an output's ledger says."""
+    """What an output's ledger says. The ids' hashes are on disk, in buckets."""
 
-    hashes: NDArray[np.bytes_]
-    """Of the committed ids, sorted (`hashes_of`)."""
+    hashes: HashBuckets
+    """Of the committed ids."""
     ok: int
     failed: int
     files: frozenset[str]
     """Files below the output that hold committed rows: `data/KEY.parquet`, ..."""
 
-    def holds(self, ids: Iterable[str]) -> NDArray[np.bool_]:
-        """For each id, whether it is committed."""
-        return among(hashes_of(ids), self.hashes)
+    def holds(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """For each id, whether it is committed. Reads the buckets that the ids fall into."""
+        return held(hashes_of(ids), self.hashes.sorted)
+
+
+def held(hashes: NDArray[np.bytes_], bucket_of: Callable[[int], NDArray[np.bytes_]]) -> NDArray[np.bool_]:
+    """For each hash, whether the sorted bucket that `bucket_of` gives for it holds it."""
+    found = np.zeros(len(hashes), bool)
+    places = buckets_of(hashes)
+    for bucket in np.unique(places):
+        here = places == bucket
+        found[here] = among(hashes[here], bucket_of(int(bucket)))
+    return found
+
+
+def entries_of(output: str) -> Iterator[pa.Table]:
+    """The ledger's entries, some read ahead; memory: a few of them."""
+    urls = storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(urls), _READERS * 4):
+            yield from pool.map(_read_entry, urls[start : start + _READERS * 4])
 
 
 def read_ledger(output: str) -> Committed:
     """Every committed row of an output; an output that is not there has none."""
-    entries = storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = list(pool.map(_read_entry, entries))
-    return Committed(
-        hashes=np.sort(np.concatenate([np.zeros(0, f"S{_DIGEST}"), *(part.hashes for part in parts)])),
-        ok=sum(part.ok for part in parts),
-        failed=sum(part.failed for part in parts),
-        files=frozenset().union(*(part.files for part in parts)),
-    )
+    hashes, files, ok, failed = HashBuckets(), set[str](), 0, 0
+    for entry in entries_of(output):
+        hashes.add(entry["id"].to_pylist())
+        good = pc.call_function("equal", [entry["status"], OK]).to_pylist().count(True)
+        ok, failed = ok + good, failed + entry.num_rows - good
+        files.update(entry["file"].unique().to_pylist())
+    return Committed(hashes=hashes, ok=ok, failed=failed, files=frozenset(files))
+
+
+def forget_failed(output: str) -> int:
+    """Take the failed rows out of the ledger, so that a run makes them again; how many they were.
+
+    An entry is replaced by one of its good rows, or deleted: a kill on the way leaves a ledger that is true, and files
+    of failed rows that no entry names."""
+    forgotten = 0
+    for url in storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet"):
+        rows = _read_entry(url).to_pylist()
+        good = [row for row in rows if row["status"] == OK]
+        forgotten += len(rows) - len(good)
+        if not good:
+            storage.delete(url)
+        elif len(good) < len(rows):
+            storage.write_bytes(url, entry_bytes(*([row[name] for row in good] for name in LEDGER)))
+    return forgotten
+
+
+def forget_all(output: str) -> None:
+    """Empty the ledger: what the output holds is no part of the run that comes."""
+    for url in storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet"):
+        storage.delete(url)
+
+
+def orphans_of(output: str, files: Container[str]) -> list[str]:
+    """The URLs of data files that no ledger entry names."""
+    found = [url for folder in (DATA, FAILED_FOLDER) for url in storage.list_files(storage.join(output, folder))]
+    return [url for url in found if posixpath.join(*url.split("/")[-2:]) not in files]
 
 
 def delete_uncommitted(output: str, committed: Committed) -> list[str]:
     """Delete data files that no ledger entry names, and give their URLs: a run that was killed left them."""
-    found = [url for folder in (DATA, FAILED_FOLDER) for url in storage.list_files(storage.join(output, folder))]
-    orphans = [url for url in found if posixpath.join(*url.split("/")[-2:]) not in committed.files]
+    orphans = orphans_of(output, committed.files)
     for url in orphans:
         storage.delete(url)
     return orphans
@@ -82,25 +126,5 @@ def entry_bytes(ids: Sequence[str], statuses: Sequence[str], files: Sequence[str
     return sink.getvalue().to_pybytes()
 
 
-def hashes_of(ids: Iterable[str]) -> NDArray[np.bytes_]:
-    digests = [hashlib.blake2b(row_id.encode(), digest_size=_DIGEST).digest() for row_id in ids]
-    return np.array(digests, f"S{_DIGEST}")
-
-
-def among(hashes: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """For each hash, whether it is among the `known` (sorted) ones."""
-    if not len(known):
-        return np.zeros(len(hashes), bool)
-    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-    return known[places] == hashes
-
-
-def _read_entry(url: str) -> Committed:
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(url)))
-    ok = table["status"].to_pylist().count(OK)
-    return Committed(
-        hashes=hashes_of(table["id"].to_pylist()),
-        ok=ok,
-        failed=table.num_rows - ok,
-        files=frozenset(table["file"].unique().to_pylist()),
-    )
+def _read_entry(url: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(url)))

@@ -6,9 +6,9 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.lane_thread import LaneThread, Made, Outcome, Task
+from pipeline.lane_thread import LaneThread, Made, Outcome, Stopped, Task
 
-__all__ = ["LaneThread", "Machinery", "Made", "Outcome", "Task", "load_machinery"]
+__all__ = ["LaneThread", "Machinery", "Made", "Outcome", "Stopped", "Task", "load_machinery"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +28,9 @@ def load_machinery(config: RunConfig, device: str) -> Machinery:
     from pipeline.checkpoint_files import local_checkpoint  # here: a machinery of another kind needs no networks
     from pipeline.models.checkpoint import load_stack
     from pipeline.tasks.generate import Generate
+    from pipeline.tasks.inpaint import Inpaint
 
-    tasks = {"generate": Generate}
+    tasks = {"generate": Generate, "inpaint": Inpaint}
     torch.set_num_threads(config.threads)
     dtype = config.dtype or ("float16" if device == "cuda" else "float32")
     stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))

@@ -3,7 +3,7 @@
 import json
 import math
 import uuid
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import manifest, storage
+from pipeline.buckets import HashBuckets, among
 from pipeline.checkpoint_files import local_checkpoint
 from pipeline.config import RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
-from pipeline.ledger import Committed, delete_uncommitted, read_ledger
+from pipeline.lease import Lease
+from pipeline.ledger import Committed, delete_uncommitted, forget_all, forget_failed, read_ledger
 from pipeline.manifest_rules import Problem, Rules
 from pipeline.models.configs import CheckpointError
 from pipeline.provenance import now, software_versions
@@ -24,6 +26,10 @@ _SHOWN_PROBLEMS: Final = 3
 _BLOCK_BYTES: Final = 64 * 2**20
 _MAX_BLOCK_ROWS: Final = 1024
 _BLOCKS_AN_ACTOR: Final = 8
+_FILE_BYTES: Final = 256 * 2**20
+_BYTES_A_PIXEL: Final = {"png": 1.5, "webp": 0.4, "jpeg": 0.4}
+_FILES_AN_ACTOR: Final = 16
+"""At least so many in a run: a short run commits often."""
 
 
 class RunError(ValueError):
@@ -73,9 +79,16 @@ class RunPlan:
         most = min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // (3 * max(size, self.checkpoint.native_pixels)))
         return max(config.lanes, min(most, math.ceil(self.todo / (_BLOCKS_AN_ACTOR * actors))), 1)
 
+    def rows_a_file(self, config: RunConfig, actors: int) -> int:
+        """Rows that make a file of about _FILE_BYTES, if the run is long enough: a kill costs a few files at most."""
+        size = (config.defaults.width or 0) * (config.defaults.height or 0)
+        picture = max(size, self.checkpoint.native_pixels) * _BYTES_A_PIXEL[config.format]
+        most = max(1, int(_FILE_BYTES // picture))
+        return max(1, min(most, math.ceil(self.todo / (_FILES_AN_ACTOR * actors))))
 
-def plan_run(config: RunConfig, checkpoint: CheckpointFacts | None = None) -> RunPlan:
-    """Check a run and look at what is done; RunError says in one line why it cannot start.
+
+def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None = None) -> RunPlan:
+    """Check a run, take the lease on its output, look at what is done; RunError says in one line why it cannot start.
 
     Deletes what a killed run left in the output without a ledger entry."""
     try:
@@ -84,10 +97,16 @@ def plan_run(config: RunConfig, checkpoint: CheckpointFacts | None = None) -> Ru
         rules = Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=facts.downsample_factor)
         schema = manifest.read_schema(config.manifest)
         problems = _problems(config, rules)
+        earlier = {} if config.new_run else read_run(config.output)
+        refuse_differences(config, {"config": settings_of(config)}, earlier)
+        lease.acquire()
+        if config.new_run:
+            forget_all(config.output)
+        if config.retry_failed:
+            forget_failed(config.output)
         committed = read_ledger(config.output)
         delete_uncommitted(config.output, committed)
         rows = min(manifest.count_rows(config.manifest), config.limit or 2**63)
-        earlier = read_run(config.output)
         return RunPlan(
             run_id=str(earlier.get("run_id") or uuid.uuid4().hex),
             attempt=int(earlier.get("attempt") or 0) + 1,
@@ -96,7 +115,7 @@ def plan_run(config: RunConfig, checkpoint: CheckpointFacts | None = None) -> Ru
             duplicates=frozenset(p.id for p in problems if p.column == "id" and p.id is not None),
             committed=committed,
             rows=rows,
-            todo=rows if not len(committed.hashes) else _count_missing(config, committed),
+            todo=rows if not committed.hashes.count else _count_missing(config, committed),
             checkpoint=facts,
         )
     except (storage.StorageError, manifest.ManifestError, CheckpointError) as error:
@@ -116,22 +135,53 @@ def read_run(output: str) -> dict[str, Any]:
 
 def write_run(config: RunConfig, plan: RunPlan, figures: dict[str, Any]) -> None:
     """Write run.json: what the run is, without secrets, and what is known of how it goes."""
-    settings = asdict(config) | {name: storage.shown(getattr(config, name)) for name in ("manifest", "output", "model")}
-    settings["allow_roots"] = [storage.shown(root) for root in config.allow_roots]
-    del settings["address"]
     earlier = read_run(config.output)
+    earlier = earlier if earlier.get("run_id") == plan.run_id else {}
     run = {
         "run_id": plan.run_id,
         "attempt": plan.attempt,
         "started_at": earlier.get("started_at") or now().isoformat(timespec="seconds"),
         "task": config.task,
-        "config": settings,
+        "config": settings_of(config),
         "manifest": earlier.get("manifest") or {},
         "software": software_versions(),
         **figures,
     }
     text = json.dumps({**earlier, **run}, indent=2, ensure_ascii=False)
     storage.write_bytes(storage.join(config.output, "run.json"), text.encode() + b"\n")
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The run's options as run.json has them: without what is secret, or of one attempt alone."""
+    settings = asdict(config) | {name: storage.shown(getattr(config, name)) for name in ("manifest", "output", "model")}
+    settings["allow_roots"] = [storage.shown(root) for root in config.allow_roots]
+    for name in ("address", "retry_failed", "new_run", "patience", "grace"):
+        del settings[name]
+    return json.loads(json.dumps(settings))
+
+
+def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """RunError if the pictures of this attempt would be others than those that the output holds already."""
+    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality")
+    options, was = now.get("config", {}), earlier.get("config", {})
+    differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
+    model = now.get("model", {}).get("weights_sha256"), earlier.get("model", {}).get("weights_sha256")
+    if None not in model:
+        differences.append(_difference("the model's weights", *model))
+    for name in ("dtype", "device"):
+        if name in now and name in earlier:
+            differences.append(_difference(name, now[name], earlier[name]))
+    found = "; ".join(difference for difference in differences if difference)
+    if found:
+        output = storage.shown(config.output)
+        raise RunError(f"{output} holds a run that differs: {found}; give another OUTPUT, or --new-run to begin anew")
+
+
+def _difference(name: str, now: Any, earlier: Any) -> str:
+    if isinstance(now, dict) and isinstance(earlier, dict):
+        parts = [_difference(inner, now[inner], earlier[inner]) for inner in now if inner in earlier]
+        return "; ".join(part for part in parts if part)
+    return "" if now == earlier else f"{name} is {now}, was {earlier}"
 
 
 def _check(config: RunConfig) -> None:
@@ -150,7 +200,8 @@ def _check(config: RunConfig) -> None:
 def _facts(config: RunConfig) -> CheckpointFacts:
     folder = local_checkpoint(config.model)
     try:
-        blocks = json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]
+        autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
+        blocks = json.loads((autoencoder / "config.json").read_text())["block_out_channels"]
         side = json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
         factor = 2 ** (len(blocks) - 1)
         native = (side[0] * side[1] if isinstance(side, list) else side * side) * factor**2
@@ -175,10 +226,8 @@ def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
 
 
 def _count_missing(config: RunConfig, committed: Committed) -> int:
-    missing, left = 0, config.limit
-    for batch in manifest.read_batches(config.manifest, ["id"]):
-        ids: Iterable[str | None] = batch["id"].to_pylist()[:left]
-        left = None if left is None else max(0, left - batch.num_rows)
-        known = [row_id for row_id in ids if row_id is not None]
-        missing += int(np.count_nonzero(~committed.holds(known)))
-    return missing
+    """Memory: one bucket of the manifest's and one of the ledger's ids."""
+    with HashBuckets() as asked:
+        for batch in manifest.limited(manifest.read_batches(config.manifest, ["id"]), config.limit):
+            asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+        return sum(int(np.count_nonzero(~among(*pair))) for pair in zip(asked, committed.hashes, strict=True))

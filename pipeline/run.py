@@ -1,48 +1,47 @@
 """A run: the whole Ray Data graph, on a cluster that is there or on this machine."""
 
-import logging
-import math
-import os
-import re
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 import ray
 import ray.data
-from numpy.typing import NDArray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, storage
+from pipeline.buckets import hashes_of
 from pipeline.config import RunConfig
-from pipeline.ledger import among, hashes_of
+from pipeline.journal import Journal
+from pipeline.lease import Lease
+from pipeline.ledger import delete_uncommitted, held, read_ledger
 from pipeline.models.weights import weights_digest
-from pipeline.plan import CheckpointFacts, InvalidManifestError, RunError, RunPlan, plan_run, write_run
+from pipeline.plan import (
+    CheckpointFacts,
+    InvalidManifestError,
+    RunError,
+    RunPlan,
+    plan_run,
+    read_run,
+    refuse_differences,
+    write_run,
+)
 from pipeline.progress import Figures, ProgressDisplay, Reporter, duration_of, rate_of
 from pipeline.provenance import now
+from pipeline.ray_cluster import Actors, cluster_for, one_line
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, row_ids
+from pipeline.supervise import RemoteJournal, Watch
 
 __all__ = ["InvalidManifestError", "RunError", "RunSummary", "run_job"]
 
-_MEMORY_A_CHECKPOINT: Final = 3
-"""How many times its weights' size an actor takes, and no less than _MEMORY_AN_ACTOR."""
-_MEMORY_AN_ACTOR: Final = 2**30
 _CALLS_AN_ACTOR: Final = 2
 """Batches that share an actor's lanes: while the first one's last rows run, the second fills the lanes."""
-
-
-_PATIENCE: Final = 6 * 3600
-"""Seconds without a finished block after which Ray Data gives up: a block of large pictures on a CPU takes long."""
-_REMOTE: Final = re.compile("\x1b\\[[0-9;]*m")
-_CLEAR: Final = ("CheckpointError", "StorageError", "ActorError", "RunError", "ManifestError")
-"""Errors of our own, whose text says all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,16 +81,6 @@ class RunSummary:
         return text
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Actors:
-    """How many actors hold the model, and what Ray reserves for each."""
-
-    count: int
-    device: str
-    cpus: float
-    gpus: int
-
-
 def run_job(
     config: RunConfig, *, load: LoadMachinery | None = None, checkpoint: CheckpointFacts | None = None
 ) -> RunSummary:
@@ -100,22 +89,13 @@ def run_job(
     `load` makes the model of another thing than a checkpoint folder, of which `checkpoint` then tells. On
     KeyboardInterrupt what is committed stays, and the same config goes on."""
     started = time.monotonic()
-    plan = plan_run(config, checkpoint)
-    figures: Counter[str] = Counter()
-    if plan.todo:
-        try:
-            with _ray(config, plan.checkpoint) as actors:
-                _write_start(config, plan, actors)
-                figures = _execute(config, plan, actors, load)
-        except KeyboardInterrupt:
-            write_run(config, plan, {"status": "stopped"})
-            raise
-        except RunError:
-            raise
-        except Exception as error:
-            reason = f"the run did not finish: {one_line(error)}; the same command goes on"
-            write_run(config, plan, {"status": "failed", "reason": reason})
-            raise RunError(reason) from error
+    lease = Lease(config.output)
+    try:
+        plan = plan_run(config, lease, checkpoint)
+        figures = _run(config, plan, lease, load) if plan.todo else Counter[str]()
+    finally:
+        with suppress(storage.StorageError):  # a lease that nobody renews ends by itself
+            lease.release()
     seconds = time.monotonic() - started
     made = figures["ok"] + figures["failed"]
     summary = RunSummary(
@@ -136,22 +116,56 @@ def run_job(
     return summary
 
 
+def _run(config: RunConfig, plan: RunPlan, lease: Lease, load: LoadMachinery | None) -> Counter[str]:
+    """What was done, by name; run.json says how it ended."""
+    try:
+        with cluster_for(config, plan.checkpoint) as actors:
+            _write_start(config, plan, actors)
+            figures = _execute(config, plan, actors, lease, load)
+        delete_uncommitted(config.output, read_ledger(config.output))
+    except KeyboardInterrupt:
+        write_run(config, plan, {"status": "stopped"})
+        raise
+    except RunError as error:
+        if not lease.lost:
+            write_run(config, plan, {"status": "failed", "reason": str(error)})
+        raise
+    except Exception as error:
+        reason = f"the run did not finish: {one_line(error)}; the same command goes on"
+        with suppress(storage.StorageError):
+            write_run(config, plan, {"status": "failed", "reason": reason})
+        raise RunError(reason) from error
+    return figures
+
+
 def _graph(
-    config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery | None, report: Report
+    config: RunConfig,
+    plan: RunPlan,
+    actors: Actors,
+    load: LoadMachinery | None,
+    report: Report,
+    journal: RemoteJournal,
 ) -> ray.data.Dataset:
     """The whole pipeline, but for the sink."""
     rows_a_block = plan.rows_a_block(config, actors.count)
-    prepare = PrepareRows(config=config, rules=plan.rules, manifest=plan.schema, duplicates=plan.duplicates)
+    prepare = PrepareRows(
+        config=config,
+        rules=plan.rules,
+        manifest=plan.schema,
+        duplicates=plan.duplicates,
+        journal=journal,
+        report=report,
+    )
     encode = EncodeImages(config=config, manifest=plan.schema)
 
     rows = _read(config, plan)
-    if len(plan.committed.hashes):
+    if plan.committed.hashes.count:
         rows = rows.map_batches(_missing_rows(plan), batch_format="pyarrow", batch_size=None)
     rows = rows.repartition(target_num_rows_per_block=rows_a_block)
     rows = rows.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
     rows = rows.map_batches(
         Denoise,
-        fn_constructor_args=(config, plan.run_id, actors.device, report, load),
+        fn_constructor_args=(config, plan.run_id, actors.device, report, load, journal),
         batch_format="pyarrow",
         batch_size=rows_a_block,
         num_cpus=actors.cpus,
@@ -178,23 +192,41 @@ def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
 
 
 def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
-    """Drops the rows that the ledger holds."""
-    committed = ray.put(plan.committed.hashes)
+    """Drops the rows that the ledger holds; its buckets are Ray objects, of which a process maps one at a time."""
+    buckets = [ray.put(bucket) for bucket in plan.committed.hashes]
 
     def missing_rows(table: pa.Table) -> pa.Table:
-        known: NDArray[Any] = ray.get(committed)
-        return table.filter(pa.array(~among(hashes_of(row_ids(table)), known)))
+        return table.filter(pa.array(~held(hashes_of(row_ids(table)), lambda bucket: ray.get(buckets[bucket]))))
 
     return missing_rows
 
 
-def _execute(config: RunConfig, plan: RunPlan, actors: Actors, load: LoadMachinery | None) -> Counter[str]:
-    """Run the graph into the sink; what was done, by name."""
-    figures: Any = ray.remote(num_cpus=0)(Figures).remote()
+def _execute(
+    config: RunConfig, plan: RunPlan, actors: Actors, lease: Lease, load: LoadMachinery | None
+) -> Counter[str]:
+    """Run the graph into the sink; what was done, by name. KeyboardInterrupt, if a signal ended it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # they end with us alone
+    figures: Any = ray.remote(num_cpus=0)(Figures).options(scheduling_strategy=here).remote()  # pyright: ignore
+    journal = RemoteJournal(ray.remote(num_cpus=0)(Journal).options(scheduling_strategy=here).remote())  # pyright: ignore
     report = Reporter(figures)
-    sink = LedgerDatasink(config.output, plan.schema, report)
-    with ProgressDisplay(lambda: _total(figures), todo=plan.todo, done=plan.already_done):
-        _graph(config, plan, actors, load, report).write_datasink(sink)
+    rows_a_file = plan.rows_a_file(config, actors.count)
+    sink = LedgerDatasink(config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file)
+    watch = Watch(
+        poll=lambda: _total(figures),
+        stop=journal.stop,
+        lost=lambda: lease.lost,
+        patience=config.patience,
+        grace=config.grace,
+    )
+    try:
+        with watch, ProgressDisplay(lambda: _total(figures), todo=plan.todo, done=plan.already_done):
+            _graph(config, plan, actors, load, report, journal).write_datasink(sink)
+    except KeyboardInterrupt:
+        if watch.reason:
+            raise RunError(f"the run did not finish: {watch.reason}; the same command goes on") from None
+        raise
+    if watch.stopped and sink.ok + sink.failed < plan.todo:
+        raise KeyboardInterrupt
     return Counter({**_total(figures), "ok": sink.ok, "failed": sink.failed})
 
 
@@ -207,6 +239,7 @@ def _total(figures: Any) -> dict[str, Any]:
 
 
 def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> None:
+    """RunError where the model or the device is another than that of the pictures that are there."""
     dtype = config.dtype or ("float16" if actors.device == "cuda" else "float32")
     folder = plan.checkpoint.folder
     digest = None if folder is None else weights_digest(folder, half=dtype == "float16")
@@ -218,6 +251,8 @@ def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> None:
         "dtype": dtype,
         "actors": actors.count,
     }
+    earlier = read_run(config.output)
+    refuse_differences(config, about, earlier if earlier.get("run_id") == plan.run_id else {})
     write_run(config, plan, about)
 
 
@@ -235,111 +270,7 @@ def _write_end(config: RunConfig, plan: RunPlan, summary: RunSummary, figures: M
             "occupancy": round(summary.occupancy, 4),
             "evaluations": int(figures.get("evaluations", 0)),
             "network_seconds": round(figures.get("network_seconds", 0.0), 3),
+            "storage_retries": int(figures.get("storage_retries", 0)),
         },
     }
     write_run(config, plan, about)
-
-
-# ---- the cluster
-
-
-@contextmanager
-def _ray(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
-    """A Ray that is there, or one of this machine's for the time of the run."""
-    _quiet()
-    ours = not ray.is_initialized()
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if ours and address:
-        try:
-            with _quiet_start():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
-    elif ours:
-        _start_here(config, checkpoint)
-    _quiet()
-    try:
-        yield _actors(config, checkpoint, ray.cluster_resources())
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
-    """Start Ray on this machine: CPUs for the actors, and at least two more for reading and writing."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = config.actors or max(1, cores // config.threads)
-    with _quiet_start():
-        ray.init(
-            address="local",
-            num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
-            num_gpus=0 if config.device == "cpu" else None,  # None: those that there are
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[str, float]) -> Actors:
-    """As many actors as were asked for; else one a GPU, or what memory and CPUs (with some left for the rest) hold."""
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
-    device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    if device == "cuda":
-        count = config.actors or gpus
-        if not gpus or count > gpus:
-            raise RunError(
-                f"{max(count, 1)} actors need as many GPUs; the cluster has {gpus}: give --device cpu or fewer actors"
-            )
-        return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=1)
-    memory = max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
-    by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
-    by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
-    count = config.actors or min(by_cpus, by_memory)
-    return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=0)
-
-
-def _share(cpus: float, actors: int) -> float:
-    """CPUs that each actor may reserve so that one is left for the other stages."""
-    free = cpus - 1 if cpus > 1 else cpus / 2
-    return max(math.floor(100 * free / actors) / 100, 0.01)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own progress: Ray Data's bars and logs go to Ray's files alone."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = _PATIENCE
-    context.use_datasource_v2 = False  # its reader starts tens of processes to read footers
-    for name in ("ray", "ray.data"):
-        logger = logging.getLogger(name)
-        for handler in logger.handlers:
-            if not type(handler).__name__.startswith("SessionFile"):
-                handler.setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _quiet_start() -> Iterator[None]:
-    """Ray's C++ side writes warnings straight to standard error; told not to, it says that it was told, once."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    sys.stderr.flush()
-    standard_error = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)
-
-
-def one_line(error: BaseException) -> str:
-    """The first reason of what Ray raised, in one line: the innermost of the tracebacks in its text."""
-    innermost = _REMOTE.sub("", str(error)).split("\n\nThe above exception was the direct cause")[0]
-    lines = [line for line in innermost.splitlines() if line.strip()]
-    last = next((line.strip() for line in reversed(lines) if not line.startswith(" ")), type(error).__name__)
-    kind, colon, reason = last.partition(": ")
-    if colon and kind.replace(".", "").replace("_", "").isalnum() and reason:
-        kind = kind.rpartition(".")[2]
-        return reason if kind in _CLEAR else f"{kind}: {reason}"
-    return last

@@ -29,8 +29,13 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
     runs again writes nothing twice. Else the failed rows are written, then the pictures, last the entry: each file by
     one PUT or one rename, so that no reader sees half of one."""
 
-    def __init__(self, output: str, manifest: pa.Schema, report: Report) -> None:
+    def __init__(
+        self, output: str, manifest: pa.Schema, report: Report, *, fence: str | None = None, rows_a_file: int = 1
+    ) -> None:
+        """`fence`: a file whose existence says that the output belongs to another run by now. `rows_a_file`: small
+        blocks are put together until they have as many."""
         self.output = output
+        self._fence, self._rows_a_file = fence, rows_a_file
         self.report = report
         self.ok = self.failed = 0
         """Rows written, once the run is complete."""
@@ -39,6 +44,10 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
     def on_write_complete(self, write_result: WriteResult[tuple[int, int]]) -> None:
         self.ok = sum(ok for ok, _ in write_result.write_returns)
         self.failed = sum(failed for _, failed in write_result.write_returns)
+
+    @property
+    def min_rows_per_write(self) -> int:
+        return self._rows_a_file
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
         """The numbers of good and of failed rows in this part."""
@@ -51,7 +60,7 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         entry = entry_url(self.output, key := part_key(table["id"].to_pylist()))
         if not storage.exists(entry):
             self._write_part(key, entry, good, failed)
-        self.report({"ok": good.num_rows, "failed": failed.num_rows})
+        self.report({"ok": good.num_rows, "failed": failed.num_rows, **storage.taken_faults()})
         return good.num_rows, failed.num_rows
 
     def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> None:
@@ -68,6 +77,8 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
             ids += part["id"].to_pylist()
             statuses += [OK] * part.num_rows
             files += [file] * part.num_rows
+        if self._fence is not None and storage.exists(self._fence):
+            raise storage.StorageError(f"{storage.shown(self.output)}: another run has taken this output over")
         storage.write_bytes(entry, entry_bytes(ids, statuses, files))
 
 

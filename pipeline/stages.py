@@ -7,8 +7,13 @@ an actor (out of memory, a checkpoint that is gone) is raised. Columns between t
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -16,6 +21,7 @@ import pyarrow as pa
 
 from pipeline import images, storage
 from pipeline.config import RunConfig
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
@@ -56,9 +62,12 @@ class PrepareRows:
     rules: Rules
     manifest: pa.Schema
     duplicates: frozenset[str] = frozenset()
+    journal: RowJournal = field(default_factory=Journal)
+    report: Report | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
+        if self.journal.stopping():
+            table = table.slice(0, 0)
         rows = table.to_pylist()
         errors = [self._problem(row) for row in rows]
         columns: dict[str, Any] = {"id": pa.array(row_ids(table), pa.string())}
@@ -66,15 +75,62 @@ class PrepareRows:
         for carried in carried_columns(self.manifest):
             present = carried.name in table.column_names
             columns[carried.name] = table[carried.name].cast(carried.type) if present else _nulls(carried.type, rows)
-        for name in SOURCES:
-            if name in self.manifest.names:
-                columns |= _source_columns(name, rows, errors, roots)
+        names = [name for name in SOURCES if name in self.manifest.names]
+        if names:
+            columns |= self._sources(names, rows, errors)
         columns[ROW] = pa.array([row_as_json(row) for row in rows], pa.string())
         return pa.table(columns | _error_columns(errors))
 
     def _problem(self, row: Mapping[str, Any]) -> Exception | None:
         problems = problems_of(row, self.rules, self.duplicates)
         return InvalidRow("; ".join(problems)) if problems else None
+
+    def _sources(
+        self, names: Sequence[str], rows: Sequence[Mapping[str, Any]], errors: list[Exception | None]
+    ) -> dict[str, pa.Array]:
+        """The columns of decoded pictures and of the sha256 of their files; what fails is put among `errors`."""
+        roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
+        caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
+        deaths = self.journal.begin(caller, keys)
+        sources = {name: _Sources() for name in names}
+        for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
+            if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
+                errors[index] = ProcessDied(deaths[key])
+            self.journal.started(caller, key)
+            for name in names:
+                read = errors[index] is None and not is_missing(row.get(name))
+                errors[index] = sources[name].add(name, row[name] if read else None, roots) or errors[index]
+            self.journal.done(caller, key)
+            if self.report is not None:
+                self.report({"prepared": 1, **storage.taken_faults()})
+        hashed = {"image": "source_sha256", "mask": "mask_sha256"}
+        columns = {f"__{name}": pa.array(sources[name].pixels, SOURCE_TYPE) for name in names}
+        return columns | {hashed[name]: pa.array(sources[name].hashes, pa.string()) for name in names}
+
+
+@dataclass
+class _Sources:
+    """One column's decoded pictures, and the sha256 of their files."""
+
+    pixels: list[dict[str, Any] | None] = field(default_factory=list)
+    hashes: list[str | None] = field(default_factory=list)
+
+    def add(self, name: str, source: Any, roots: storage.AllowedRoots) -> Exception | None:
+        """Decode a row's picture, none for None; what is wrong with it."""
+        decoded = digest = error = None
+        if source is not None:
+            try:
+                data = _bytes_of(source, roots)
+                values = images.decode(data) if name == "image" else images.decode_mask(data)
+                decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
+                digest = sha256_of(data)
+            except storage.StorageUnavailableError:
+                raise
+            except (images.ImageError, storage.StorageError) as found:
+                error = type(found)(f"{name}: {found}")
+        self.pixels.append(decoded)
+        self.hashes.append(digest)
+        return error
 
 
 class InvalidRow(ValueError):
@@ -93,10 +149,17 @@ class Denoise:
         device: str,
         report: Report,
         load: LoadMachinery | None = None,
+        journal: RowJournal | None = None,
     ) -> None:
-        from pipeline.machinery import LaneThread, load_machinery  # here: the CPU stages' processes need no torch
+        with _beats(report):
+            from pipeline.machinery import (  # here: the CPU stages' processes need no torch
+                LaneThread,
+                Stopped,
+                load_machinery,
+            )
 
-        machinery = (load or load_machinery)(config, device)
+            machinery = (load or load_machinery)(config, device)
+        self._stopped = Stopped
         self._config = config
         self._origin = Origin(
             task=config.task,
@@ -109,7 +172,9 @@ class Denoise:
             threads=config.threads,
             run_id=run_id,
         )
-        self._lanes = LaneThread(machinery.task, machinery.engine, threads=config.threads, report=report)
+        self._lanes = LaneThread(
+            machinery.task, machinery.engine, threads=config.threads, report=report, journal=journal
+        )
 
     def __call__(self, table: pa.Table) -> pa.Table:
         names = ["id", *(name for name in (*PARAMETERS, "__image", "__mask") if name in table.column_names)]
@@ -118,7 +183,8 @@ class Denoise:
         outcomes: list[Outcome | None] = [None] * table.num_rows
         for index, outcome in zip(good, self._lanes.run(rows), strict=True):
             outcomes[index] = outcome
-        return self._with_outcomes(table, outcomes)
+        kept = [not isinstance(outcome, self._stopped) for outcome in outcomes]
+        return self._with_outcomes(table.filter(pa.array(kept, pa.bool_())), list(compress(outcomes, kept)))
 
     def close(self) -> None:
         self._lanes.close()
@@ -157,6 +223,24 @@ class Denoise:
         if len(ids) != len(outcomes):
             raise AssertionError(f"{len(ids)} rows went in, {len(outcomes)} came out")
         return pa.table(columns)
+
+
+@contextmanager
+def _beats(report: Report) -> Iterator[None]:
+    """Say every second that a model is being loaded."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        before = time.monotonic()
+        while not ended.wait(1.0):
+            report({"loading_seconds": time.monotonic() - before})
+            before = time.monotonic()
+
+    threading.Thread(target=beat, name="loading", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,28 +324,6 @@ def _without_bytes(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_bytes(inner) for inner in value]
     return value
-
-
-def _source_columns(
-    name: str, rows: Sequence[Mapping[str, Any]], errors: list[Exception | None], roots: storage.AllowedRoots
-) -> dict[str, pa.Array]:
-    """The decoded pictures of a column and the sha256 of their files; what fails is put among `errors`."""
-    pixels: list[dict[str, Any] | None] = []
-    hashes: list[str | None] = []
-    for index, row in enumerate(rows):
-        decoded = digest = None
-        if errors[index] is None and not is_missing(row.get(name)):
-            try:
-                data = _bytes_of(row[name], roots)
-                values = images.decode(data) if name == "image" else images.decode_mask(data)
-                decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
-                digest = sha256_of(data)
-            except (images.ImageError, storage.StorageError) as error:
-                errors[index] = type(error)(f"{name}: {error}")
-        pixels.append(decoded)
-        hashes.append(digest)
-    working = {"image": "source_sha256", "mask": "mask_sha256"}[name]
-    return {f"__{name}": pa.array(pixels, SOURCE_TYPE), working: pa.array(hashes, pa.string())}
 
 
 def _bytes_of(source: Any, roots: storage.AllowedRoots) -> bytes:

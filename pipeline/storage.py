@@ -7,18 +7,24 @@ message. Everything that fails raises StorageError, whose text is one line for t
 import errno
 import os
 import posixpath
+import random
+import re
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
+
+Answer = TypeVar("Answer")
 
 SCHEMES: Final[dict[str, str]] = {
     "file": "file",
@@ -40,12 +46,36 @@ _CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azu
 _S3_CONFIG: Final[dict[str, Any]] = {
     "connect_timeout": 15,
     "read_timeout": 120,
-    "retries": {"max_attempts": 6, "mode": "standard"},
+    "retries": {"max_attempts": 2, "mode": "standard"},  # the rest is ours: counted, and the same for all storage
 }
+_ATTEMPTS: Final = 7
+_FIRST_WAIT: Final = 0.5
+"""Seconds before the second attempt; each further wait is twice as long, and jitter takes up to half of it."""
+_PASSING_ERRNOS: Final = frozenset(
+    (errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE)
+)
+_PASSING_KINDS: Final = re.compile("Timeout|Connect|IncompleteRead|ResponseStreaming|Disconnected|Payload|HTTPClient")
+_PASSING_TEXTS: Final = re.compile(
+    r"SlowDown|InternalError|Internal Server Error|ServiceUnavailable|RequestTimeout|TooManyRequests|\((5\d\d|429)\)"
+    "|reduce your request rate|max retries|IncompleteBody|BadDigest",
+    re.IGNORECASE,
+)
+_faults: Counter[str] = Counter()
 
 
 class StorageError(OSError):
     """A path or URL that cannot be used; the text is one line without secrets."""
+
+
+class StorageUnavailableError(StorageError):
+    """Storage that did not serve a request in _ATTEMPTS attempts: no row is to blame."""
+
+
+def taken_faults() -> dict[str, int]:
+    """The faults of storage in this process since the last call: `storage_retries`."""
+    taken = dict(_faults)
+    _faults.clear()
+    return taken
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -96,26 +126,27 @@ def shown(url: str) -> str:
 
 def exists(url: str) -> bool:
     filesystem, path = locate(url)
-    with _one_line(url):
-        return bool(filesystem.exists(path))
+    return _retried(url, lambda: bool(filesystem.exists(path)))
 
 
 def is_folder(url: str) -> bool:
     """Whether something lies below the URL (object storage has no folders of its own)."""
     filesystem, path = locate(url)
-    with _one_line(url):
-        return bool(filesystem.isdir(path))
+    return _retried(url, lambda: bool(filesystem.isdir(path)))
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
     """Every file below a folder, as URLs (plain paths where the folder was one), sorted; none if it is not there."""
     filesystem, path = locate(url)
-    with _one_line(url):
+
+    def find() -> list[str]:
         try:
             filesystem.invalidate_cache()
-            paths = filesystem.find(path)
+            return cast(list[str], filesystem.find(path))
         except FileNotFoundError:
             return []
+
+    paths = _retried(url, find)
     return [_url_of(filesystem, found) for found in sorted(paths) if found.endswith(suffix) and not found.endswith("/")]
 
 
@@ -125,29 +156,30 @@ def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
     with _one_line(url):
         if isinstance(filesystem, LocalFileSystem):
             return _read_local(path, url, max_bytes)
-        if max_bytes is not None and (size := filesystem.size(path) or 0) > max_bytes:
+    if max_bytes is not None:
+        size = _retried(url, lambda: filesystem.size(path) or 0)
+        if size > max_bytes:
             raise StorageError(f"{shown(url)}: {size:,} bytes; at most {max_bytes:,} are read")
-        content = cast(bytes, filesystem.cat_file(path))
-    return content
+    return _retried(url, lambda: cast(bytes, filesystem.cat_file(path)))
 
 
 def write_bytes(url: str, content: bytes) -> None:
     """Write a whole file so that readers see the old one or the new one: a single PUT, or a replaced local file."""
     filesystem, path = locate(url)
-    with _one_line(url):
-        if isinstance(filesystem, LocalFileSystem):
+    if isinstance(filesystem, LocalFileSystem):
+        with _one_line(url):
             _replace_local(path, content)
-        else:
-            filesystem.pipe_file(path, content)
+    else:
+        _retried(url, lambda: filesystem.pipe_file(path, content))
 
 
 def put_file(path: str, url: str) -> None:
     """Bring a local file of any size to a URL, where it is there whole or not at all."""
     filesystem, target = locate(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        _retried(url, lambda: filesystem.put_file(path, target))
+        return
     with _one_line(url):
-        if not isinstance(filesystem, LocalFileSystem):
-            filesystem.put_file(path, target)
-            return
         temporary = _temporary_beside(target, b"")
         try:
             shutil.copyfile(path, temporary)
@@ -160,7 +192,8 @@ def put_file(path: str, url: str) -> None:
 def create_bytes(url: str, content: bytes) -> bool:
     """Write a file only if there is none yet: whether it is ours (the same content counts: a reply can get lost)."""
     filesystem, path = locate(url)
-    with _one_line(url):
+
+    def create() -> bool:
         try:
             if isinstance(filesystem, LocalFileSystem):
                 _create_local(path, content)
@@ -173,17 +206,46 @@ def create_bytes(url: str, content: bytes) -> bool:
             if not filesystem.exists(path):  # refused for another reason than being there
                 raise
             return filesystem.cat_file(path) == content
-    return True
+        return True
+
+    return _retried(url, create)
 
 
 def delete(url: str) -> None:
     """Delete one file; one that is gone already is no error."""
     filesystem, path = locate(url)
-    with _one_line(url):
-        try:
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
             filesystem.rm_file(path)
-        except FileNotFoundError:
-            return
+
+    _retried(url, remove)
+
+
+def _retried(url: str, action: Callable[[], Answer]) -> Answer:
+    """What `action` gives, after faults that pass; StorageUnavailableError when they do not."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:
+            if not _passes(error):
+                with _one_line(url):
+                    raise
+            _faults["storage_retries"] += 1
+            if attempt == _ATTEMPTS:
+                reason = f"{_reason(error)} ({_ATTEMPTS} attempts)"
+                raise StorageUnavailableError(f"{shown(url)}: {reason}") from error
+            time.sleep(_FIRST_WAIT * 2 ** (attempt - 1) * random.uniform(0.5, 1))
+    raise AssertionError("unreachable")
+
+
+def _passes(error: Exception) -> bool:
+    """Whether a fault of storage may be gone at the next attempt: overload, a server's error, a line that was cut."""
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | StorageError):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) in _PASSING_ERRNOS:
+        return True
+    return bool(_PASSING_KINDS.search(type(error).__name__) or _PASSING_TEXTS.search(str(error)))
 
 
 @contextmanager
@@ -196,14 +258,7 @@ def _one_line(url: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise StorageError(f"{shown(url)}: {_reason(error)}") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in (
-            "botocore",
-            "aiobotocore",
-            "aiohttp",
-            "google",
-            "gcsfs",
-            "azure",
-        ):
+        if type(error).__module__.split(".")[0] not in _CLIENTS:
             raise
         raise StorageError(f"{shown(url)}: {_reason(error)}") from error
 
@@ -285,10 +340,15 @@ def _read_local(path: str, url: str, max_bytes: int | None) -> bytes:
 def _temporary_beside(path: str, content: bytes) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}.part")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
     return temporary
 
 

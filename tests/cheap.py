@@ -43,7 +43,7 @@ class CheapTask:
             guidance=Guidance(scale=1.0),
         )
 
-    def pixels(self, latents: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
         return np.full((SIDE, SIDE, 3), int(latents.sum().abs()) % 256, np.uint8)
 
 

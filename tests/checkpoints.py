@@ -9,7 +9,7 @@ import torch
 
 from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
-Family = Literal["sd15", "sd21"]
+Family = Literal["sd15", "sd21", "sd15-inpainting"]
 
 WORDS: Final = (
     *("a", "the", "of", "and", "on", "left", "right", "red", "green", "blue", "large", "small"),
@@ -22,6 +22,7 @@ VOCABULARY: Final = 640
 
 UNETS: Final[dict[Family, dict[str, Any]]] = {
     "sd15": {"attention_head_dim": 4, "sample_size": 8},
+    "sd15-inpainting": {"attention_head_dim": 4, "sample_size": 8, "in_channels": 9},
     "sd21": {
         "attention_head_dim": [1, 2, 4, 4],
         "sample_size": 12,
@@ -39,12 +40,15 @@ AUTOENCODER: Final[dict[str, Any]] = {
     "layers_per_block": 1,
     "latent_channels": 4,
 }
+_CLIP: Final = {"hidden_act": "quick_gelu", "bos_token_id": 0, "eos_token_id": 2, "num_hidden_layers": 2}
 TEXT_ENCODERS: Final[dict[Family, dict[str, Any]]] = {
-    "sd15": {"hidden_act": "quick_gelu", "bos_token_id": 0, "eos_token_id": 2, "num_hidden_layers": 2},
+    "sd15": _CLIP,
+    "sd15-inpainting": _CLIP,
     "sd21": {"hidden_act": "gelu", "bos_token_id": 0, "eos_token_id": 2, "num_hidden_layers": 3},
 }
 SCHEDULERS: Final[dict[Family, tuple[str, dict[str, Any]]]] = {
     "sd15": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "sd15-inpainting": ("DDIMScheduler", {"clip_sample": False}),
     "sd21": ("DDIMScheduler", {"clip_sample": False, "prediction_type": "v_prediction"}),
 }
 
@@ -91,7 +95,7 @@ def tiny_checkpoint(folder: Path, family: Family = "sd15") -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
-    _save_old_tokenizer(folder / "tokenizer", pad_token=END if family == "sd15" else "!")
+    _save_old_tokenizer(folder / "tokenizer", pad_token="!" if family == "sd21" else END)
     return folder
 
 

@@ -38,6 +38,12 @@ def s3_bucket(s3_endpoint: str, tmp_path: Path) -> str:
     return f"s3://{name}"
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults of storage are tried again at once."""
+    monkeypatch.setattr("pipeline.storage._FIRST_WAIT", 0.01)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:

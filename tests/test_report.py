@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import RunConfig
+from pipeline.lease import Lease
 from pipeline.plan import RunError, plan_run, write_run
 from pipeline.report import write_report
 from pipeline.sink import LedgerDatasink
@@ -24,7 +25,9 @@ def output(tmp_path: Path) -> Path:
     table = pa.table({"id": ["a", "b", "c"], "prompt": prompts})
     pq.write_table(table, tmp_path / "m.parquet")
     config = RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"), lanes=2)
-    plan = plan_run(config, FACTS)
+    lease = Lease(config.output)
+    plan = plan_run(config, lease, FACTS)
+    lease.release()
     denoise = Denoise(config, plan.run_id, "cpu", lambda amounts: None, load_cheap)
     made = denoise(PrepareRows(config=config, rules=plan.rules, manifest=table.schema)(table))
     denoise.close()

@@ -10,8 +10,9 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import ledger, sink, storage
-from pipeline.ledger import delete_uncommitted, hashes_of, part_key, read_ledger
+from pipeline import sink, storage
+from pipeline.buckets import BUCKETS, HashBuckets, among, hashes_of
+from pipeline.ledger import delete_uncommitted, forget_failed, part_key, read_ledger
 from pipeline.schema import IMAGE_TYPE, MAX_ROW_GROUP_ROWS
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import ERRORS, ROW, output_schema
@@ -129,5 +130,27 @@ def test_a_key_depends_on_the_rows_and_not_on_their_order() -> None:
 def test_membership_is_exact_for_many_ids() -> None:
     known = [f"row {index}" for index in range(0, 4000, 2)]
     asked = [f"row {index}" for index in range(4000)]
-    found = ledger.among(hashes_of(asked), np.sort(hashes_of(known)))
+    found = among(hashes_of(asked), np.sort(hashes_of(known)))
     assert list(found) == [index % 2 == 0 for index in range(4000)]
+
+
+def test_buckets_hold_every_id_once_and_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.buckets._BUFFERED", 100)
+    ids = [f"row {index}" for index in range(2000)]
+    with HashBuckets() as buckets:
+        for start in range(0, 2000, 30):
+            buckets.add(ids[start : start + 30])
+        kept = list(buckets)
+        assert (len(kept), buckets.count) == (BUCKETS, 2000)
+        assert max(len(bucket) for bucket in kept) < 100
+        assert np.array_equal(np.concatenate(kept), np.sort(hashes_of(ids)))
+
+
+def test_failed_rows_that_are_forgotten_leave_the_good_ones_committed(output: str) -> None:
+    datasink(output).write([rows_of(["a", "b"], failed=("b",))], None)
+    datasink(output).write([rows_of(["c"], failed=("c",))], None)
+    assert forget_failed(output) == 2
+    committed = read_ledger(output)
+    assert (committed.ok, committed.failed, len(delete_uncommitted(output, committed))) == (1, 0, 2)
+    datasink(output).write([rows_of(["b"]), rows_of(["c"])], None)
+    assert committed_ids(output) == {"a", "b", "c"}

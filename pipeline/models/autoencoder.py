@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.configs import Config
-from pipeline.models.layers import Attention, Downsample, ResnetBlock, Upsample
+from pipeline.models.layers import Downsample, PixelAttention, ResnetBlock, Upsample
 
 EPS = 1e-6
 
@@ -45,6 +45,26 @@ class AutoencoderConfig(Config):
         return 2 ** (len(self.block_out_channels) - 1)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VQConfig(AutoencoderConfig):
+    """`vqvae/config.json` of `VQModel`; its latents are never scaled, whatever `scaling_factor` says."""
+
+    latent_channels: int = 3
+    force_upcast: bool = False
+    num_vq_embeddings: int = 256
+    vq_embed_dim: int | None = None
+
+    CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu", "swish"),
+        "norm_type": ("group",),
+        "lookup_from_codebook": (False,),
+    }
+
+    @property
+    def embed_dim(self) -> int:
+        return self.vq_embed_dim or self.latent_channels
+
+
 @dataclass(frozen=True, slots=True)
 class DiagonalGaussian:
     """What the encoder says of a picture: mean and log-variance of its unscaled latents, (B, C, h, w) each."""
@@ -62,28 +82,13 @@ class DiagonalGaussian:
         return 0.5 * terms.flatten(1).sum(1)
 
 
-class PixelAttention(nn.Module):
-    """Single-head self-attention over the positions of a feature map."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
-        attention = Attention(channels, 1, bias=True)
-        self.to_q, self.to_k, self.to_v, self.to_out = attention.to_q, attention.to_k, attention.to_v, attention.to_out
-
-    def forward(self, features: Tensor) -> Tensor:
-        tokens = self.group_norm(features).flatten(2).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return features + self.to_out[0](attended).transpose(1, 2).unflatten(2, features.shape[-2:])
-
-
 class MidBlock(nn.Module):
     """Two residual blocks, with attention between them where the config has it."""
 
     def __init__(self, channels: int, groups: int, *, attends: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList([ResnetBlock(channels, channels, None, groups, EPS) for _ in range(2)])
-        self.attentions = nn.ModuleList([PixelAttention(channels, groups)] if attends else [])
+        self.attentions = nn.ModuleList([PixelAttention(channels, 1, groups, EPS)] if attends else [])
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.resnets[0](features)
@@ -190,3 +195,45 @@ class AutoencoderKL(nn.Module):
 
     def decode_unscaled(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))
+
+
+class Codebook(nn.Module):
+    """The vectors that latents are drawn to (van den Oord et al. 2017, eq. 1 and 2)."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, width)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, D, h, w), each position replaced by its nearest vector."""
+        return self.embedding(self.nearest(latents)).permute(0, 3, 1, 2).contiguous()
+
+    def nearest(self, latents: Tensor) -> Tensor:
+        """The number of each position's vector, (B, h, w)."""
+        positions = latents.permute(0, 2, 3, 1)
+        return torch.cdist(positions.flatten(0, 2), self.embedding.weight).argmin(dim=1).view(positions.shape[:3])
+
+
+class VQModel(nn.Module):
+    """Encodes pixels in [-1, 1] to unquantised latents; decoding looks them up in the codebook first."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, config.latent_channels)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
+        self.quantize = Codebook(config.num_vq_embeddings, config.embed_dim)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents (B, D, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1], before the lookup."""
+        return self.quant_conv(self.encoder(pixels))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, 3, h f, w f), about [-1, 1], of latents (B, D, h, w)."""
+        return self.decode_codes(self.quantize(latents))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Pixels (B, 3, h f, w f), about [-1, 1], of the codebook's vectors (B, D, h, w)."""
+        return self.decoder(self.post_quant_conv(codes))

@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
+from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.configs import EMBEDDED, CheckpointError, checkpoint_folder
 from pipeline.models.text import TextEncoder
-from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.unet import UnconditionalUNetConfig, UNet, UNetConfig
 from pipeline.models.weights import channels_last, empty_module, load_weights, read_json, weights_digest
 
 __all__ = ["EMBEDDED", "CheckpointError", "Stack", "checkpoint_folder", "load_stack"]
@@ -20,14 +21,23 @@ __all__ = ["EMBEDDED", "CheckpointError", "Stack", "checkpoint_folder", "load_st
 CLASSES: Final = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
+    "vqvae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "bert": ("LDMBertModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast"),
 }
 """The classes that a component of model_index.json may have."""
+
+COMPONENTS: Final = (("unet",), ("vae", "vqvae"), ("text_encoder", "bert"), ("tokenizer",))
+"""What a text-to-image checkpoint is made of; the paper's own text model has the second names."""
 
 UNET_BLOCKS: Final = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+}
+UNCONDITIONAL_BLOCKS: Final = {
+    "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
 AUTOENCODER_BLOCKS: Final = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
 
@@ -91,18 +101,18 @@ class Stack:
 
 def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
     """Load every component of a checkpoint folder; a CheckpointError names the file and what is wrong with it."""
-    _check_index(folder)
+    unet_folder, autoencoder_folder, text_folder, _ = _component_folders(folder)
     half = dtype == torch.float16
     place = torch.device(device)
-    unet = channels_last(load_unet(folder / "unet", half=half).to(place, dtype))
-    autoencoder = load_autoencoder(folder / "vae", half=half)
+    unet = channels_last(load_unet(unet_folder, half=half).to(place, dtype))
+    autoencoder = load_autoencoder(autoencoder_folder, half=half)
     upcast = autoencoder.config.force_upcast and half
     channels_last(autoencoder.to(place, torch.float32 if upcast else dtype))
-    text = load_text_encoder(folder, half=half)
+    text = load_text_encoder(text_folder, folder / "tokenizer", half=half)
     text.model.to(place, dtype)  # pyright: ignore[reportArgumentType]
     if text.model.config.hidden_size != unet.config.cross_attention_dim:
         raise CheckpointError(
-            f"{folder}: text_encoder's hidden_size is {text.model.config.hidden_size}, "
+            f"{folder}: {text_folder.name}'s hidden_size is {text.model.config.hidden_size}, "
             f"unet's cross_attention_dim {unet.config.cross_attention_dim}; they must be equal"
         )
     advice = folder / "generation_config.json"
@@ -120,14 +130,16 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
 
 
 def load_unet(folder: Path, *, half: bool = False) -> UNet:
-    """The U-Net in `folder`, in float32 or as stored, on the CPU."""
+    """The U-Net in `folder`, with text or without, in float32 or as stored, on the CPU."""
     path = folder / "config.json"
-    config = UNetConfig.from_dict(read_json(path), str(path))
-    _check_blocks(config, UNET_BLOCKS, path)
-    if config.mid_block_type != "UNetMidBlock2DCrossAttn":
+    values = read_json(path)
+    told = values.get("_class_name") != "UNet2DModel"
+    config = (UNetConfig if told else UnconditionalUNetConfig).from_dict(values, str(path))
+    _check_blocks(config, UNET_BLOCKS if told else UNCONDITIONAL_BLOCKS, path)
+    if config.mid_block_type != ("UNetMidBlock2DCrossAttn" if told else "UNetMidBlock2D"):
         raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
     unet = empty_module(lambda: UNet(config))
-    load_weights(unet, folder, half=half)
+    load_weights(unet, folder, half=half, renames=() if told else OLD_ATTENTION)
     return unet.float().eval().requires_grad_(False)
 
 
@@ -141,19 +153,37 @@ def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
     return autoencoder.float().eval().requires_grad_(False)
 
 
-def load_text_encoder(folder: Path, *, half: bool = False) -> TextEncoder:
-    """CLIP's text tower, from `folder/text_encoder` and `folder/tokenizer`, in float32, on the CPU."""
-    config = CLIPTextConfig(**read_json(folder / "text_encoder" / "config.json"))
-    model = CLIPTextModel(config)
-    load_weights(model, folder / "text_encoder", half=half, strip="text_model.", ignored=(".position_ids",))
+def load_vq(folder: Path, *, half: bool = False) -> VQModel:
+    """The vector-quantised autoencoder in `folder`, in float32, on the CPU."""
+    path = folder / "config.json"
+    config = VQConfig.from_dict(read_json(path), str(path))
+    _check_blocks(config, AUTOENCODER_BLOCKS, path)
+    autoencoder = empty_module(lambda: VQModel(config))
+    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
+    return autoencoder.float().eval().requires_grad_(False)
+
+
+def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False) -> TextEncoder:
+    """CLIP's text tower or the paper's BERT from `folder`, and its tokenizer, in float32, on the CPU."""
+    values = read_json(folder / "config.json")
+    if folder.name == "bert":
+        config = BertConfig.from_dict(values, str(folder / "config.json"))
+        model = empty_module(lambda: BertModel(config))
+        load_weights(model, folder, half=half)
+        tokenizer_class = BertTokenizer
+    else:
+        config = CLIPTextConfig(**values)
+        model = CLIPTextModel(config)
+        load_weights(model, folder, half=half, strip="text_model.", ignored=(".position_ids",))
+        tokenizer_class = CLIPTokenizer
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokenizer = tokenizer_class.from_pretrained(tokenizer_folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder / 'tokenizer'}: no readable CLIP tokenizer: {reason}") from None
+        raise CheckpointError(f"{tokenizer_folder}: no readable {tokenizer_class.__name__}: {reason}") from None
     if len(tokenizer) > config.vocab_size:
         raise CheckpointError(
-            f"{folder / 'tokenizer'}: has {len(tokenizer)} tokens; text_encoder/config.json has {config.vocab_size}"
+            f"{tokenizer_folder}: has {len(tokenizer)} tokens; {folder.name}/config.json has {config.vocab_size}"
         )
     return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
 
@@ -170,12 +200,17 @@ def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, t
                 raise CheckpointError(f"{path}: {key} has the unknown class {name}; known: {', '.join(known)}")
 
 
-def _check_index(folder: Path) -> None:
+def _component_folders(folder: Path) -> list[Path]:
+    """Where each of COMPONENTS stands; a CheckpointError where model_index.json lacks one or has an unknown class."""
     path = folder / "model_index.json"
     index = read_json(path)
-    for component, known in CLASSES.items():
-        entry = index.get(component)
-        if not isinstance(entry, list) or len(entry) != 2:
-            raise CheckpointError(f"{path}: names no {component}; a text-to-image checkpoint needs one")
-        if entry[1] not in known:
-            raise CheckpointError(f"{path}: {component} is of the unknown class {entry[1]}; known is {known[0]}")
+    found: list[Path] = []
+    for names in COMPONENTS:
+        name = next((name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2), None)
+        if name is None:
+            raise CheckpointError(f"{path}: names no {names[0]}; a text-to-image checkpoint needs one")
+        class_name, known = index[name][1], CLASSES[name]
+        if class_name not in known:
+            raise CheckpointError(f"{path}: {name} is of the unknown class {class_name}; known is {known[0]}")
+        found.append(folder / name)
+    return found

@@ -1,17 +1,23 @@
-"""CLIP text encoding (Radford et al. 2021), by transformers; long prompts in chunks of the encoder's window."""
+"""Prompts to what cross-attention reads, by CLIP or the paper's BERT; long prompts in chunks of the window."""
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
+from pipeline.models.bert import BertModel
+
 
 class TextEncoder:
     """Prompts to the features that cross-attention reads: the last hidden states, after the final norm."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel | BertModel) -> None:
         self.tokenizer = tokenizer
         self.model = model
         self.window = int(model.config.max_position_embeddings)
+        bert = isinstance(model, BertModel)
+        self.start: int = tokenizer.cls_token_id if bert else tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        self.padding: int = tokenizer.pad_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        self.end: int = tokenizer.sep_token_id if bert else tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.inference_mode()
     def encode(self, prompts: list[str], *, chunks: int = 1) -> list[Tensor]:
@@ -33,9 +39,8 @@ class TextEncoder:
         return [self._padded(part) for part in parts]
 
     def _padded(self, tokens: list[int]) -> list[int]:
-        tokenizer = self.tokenizer
-        window = [tokenizer.bos_token_id, *tokens, tokenizer.eos_token_id]
-        return window + [tokenizer.pad_token_id] * (self.window - len(window))
+        window = [self.start, *tokens, self.end]
+        return window + [self.padding] * (self.window - len(window))
 
     def _encode(self, prompt: str, chunks: int) -> Tensor:
         windows = self.token_ids(prompt)

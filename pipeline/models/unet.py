@@ -12,6 +12,7 @@ from pipeline.models.configs import Config
 from pipeline.models.layers import (
     Attention,
     Downsample,
+    PixelAttention,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
@@ -74,6 +75,60 @@ class UNetConfig(Config):
     def heads(self) -> tuple[int, ...]:
         return self.per_level("attention_head_dim" if self.num_attention_heads is None else "num_attention_heads")
 
+    def attention(self, level: int, channels: int, *, only_cross: bool | None = None) -> nn.Module:
+        """What attends at a level: features (B, C, h, w) and text (B, T, D) to features."""
+        return SpatialTransformer(
+            channels,
+            self.heads[level],
+            self.cross_attention_dim,
+            self.per_level("transformer_layers_per_block")[level],
+            self.norm_num_groups,
+            linear=self.use_linear_projection,
+            only_cross=self.per_level("only_cross_attention")[level] if only_cross is None else only_cross,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnconditionalUNetConfig(UNetConfig):
+    """`unet/config.json` of `UNet2DModel`: the same levels, with self-attention and no text."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (224, 448, 672, 896)
+    down_block_types: tuple[str, ...] = ("DownBlock2D",) + ("AttnDownBlock2D",) * 3
+    mid_block_type: str = "UNetMidBlock2D"
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",)
+    attention_head_dim: int | None = 8  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Channels a head, as its name says; `None`: one head."""
+
+    CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "act_fn": ("silu", "swish"),
+        "center_input_sample": (False,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_dim": (None,),
+        "mid_block_scale_factor": (1, 1.0),
+        "downsample_padding": (1,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+        "resnet_time_scale_shift": ("default",),
+        "attn_norm_num_groups": (None,),
+        "add_attention": (True,),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "dropout": (0, 0.0),
+    }
+
+    def attention(self, level: int, channels: int, *, only_cross: bool | None = None) -> nn.Module:
+        heads = channels // self.attention_head_dim if self.attention_head_dim else 1
+        return Untold(channels, heads, self.norm_num_groups, self.norm_eps)
+
+
+class Untold(PixelAttention):
+    """Self-attention in a transformer's place: the text is not for it."""
+
+    def forward(self, features: Tensor, states: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(features)
+
 
 class Level(nn.Module):
     """One resolution, on the way down or up: residual blocks, each with its transformer or without."""
@@ -87,7 +142,7 @@ class Level(nn.Module):
             [ResnetBlock(into, out, embedding, config.norm_num_groups, config.norm_eps) for into, out in widths]
         )
         self.attentions = nn.ModuleList(
-            [_transformer(config, index, channels) for _ in widths] if attends else [nn.Identity() for _ in widths]
+            [config.attention(index, channels) for _ in widths] if attends else [nn.Identity() for _ in widths]
         )
         self.attends = attends
         self.downsamplers: nn.ModuleList | None = None
@@ -135,7 +190,7 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(
             [ResnetBlock(channels, channels, embedding, config.norm_num_groups, config.norm_eps) for _ in range(2)]
         )
-        self.attentions = nn.ModuleList([_transformer(config, -1, channels, only_cross=False)])
+        self.attentions = nn.ModuleList([config.attention(-1, channels, only_cross=False)])
 
     def forward(self, features: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
         features = self.attentions[0](self.resnets[0](features, embedding), states)
@@ -167,7 +222,7 @@ class UNet(nn.Module):
         previous = config.block_out_channels[0]
         for index, channels in enumerate(config.block_out_channels):
             widths = [(previous if layer == 0 else channels, channels) for layer in range(config.layers_per_block)]
-            attends = config.down_block_types[index] == "CrossAttnDownBlock2D"
+            attends = "Attn" in config.down_block_types[index]
             level = DownLevel(config, index, widths, attends=attends, embedding=embedding)
             if index + 1 < len(config.block_out_channels):
                 level.downsamplers = nn.ModuleList([Downsample(channels, asymmetric=False)])
@@ -185,7 +240,7 @@ class UNet(nn.Module):
             layers = config.layers_per_block + 1
             skips = [below if layer == layers - 1 else channels for layer in range(layers)]
             widths = [((previous if layer == 0 else channels) + skips[layer], channels) for layer in range(layers)]
-            attends = config.up_block_types[position] == "CrossAttnUpBlock2D"
+            attends = "Attn" in config.up_block_types[position]
             level = UpLevel(config, index, widths, attends=attends, embedding=embedding)
             if index > 0:
                 level.upsamplers = nn.ModuleList([Upsample(channels)])
@@ -220,17 +275,3 @@ class UNet(nn.Module):
                 raise ValueError("this U-Net is told a noise level (num_class_embeds): class_labels must be given")
             embedding = embedding + self.class_embedding(class_labels)
         return embedding
-
-
-def _transformer(
-    config: UNetConfig, level: int, channels: int, *, only_cross: bool | None = None
-) -> SpatialTransformer:
-    return SpatialTransformer(
-        channels,
-        config.heads[level],
-        config.cross_attention_dim,
-        config.per_level("transformer_layers_per_block")[level],
-        config.norm_num_groups,
-        linear=config.use_linear_projection,
-        only_cross=config.per_level("only_cross_attention")[level] if only_cross is None else only_cross,
-    )

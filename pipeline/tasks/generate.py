@@ -82,8 +82,8 @@ class Generate:
             ),
         )
 
-    def pixels(self, latents: Tensor) -> np.ndarray:
-        """The picture of a row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone."""
+    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> np.ndarray:
+        """The picture of the row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone."""
         decoded = self.stack.decode(latents[None])[0]
         levels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return levels.permute(1, 2, 0).contiguous().cpu().numpy()

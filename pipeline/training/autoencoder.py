@@ -1,14 +1,21 @@
-"""The recipe of the autoencoder: reconstruction in L1 and L2, and a slight pull of its latents to the normal."""
+"""The recipe of an autoencoder, KL- or VQ-regularised (Rombach et al. 2022, section 3.1 and appendix G).
+
+Reconstruction in L1 and L2, a perceptual distance in the features of a CLIP's image tower, and, from a set step on,
+a patch discriminator. What a recipe does not weigh is left out.
+"""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
 from pipeline.models.weights import channels_last
+from pipeline.training.contrastive import ImageFeatures, load_image_features
+from pipeline.training.discriminator import PatchDiscriminator, initialised
 from pipeline.training.loop import LoopConfig, train
+from pipeline.training.losses import adaptive_weight, commitment_loss, discriminator_loss, perceptual_distance
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component
 
@@ -17,12 +24,18 @@ from pipeline.training.save import save_component
 class AutoencoderRecipe:
     """What to train, on what, and how."""
 
-    model: AutoencoderConfig
+    model: AutoencoderConfig | VQConfig
     width: int
     """Pixels of a training picture's side."""
     batch: int
     kl_weight: float
     """Of the KL divergence a colour value, beside the reconstruction's error a colour value."""
+    commitment: float = 0.25
+    """How much the encoder is held to the codes that it chose, where there is a codebook."""
+    perceptual_weight: float = 0.0
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+    """The step at which the discriminator begins to learn and to count."""
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
 
@@ -43,34 +56,116 @@ SHAPES_AUTOENCODER = AutoencoderRecipe(
     seed=1,
     loop=LoopConfig(steps=2400, learning_rate=2e-3, warmup_steps=100, average_decay=0.995, cooldown=0.4),
 )
+SHAPES_AUTOENCODER_ADVERSARIAL = replace(
+    SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
+)
+"""The paper's whole loss; it needs the CLIP that shapes-clip makes."""
+SHAPES_VQ = replace(
+    SHAPES_AUTOENCODER,
+    model=VQConfig(
+        sample_size=64,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=8,
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=1024,
+    ),
+)
 
 
-def reconstruction_loss(model: AutoencoderKL, pixels: Tensor, noise: Tensor, kl_weight: float) -> tuple[Tensor, dict]:
-    """Mean L1 and L2 error and weighted KL of pixels (B, 3, H, W), as Rombach et al. 2022, appendix G."""
-    posterior = model.posterior(pixels)
-    rebuilt = model.decode_unscaled(posterior.sample(noise))
+class Players(nn.Module):
+    """The autoencoder and the discriminator that it is trained against, as one thing to train."""
+
+    def __init__(self, autoencoder: AutoencoderKL | VQModel, discriminator: PatchDiscriminator | None) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.discriminator = discriminator
+
+
+def autoencoder_loss(
+    players: Players,
+    pixels: Tensor,
+    noise: Tensor,
+    recipe: AutoencoderRecipe,
+    features: ImageFeatures | None,
+    step: int,
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of pixels (B, 3, H, W) in [-1, 1] at a step, and its parts; `noise` has the latents' shape.
+
+    Both players learn in one backward pass: each one's loss holds the other's weights still.
+    """
+    autoencoder = players.autoencoder
+    if isinstance(autoencoder, VQModel):
+        rebuilt, regular, figures = _through_codebook(autoencoder, pixels, recipe)
+    else:
+        rebuilt, regular, figures = _through_posterior(autoencoder, pixels, noise, recipe)
     error = rebuilt - pixels
-    kl = posterior.kl().sum() / pixels.numel()
     squared = error.square().mean()
-    loss = error.abs().mean() + squared + kl_weight * kl
-    psnr = 10 * torch.log10(4 / squared.detach())
-    return loss, {"psnr": psnr.item(), "kl": kl.item()}
+    reconstruction = error.abs().mean() + squared
+    figures["psnr"] = (10 * torch.log10(4 / squared.detach())).item()
+    if features is not None:
+        distance = perceptual_distance(features(rebuilt), features(pixels)).mean()
+        reconstruction = reconstruction + recipe.perceptual_weight * distance
+        figures["perceptual"] = distance.item()
+    loss = reconstruction + regular
+    if players.discriminator is not None and step >= recipe.adversarial_start:
+        fooled = -players.discriminator.held(rebuilt).mean()
+        weight = adaptive_weight(reconstruction, fooled, autoencoder.decoder.conv_out.weight)
+        told = discriminator_loss(players.discriminator(pixels), players.discriminator(rebuilt.detach()))
+        loss = loss + recipe.adversarial_weight * weight * fooled + told
+        figures |= {"discriminator": told.item(), "adversarial_weight": weight.item()}
+    return loss, figures
+
+
+def _through_posterior(
+    autoencoder: AutoencoderKL, pixels: Tensor, noise: Tensor, recipe: AutoencoderRecipe
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Rebuilt pixels, the weighted KL divergence, and figures."""
+    posterior = autoencoder.posterior(pixels)
+    kl = posterior.kl().sum() / pixels.numel()
+    return autoencoder.decode_unscaled(posterior.sample(noise)), recipe.kl_weight * kl, {"kl": kl.item()}
+
+
+def _through_codebook(
+    autoencoder: VQModel, pixels: Tensor, recipe: AutoencoderRecipe
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Rebuilt pixels, the commitment loss, and figures; the gradient passes the lookup straight (van den Oord 2017).
+
+    `codes_used` is the perplexity of the batch's codes: as many as are used alike.
+    """
+    latents = autoencoder.encode(pixels)
+    codes = autoencoder.quantize(latents)
+    shares = torch.bincount(autoencoder.quantize.nearest(latents).flatten()) / latents[:, 0].numel()
+    used = torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item()
+    rebuilt = autoencoder.decode_codes(latents + (codes - latents).detach())
+    return rebuilt, commitment_loss(latents, codes, recipe.commitment), {"codes_used": used}
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
-    """Train, measure the latents' scale, and save `output/vae`; state and log stand in `output/autoencoder`."""
+    """Train, and save `output/vae` with its latents' measured scale, or `output/vqvae`.
+
+    State and log stand in `output/autoencoder`.
+    """
     torch.manual_seed(recipe.seed)
-    model = channels_last(AutoencoderKL(recipe.model))
+    discriminator = initialised(PatchDiscriminator()) if recipe.adversarial_weight else None
+    autoencoder = VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
+    players = channels_last(Players(autoencoder, discriminator))
+    features = load_image_features(output / "clip") if recipe.perceptual_weight else None
     side = recipe.width // recipe.model.downsample_factor
 
-    def step_loss(step: int) -> tuple[Tensor, dict]:
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         pixels = pixels_of(scenes(recipe.seed, step * recipe.batch, recipe.batch), recipe.width)
         draws = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=draws)
         pixels = pixels.to(memory_format=torch.channels_last)
-        return reconstruction_loss(model, pixels, noise, recipe.kl_weight)
+        return autoencoder_loss(players, pixels, noise, recipe, features, step)
 
-    average = train(model, step_loss, recipe.loop, output / "autoencoder")
+    average = train(players, step_loss, recipe.loop, output / "autoencoder").autoencoder
+    if isinstance(average, VQModel):
+        save_component(average, recipe.model, "VQModel", output / "vqvae", dtype=torch.float16)
+        return
     assert isinstance(average, AutoencoderKL)
     with torch.inference_mode():
         latents = average.posterior(pixels_of(scenes(recipe.seed + 1, 0, 256), recipe.width)).mean

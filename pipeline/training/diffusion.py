@@ -1,24 +1,24 @@
 """The recipe of the denoiser: U-Net and CLIP text encoder together, on the latents of captioned scenes."""
 
 import logging
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint import load_autoencoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
+from pipeline.training.conditioning import Kind, text_model
 from pipeline.training.loop import LoopConfig, train
+from pipeline.training.losses import denoising_target, min_snr_weights, noised
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component, write_json
 from pipeline.training.scenes import vocabulary
-from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ class DiffusionRecipe:
     """What to train, on what, and how."""
 
     unet: UNetConfig
+    conditioning: Kind = "clip"
     text_layers: int
     text_heads: int
     window: int
@@ -41,8 +42,15 @@ class DiffusionRecipe:
     batch: int
     caption_dropout: float = 0.1
     """How often the caption is dropped, for classifier-free guidance (Ho and Salimans 2022)."""
+    min_snr_gamma: float | None = None
+    """Where the weight of little noise is bounded (Hang et al. 2023); None weighs all timesteps alike."""
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network says of its noisy latents: as its scheduler's config has it."""
+        return str(self.scheduler["prediction_type"])
 
 
 SHAPES_DIFFUSION = DiffusionRecipe(
@@ -76,14 +84,16 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     pictures=60_000,
     batch=32,
     seed=2,
-    loop=LoopConfig(steps=14_000, learning_rate=8e-4, warmup_steps=200, cooldown=0.3, average_decay=0.998),
+    loop=LoopConfig(steps=9_450, learning_rate=8e-4, warmup_steps=200, cooldown=0.178, average_decay=0.998),
 )
+SHAPES_DIFFUSION_FROZEN_CLIP = replace(SHAPES_DIFFUSION, conditioning="frozen-clip")
+SHAPES_DIFFUSION_BERT = replace(SHAPES_DIFFUSION, conditioning="bert")
 
 
 class Denoiser(nn.Module):
     """The U-Net and the text encoder, as one thing to train."""
 
-    def __init__(self, unet: UNet, text: CLIPTextModel) -> None:
+    def __init__(self, unet: UNet, text: nn.Module) -> None:
         super().__init__()
         self.unet = unet
         self.text = text
@@ -95,22 +105,38 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class EncodedScenes:
-    """Scenes as the denoiser learns them: means and deviations of latents (N, C, h, w), tokens (N, window)."""
+    """Scenes as the denoiser learns them: means and deviations of latents (N, C, h, w), and N captions."""
 
     mean: Tensor
     deviation: Tensor
-    tokens: Tensor
+    captions: list[str]
 
 
-def velocity_loss(
-    denoiser: nn.Module, latents: Tensor, noise: Tensor, timesteps: Tensor, tokens: Tensor, alphas: Tensor
-) -> Tensor:
-    """Mean squared error of the predicted velocity (Salimans and Ho 2022, appendix D); `alphas` cumulated, (T,)."""
-    signal = alphas[timesteps].sqrt()[:, None, None, None]
-    deviation = (1 - alphas[timesteps]).sqrt()[:, None, None, None]
-    noisy = signal * latents + deviation * noise
-    velocity = signal * noise - deviation * latents
-    return F.mse_loss(denoiser(noisy, timesteps, tokens), velocity)
+def denoising_loss(
+    denoiser: nn.Module,
+    latents: Tensor,
+    noise: Tensor,
+    tokens: Tensor,
+    timesteps: Tensor,
+    alphas: Tensor,
+    recipe: DiffusionRecipe,
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean squared error of the prediction, weighted as the recipe says, and what it is by noise level.
+
+    Latents and noise (B, C, h, w), tokens (B, window), timesteps (B,), `alphas` cumulated, (T,).
+    """
+    kind, chosen = recipe.prediction_type, alphas[timesteps]
+    told = denoiser(noised(latents, noise, chosen), timesteps, tokens)
+    errors = (told - denoising_target(latents, noise, chosen, kind)).square().flatten(1).mean(1)
+    thirds = timesteps * 3 // len(alphas)
+    figures = {
+        f"loss_{name}_noise": errors[thirds == third].mean().item()
+        for third, name in enumerate(("little", "middling", "much"))
+        if (thirds == third).any()
+    }
+    if recipe.min_snr_gamma is not None:
+        errors = errors * min_snr_weights(chosen, recipe.min_snr_gamma, kind)
+    return errors.mean(), figures
 
 
 def drawn_timesteps(count: int, end: int, draws: torch.Generator) -> Tensor:
@@ -128,49 +154,44 @@ def drawn_timesteps(count: int, end: int, draws: torch.Generator) -> Tensor:
 def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
     """Train on `output/vae`'s latents, and complete `output` to a checkpoint folder of the field."""
     torch.manual_seed(recipe.seed)
-    tokenizer = word_tokenizer(vocabulary(), recipe.window)
-    text_config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.unet.cross_attention_dim,
-        intermediate_size=4 * recipe.unet.cross_attention_dim,
-        num_hidden_layers=recipe.text_layers,
-        num_attention_heads=recipe.text_heads,
-        max_position_embeddings=recipe.window,
-        hidden_act="quick_gelu",
-        bos_token_id=tokenizer.get_vocab()[START],
-        eos_token_id=tokenizer.get_vocab()[END],
-        pad_token_id=tokenizer.get_vocab()[END],
+    text = text_model(
+        recipe.conditioning,
+        vocabulary(),
+        output,
+        width=recipe.unet.cross_attention_dim,
+        window=recipe.window,
+        layers=recipe.text_layers,
+        heads=recipe.text_heads,
     )
-    denoiser = Denoiser(channels_last(UNet(recipe.unet)), CLIPTextModel(text_config))
-    data = encoded_scenes(recipe, load_autoencoder(output / "vae"), tokenizer, output / "diffusion")
+    denoiser = Denoiser(channels_last(UNet(recipe.unet)), text.network)
+    data = encoded_scenes(recipe, load_autoencoder(output / "vae"), output / "diffusion")
+    tokens_of_all, unconditional = text.tokens(data.captions), text.tokens([""])
     alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
-    unconditional = torch.tensor(tokenizer("", padding="max_length").input_ids)
 
-    def step_loss(step: int) -> tuple[Tensor, dict]:
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draws = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        chosen = torch.randint(len(data.tokens), (recipe.batch,), generator=draws)
+        chosen = torch.randint(len(tokens_of_all), (recipe.batch,), generator=draws)
         mean, deviation = data.mean[chosen].float(), data.deviation[chosen].float()
         latents = mean + deviation * torch.randn(mean.shape, generator=draws)
         dropped = torch.rand(recipe.batch, 1, generator=draws) < recipe.caption_dropout
-        tokens = torch.where(dropped, unconditional, data.tokens[chosen])
+        tokens = torch.where(dropped, unconditional, tokens_of_all[chosen])
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
         noise = torch.randn(mean.shape, generator=draws)
         latents, noise = (part.to(memory_format=torch.channels_last) for part in (latents, noise))
-        return velocity_loss(denoiser, latents, noise, timesteps, tokens, alphas), {}
+        return denoising_loss(denoiser, latents, noise, tokens, timesteps, alphas, recipe)
 
     average = train(denoiser, step_loss, recipe.loop, output / "diffusion")
     assert isinstance(average, Denoiser)
     save_component(average.unet, recipe.unet, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
-    average.text.half().save_pretrained(output / "text_encoder")
-    save_tokenizer(tokenizer, output / "tokenizer")
+    described = text.save(average.text, output)
     write_json(output / "scheduler" / "scheduler_config.json", recipe.scheduler)
     write_json(output / "generation_config.json", recipe.advice)
-    write_json(output / "model_index.json", _model_index(recipe))
+    if "bert" in described:
+        shutil.copytree(output / "vae", output / "vqvae", dirs_exist_ok=True)
+    write_json(output / "model_index.json", _model_index(recipe, described))
 
 
-def encoded_scenes(
-    recipe: DiffusionRecipe, autoencoder: AutoencoderKL, tokenizer: object, folder: Path
-) -> EncodedScenes:
+def encoded_scenes(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, folder: Path) -> EncodedScenes:
     """The recipe's scenes, drawn and encoded; kept in `folder` for the next start."""
     path = folder / "latents.pt"
     if path.exists():
@@ -186,22 +207,19 @@ def encoded_scenes(
         captions += [scene.caption() for scene in drawn]
         if start % 5000 == 0:
             log.info("encoded %d of %d scenes", start, recipe.pictures)
-    tokens = torch.tensor(tokenizer(captions, padding="max_length").input_ids)  # pyright: ignore[reportCallIssue]
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {"mean": torch.cat(means), "deviation": torch.cat(deviations), "tokens": tokens}
+    kept = {"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}
     torch.save(kept, path)
     return EncodedScenes(**kept)
 
 
-def _model_index(recipe: DiffusionRecipe) -> dict[str, object]:
-    return {
-        "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
+def _model_index(recipe: DiffusionRecipe, text: dict[str, list[str]]) -> dict[str, object]:
+    shared = {
+        **text,
         "scheduler": ["diffusers", recipe.scheduler["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
     }
+    if "bert" in text:
+        return {"_class_name": "LDMTextToImagePipeline", **shared, "vqvae": ["diffusers", "AutoencoderKL"]}
+    nothing = {"feature_extractor": [None, None], "requires_safety_checker": False, "safety_checker": [None, None]}
+    return {"_class_name": "StableDiffusionPipeline", **shared, **nothing, "vae": ["diffusers", "AutoencoderKL"]}

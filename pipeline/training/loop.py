@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
     average = copy.deepcopy(model).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     first = _restore(folder / "state.pt", model, average, optimizer)
-    started, sums, seen = time.monotonic(), dict[str, float](), 0
+    started, seen = time.monotonic(), dict[str, list[float]]()
     model.train()
     for step in range(first, config.steps):
         for group in optimizer.param_groups:
@@ -59,14 +60,13 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
         optimizer.step()
         _update_average(average, model, min(config.average_decay, (1 + step) / (10 + step)))
-        seen += 1
         for name, value in {"loss": loss.item(), **figures}.items():
-            sums[name] = sums.get(name, 0.0) + value
+            seen.setdefault(name, []).append(value)
         if (step + 1) % config.log_every == 0:
-            means = {name: round(value / seen, 6) for name, value in sums.items()}
+            means = {name: round(fmean(values), 6) for name, values in seen.items()}
             seconds = (time.monotonic() - started) / (step + 1 - first)
             _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})
-            sums, seen = {}, 0
+            seen = {}
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             _save(folder / "state.pt", step + 1, model, average, optimizer)
     return average

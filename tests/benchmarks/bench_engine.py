@@ -79,9 +79,10 @@ def sd15_scaled_down(folder: Path) -> Path:
 def run_engine(task: Generate, stack: Stack, rows: list[Row], lanes: int) -> Timing:
     engine = LaneEngine(stack.denoise, lanes=lanes, device=stack.device, dtype=stack.dtype)
     started = time.perf_counter()
-    for _, latents in engine.run(task.request(index, row) for index, row in enumerate(rows)):
+    for key, latents in engine.run(task.request(index, row) for index, row in enumerate(rows)):
+        assert isinstance(key, int)
         assert isinstance(latents, torch.Tensor), latents
-        task.pixels(latents)
+        task.pixels(latents, rows[key])
     return Timing(time.perf_counter() - started, engine.stats.network_seconds)
 
 

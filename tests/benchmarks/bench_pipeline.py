@@ -9,8 +9,10 @@ import resource
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +29,7 @@ from tests.cheap import FACTS, SIDE, CheapTask, load_cheap
 class NoiseTask(CheapTask):
     """Pictures that do not compress."""
 
-    def pixels(self, latents: Tensor) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
         return np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 

@@ -100,10 +100,11 @@ def held_out(things: int, count: int) -> list[Scene]:
 def pictures(task: Generate, captions: list[str], lanes: int, **settings: Any) -> list[NDArray[np.uint8]]:
     engine = LaneEngine(task.stack.denoise, lanes=lanes, device=task.stack.device, dtype=task.stack.dtype)
     rows = [{"prompt": caption, "seed": index, **settings} for index, caption in enumerate(captions)]
-    made: dict[Any, NDArray[np.uint8]] = {}
+    made: dict[int, NDArray[np.uint8]] = {}
     for key, latents in engine.run(task.request(index, row) for index, row in enumerate(rows)):
+        assert isinstance(key, int)
         assert isinstance(latents, torch.Tensor)
-        made[key] = task.pixels(latents)
+        made[key] = task.pixels(latents, rows[key])
     return [made[index] for index in range(len(rows))]
 
 

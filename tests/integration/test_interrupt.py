@@ -1,14 +1,16 @@
-"""Ctrl-C in a terminal: the run stops cleanly, says how to go on, and what is committed stays."""
+"""Ctrl-C in a terminal, or SIGTERM: the run stops cleanly, says how to go on, and what is committed stays."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.ledger import read_ledger
 from tests.checkpoints import tiny_checkpoint
@@ -21,7 +23,13 @@ def processes_of(session: int) -> list[str]:
     return [line for line in listed.stdout.splitlines() if line.strip()]
 
 
-def test_an_interrupted_run_stops_cleanly_and_keeps_what_is_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("send", "signal_number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)], ids=["ctrl-c", "preempted"]
+)
+def test_an_interrupted_run_stops_cleanly_and_keeps_what_is_committed(
+    tmp_path: Path, send: Callable[[int, int], None], signal_number: int
+) -> None:
+    """A terminal signals the whole foreground group, whoever preempts a pod its first process."""
     model = tiny_checkpoint(tmp_path / "tiny")
     table = pa.table({"id": [f"r{index}" for index in range(ROWS)], "prompt": ["a red circle"] * ROWS})
     pq.write_table(table, tmp_path / "m.parquet")
@@ -36,7 +44,7 @@ def test_an_interrupted_run_stops_cleanly_and_keeps_what_is_committed(tmp_path: 
     while not (ledger.is_dir() and any(ledger.glob("*.parquet"))) and time.monotonic() < deadline:
         assert run.poll() is None, run.communicate()
         time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    send(run.pid, signal_number)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1
     assert "The same command goes on" in err

@@ -33,14 +33,14 @@ def test_text_encoder_equals_the_pipelines_own(saved: Path) -> None:
 
     pipeline = StableDiffusionPipeline.from_pretrained(saved)
     prompts = ["a red circle", "", "A Photograph, of 3 cats!"]
-    encoder = load_text_encoder(saved)
+    encoder = load_text_encoder(saved / "text_encoder", saved / "tokenizer")
     for prompt, ours in zip(prompts, encoder.encode(prompts), strict=True):
         expected, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)
         assert (ours - expected[0]).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_long_prompt_is_encoded_in_windows_and_none_of_it_is_lost(saved: Path) -> None:
-    encoder = load_text_encoder(saved)
+    encoder = load_text_encoder(saved / "text_encoder", saved / "tokenizer")
     words = ["red"] * encoder.window * 2 + ["circle"]
     long, other = encoder.encode([" ".join(words), " ".join([*words[:-1], "square"])])
     assert len(long) == encoder.chunks(" ".join(words)) * encoder.window > encoder.window
@@ -51,12 +51,14 @@ def test_a_long_prompt_is_encoded_in_windows_and_none_of_it_is_lost(saved: Path)
 
 def test_text_tensors_load_with_and_without_the_old_prefix(folder: Path) -> None:
     path = folder / "text_encoder" / "model.safetensors"
-    before = load_text_encoder(folder).encode(["a red circle"])[0]
+    before = load_text_encoder(folder / "text_encoder", folder / "tokenizer").encode(["a red circle"])[0]
     bare = {name.removeprefix("text_model."): tensor for name, tensor in load_file(path).items()}
     for prefix in ("", "text_model."):
         positions = {f"{prefix}embeddings.position_ids": torch.arange(8)[None]}
         save_file({prefix + name: tensor for name, tensor in bare.items()} | positions, path)
-        assert torch.equal(load_text_encoder(folder).encode(["a red circle"])[0], before)
+        assert torch.equal(
+            load_text_encoder(folder / "text_encoder", folder / "tokenizer").encode(["a red circle"])[0], before
+        )
 
 
 def test_shards_and_the_fp16_variant_load(folder: Path) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL as ReferenceAutoencoder
+from diffusers.models.autoencoders.vq_model import VQModel as ReferenceVQ
+from diffusers.models.unets.unet_2d import UNet2DModel as ReferenceUnconditional
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as ReferenceUNet
 from torch import Tensor
 
-from pipeline.models.checkpoint import load_autoencoder, load_unet
+from pipeline.models.checkpoint import load_autoencoder, load_unet, load_vq
 
 TOLERANCE = 1e-4
 """Of the output's scale."""
@@ -120,3 +122,47 @@ def test_sd15_at_full_size_equals_diffusers(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = reference(latents, timesteps, states).sample
         assert difference(unet(latents, timesteps, states), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(16, 16), (32, 24)])
+@pytest.mark.parametrize("head_width", [16, None])
+def test_unconditional_unet_equals_diffusers(tmp_path: Path, size: tuple[int, int], head_width: int | None) -> None:
+    torch.manual_seed(0)
+    reference = ReferenceUnconditional(
+        sample_size=16,
+        in_channels=6,
+        out_channels=3,
+        block_out_channels=(32, 64, 64, 96),
+        attention_head_dim=head_width,  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownBlock2D", *("AttnDownBlock2D",) * 3),
+        up_block_types=(*("AttnUpBlock2D",) * 3, "UpBlock2D"),
+    )
+    reference.save_pretrained(tmp_path / "unet")
+    unet = load_unet(tmp_path / "unet")
+    latents, timesteps = torch.randn(2, 6, *size), torch.tensor([3.0, 777.0])
+    with torch.no_grad():
+        ours = unet(latents, timesteps, torch.zeros(2, 0, 0))
+        assert difference(ours, reference(latents, timesteps).sample) <= TOLERANCE
+
+
+@pytest.mark.parametrize("embed_dim", [None, 5])
+def test_vector_quantised_autoencoder_equals_diffusers(tmp_path: Path, embed_dim: int | None) -> None:
+    torch.manual_seed(0)
+    reference = ReferenceVQ(
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=2,
+        num_vq_embeddings=64,
+        vq_embed_dim=embed_dim,
+    ).eval()
+    reference.quantize.embedding.weight.data.normal_()
+    reference.save_pretrained(tmp_path / "vqvae")
+    autoencoder = load_vq(tmp_path / "vqvae")
+    pixels, latents = torch.rand(2, 3, 32, 48) * 2 - 1, torch.randn(2, embed_dim or 3, 8, 12)
+    with torch.no_grad():
+        assert difference(autoencoder.encode(pixels), reference.encode(pixels).latents) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
+        decoded = autoencoder.decode(latents)
+        assert difference(decoded, reference.decode(latents).sample) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
+        unquantised = autoencoder.decoder(autoencoder.post_quant_conv(latents))
+        assert difference(decoded, unquantised) > 0.1  # the codebook matters

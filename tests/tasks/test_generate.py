@@ -45,7 +45,7 @@ def picture(folder: Path, row: dict[str, Any]) -> np.ndarray:
     [(key, latents)] = engine.run([task.request("only", row)])
     assert key == "only"
     assert isinstance(latents, torch.Tensor)
-    return task.pixels(latents)
+    return task.pixels(latents, row)
 
 
 def reference(folder: Path, sampler: str, kind: type = StableDiffusionPipeline) -> Any:

@@ -1,0 +1,138 @@
+"""A Ray cluster that is there, or one of this machine's for the time of a run, and the actors that fit on it."""
+
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import ray
+from ray.data import DataContext
+
+from pipeline.config import RunConfig
+from pipeline.plan import CheckpointFacts, RunError
+
+_MEMORY_A_CHECKPOINT: Final = 3
+"""How many times its weights' size an actor takes, and no less than _MEMORY_AN_ACTOR."""
+_MEMORY_AN_ACTOR: Final = 2**30
+_NEVER: Final = 30 * 86_400
+_REMOTE: Final = re.compile("\x1b\\[[0-9;]*m")
+_STORAGE: Final = ("StorageError", "StorageUnavailableError")
+_CLEAR: Final = ("CheckpointError", *_STORAGE, "ActorError", "RunError", "ManifestError")
+"""Errors of our own, whose text says all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Actors:
+    """How many actors hold the model, and what Ray reserves for each."""
+
+    count: int
+    device: str
+    cpus: float
+    gpus: int
+
+
+@contextmanager
+def cluster_for(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
+    """A Ray that is there, or one of this machine's for the time of the run."""
+    _quiet()
+    ours = not ray.is_initialized()
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    if ours and address:
+        try:
+            with _quiet_start():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
+    elif ours:
+        _start_here(config, checkpoint)
+    _quiet()
+    try:
+        yield _actors(config, checkpoint, ray.cluster_resources())
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
+    """Start Ray on this machine: CPUs for the actors, and at least two more for reading and writing."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = config.actors or max(1, cores // config.threads)
+    with _quiet_start():
+        ray.init(
+            address="local",
+            num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
+            num_gpus=0 if config.device == "cpu" else None,  # None: those that there are
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+
+def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[str, float]) -> Actors:
+    """As many actors as were asked for; else one a GPU, or what memory and CPUs (with some left for the rest) hold."""
+    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+    if device == "cuda":
+        count = config.actors or gpus
+        if not gpus or count > gpus:
+            raise RunError(
+                f"{max(count, 1)} actors need as many GPUs; the cluster has {gpus}: give --device cpu or fewer actors"
+            )
+        return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=1)
+    memory = max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
+    by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
+    by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
+    count = config.actors or min(by_cpus, by_memory)
+    return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=0)
+
+
+def _share(cpus: float, actors: int) -> float:
+    """CPUs that each actor may reserve so that one is left for the other stages."""
+    free = cpus - 1 if cpus > 1 else cpus / 2
+    return max(math.floor(100 * free / actors) / 100, 0.01)
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress: Ray Data's bars and logs go to Ray's files alone."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _NEVER  # the run's own watch knows more of progress
+    context.use_datasource_v2 = False  # its reader starts tens of processes to read footers
+    for name in ("ray", "ray.data"):
+        logger = logging.getLogger(name)
+        for handler in logger.handlers:
+            if not type(handler).__name__.startswith("SessionFile"):
+                handler.setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Ray's C++ side writes warnings straight to standard error; told not to, it says that it was told, once."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+
+
+def one_line(error: BaseException) -> str:
+    """The first reason of what Ray raised, in one line: the innermost of the tracebacks in its text."""
+    innermost = _REMOTE.sub("", str(error)).split("\n\nThe above exception was the direct cause")[0]
+    lines = [line for line in innermost.splitlines() if line.strip()]
+    last = next((line.strip() for line in reversed(lines) if not line.startswith(" ")), type(error).__name__)
+    kind, colon, reason = last.partition(": ")
+    if colon and kind.replace(".", "").replace("_", "").isalnum() and reason:
+        kind = kind.rpartition(".")[2]
+        return reason if kind in _CLEAR else f"{kind}: {reason}"
+    return last

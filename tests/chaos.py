@@ -1,0 +1,138 @@
+"""Chaos: runs whose actors, workers and drivers are killed at random moments, then the same command until it ends.
+
+`python -m tests.chaos --seeds 20 --rows 300` prints a table of faults and results; exit status 1 if a row was lost,
+doubled or made otherwise.
+"""
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from pipeline.check import check_output
+
+KILLS = ("an actor", "a worker", "the driver")
+_ATTEMPTS = 20
+
+
+@dataclass
+class Story:
+    """What one seed's run lived through."""
+
+    seed: int
+    kills: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{self.kills[name]:>2} x {name}" for name in KILLS)
+        return f"seed {self.seed:>3}: {kills}; {self.attempts} attempts; {'; '.join(self.problems) or 'content'}"
+
+
+def write_rows(path: Path, rows: int) -> str:
+    pq.write_table(pa.table({"id": [f"r{index}" for index in range(rows)], "prompt": ["x"] * rows}), path)
+    return str(path)
+
+
+def pictures_of(output: Path) -> dict[str, str]:
+    table = pads.dataset(output / "data", format="parquet").to_table(columns=["id", "sha256"])
+    return dict(zip(table["id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+
+
+def disturbed(seed: int, folder: Path, manifest: str, expected: dict[str, str], kills: int) -> Story:
+    """Run until the end, with `kills` kills on the way."""
+    chance, story, output = random.Random(seed), Story(seed), folder / f"out-{seed}"
+    while story.attempts < _ATTEMPTS:
+        story.attempts += 1
+        with open(folder / f"log-{seed}", "ab") as log:
+            run = subprocess.Popen([*RUN, manifest, str(output)], stdout=log, stderr=log, start_new_session=True)
+        while run.poll() is None:
+            time.sleep(chance.uniform(0.2, 3))
+            if story.kills.total() < kills and (output / "run.json").exists():
+                _kill(run, chance, story)
+        if run.returncode == 0:
+            break
+    else:
+        story.problems.append("never ended")
+    audit = check_output(str(output), manifest)
+    story.problems += audit.problems
+    if pictures_of(output) != expected:
+        story.problems.append("the pictures differ from the undisturbed run's")
+    return story
+
+
+def _kill(run: subprocess.Popen[bytes], chance: random.Random, story: Story) -> None:
+    """SIGKILL somebody of this run, if there is one of the kind that is drawn."""
+    try:
+        children = psutil.Process(run.pid).children(recursive=True)
+        workers = [(child, "".join(child.cmdline()[:1])) for child in children]
+    except psutil.Error:
+        return
+    kind = chance.choice(KILLS)
+    victims = [child for child, title in workers if title.startswith("ray::")]
+    if kind == "an actor":
+        victims = [child for child, title in workers if title.startswith("ray::MapWorker")]
+    elif kind == "the driver":
+        victims = [psutil.Process(run.pid)]
+    if victims:
+        try:
+            chance.choice(victims).kill()
+        except psutil.Error:
+            return
+        story.kills[kind] += 1
+
+
+def run_here(manifest: str, output: str) -> int:
+    """One attempt, on a Ray of its own; two actors, small parts."""
+    from pipeline.config import RunConfig
+    from pipeline.run import RunError, run_job
+    from tests.cheap import FACTS, load_cheap
+
+    config = RunConfig(task="generate", manifest=manifest, output=output, actors=2, lanes=4, patience=120)
+    try:
+        print(run_job(config, load=load_cheap, checkpoint=FACTS))
+    except RunError as error:
+        print(error)
+        return 1
+    return 0
+
+
+RUN = (sys.executable, "-m", "tests.chaos", "--run")
+
+
+def chaos(seeds: range, rows: int, kills: int, folder: Path) -> list[Story]:
+    """The stories of runs that were disturbed by so many kills each."""
+    manifest = write_rows(folder / "manifest.parquet", rows)
+    subprocess.run([*RUN, manifest, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
+    expected = pictures_of(folder / "whole")
+    assert len(expected) == rows
+    return [disturbed(seed, folder, manifest, expected, kills) for seed in seeds]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", nargs=2, metavar=("MANIFEST", "OUTPUT"))
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--rows", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=5)
+    options = parser.parse_args()
+    if options.run:
+        return run_here(*options.run)
+    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
+        stories = chaos(range(options.seeds), options.rows, options.kills, Path(folder))
+    print(*stories, f"{sum(story.kills.total() for story in stories)} faults", sep="\n")
+    return int(any(story.problems for story in stories))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Inpainting against diffusers' pipeline on small random checkpoints, and what of a picture it leaves alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from PIL import Image
+
+from pipeline.config import RowDefaults
+from pipeline.diffusion.engine import LaneEngine
+from pipeline.lane_thread import LaneThread, Made
+from pipeline.models.checkpoint import Stack, load_stack
+from pipeline.tasks.inpaint import Inpaint
+from tests.checkpoints import Family, tiny_checkpoint
+
+SETTINGS: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0}
+
+
+@pytest.fixture(scope="module", params=["sd15-inpainting", "sd15"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family: Family = request.param
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / family, family)
+
+
+@pytest.fixture(scope="module")
+def stack(folder: Path) -> Stack:
+    return load_stack(folder)
+
+
+def painted(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[Made]:
+    engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
+    lanes = LaneThread(Inpaint(stack, RowDefaults(**defaults)), engine, threads=1, report=lambda amounts: None)
+    outcomes = lanes.run(rows)
+    lanes.close()
+    assert all(isinstance(outcome, Made) for outcome in outcomes), outcomes
+    return [outcome for outcome in outcomes if isinstance(outcome, Made)]
+
+
+def row_of(height: int = 64, width: int = 64, **changes: Any) -> dict[str, Any]:
+    pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[16:40, 8:48] = 255
+    row = {"prompt": "a red circle", "seed": 5, "pixels": pixels, "mask": mask, "sampler": "ddim", **SETTINGS}
+    return row | changes
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_what_is_painted_is_diffusers_picture(folder: Path, stack: Stack, strength: float) -> None:
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    row = row_of(strength=strength)
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        "a red circle",
+        image=Image.fromarray(row["pixels"]),
+        mask_image=Image.fromarray(row["mask"]),
+        height=64,
+        width=64,
+        strength=strength,
+        generator=torch.Generator().manual_seed(5),
+        **SETTINGS,
+    ).images[0]  # pyright: ignore[reportAttributeAccessIssue]
+    theirs = np.asarray(expected).astype(int)
+    [made] = painted(stack, row)
+    white = row["mask"] > 0
+    assert theirs[white].std() > 1  # a flat picture would show nothing
+    assert np.abs(made.pixels[white].astype(int) - theirs[white]).max() <= 1
+    assert (made.pixels[~white] == row["pixels"][~white]).all()
+    whole = Inpaint(stack, RowDefaults())
+    [(_, latents)] = LaneEngine(stack.denoise, lanes=2, device="cpu", dtype=torch.float32).run(
+        [request for request in [whole.request("only", row)] if not isinstance(request, np.ndarray)]
+    )
+    assert isinstance(latents, torch.Tensor)
+    decoded = super(Inpaint, whole).pixels(latents, row)
+    assert np.abs(decoded.astype(int) - theirs).max() <= 1
+
+
+def test_only_a_large_pictures_hole_and_its_feather_change(stack: Stack) -> None:
+    row = row_of(150, 211)
+    [made] = painted(stack, row, mask_dilate=2, mask_feather=4)
+    changed = (made.pixels != row["pixels"]).any(2)
+    assert made.pixels.shape == (150, 211, 3)
+    assert changed[16:40, 8:48].mean() > 0.9
+    changed[16 - 6 : 40 + 6, 8 - 6 : 48 + 6] = False
+    assert not changed.any()
+
+
+def test_an_empty_mask_gives_the_picture_back_and_says_that_nothing_was_made(stack: Stack) -> None:
+    empty, full = row_of(mask=np.zeros((8, 8), np.uint8)), row_of(mask=np.full((8, 8), 255, np.uint8))
+    left, made = painted(stack, empty, full)
+    assert (left.pixels == empty["pixels"]).all()
+    assert (left.parameters["num_inference_steps"], left.parameters["strength"]) == (0, 0.0)
+    assert (made.pixels != full["pixels"]).any(2).mean() > 0.9
+    assert (made.parameters["num_inference_steps"], made.parameters["strength"]) == (5, 1.0)

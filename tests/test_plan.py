@@ -1,0 +1,79 @@
+"""Which later attempts may go on with an output, and which are another run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import RowDefaults, RunConfig
+from pipeline.lease import Lease
+from pipeline.plan import RunError, plan_run, read_run, refuse_differences, settings_of, write_run
+from tests.cheap import FACTS
+from tests.test_sink import datasink, rows_of
+
+CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket/out", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 2}, "seed is 2, was 1"),
+        ({"lanes": 4}, "lanes is 4, was 8"),
+        ({"format": "webp"}, "format is webp, was png"),
+        ({"defaults": RowDefaults(guidance_scale=3.0)}, "guidance_scale is 3.0, was None"),
+    ],
+)
+def test_options_that_change_the_pictures_are_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    earlier = {"config": settings_of(CONFIG)}
+    with pytest.raises(RunError, match="--new-run") as caught:
+        refuse_differences(CONFIG, {"config": settings_of(replace(CONFIG, **changes))}, earlier)
+    assert told in str(caught.value) and "hidden" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_leaves_the_pictures_as_they_are_may_change() -> None:
+    later = replace(CONFIG, actors=7, address="ray://x", limit=3, patience=9.0, retry_failed=True, manifest="grown")
+    refuse_differences(CONFIG, {"config": settings_of(later)}, {"config": settings_of(CONFIG)})
+    refuse_differences(CONFIG, {"config": settings_of(later)}, {})
+
+
+def test_another_model_is_refused() -> None:
+    now, earlier = ({"model": {"weights_sha256": digest}} for digest in ("aa", "bb"))
+    with pytest.raises(RunError, match="the model's weights is aa, was bb"):
+        refuse_differences(CONFIG, now, earlier)
+    refuse_differences(CONFIG, now, now)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """An output in which of four rows one is good and one failed."""
+    pq.write_table(pa.table({"id": list("abcd"), "prompt": ["x"] * 4}), tmp_path / "m.parquet")
+    datasink(str(tmp_path / "out")).write([rows_of(["a", "b"], failed=("b",))], None)
+    return RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "todo"), [({}, 2), ({"retry_failed": True}, 3), ({"new_run": True}, 4), ({"limit": 3}, 1)]
+)
+def test_what_is_left_to_do(config: RunConfig, changes: dict[str, Any], todo: int) -> None:
+    lease = Lease(config.output)
+    config = replace(config, **changes)
+    try:
+        plan = plan_run(config, lease, FACTS)
+        write_run(config, plan, {"status": "running"})
+    finally:
+        lease.release()
+    assert (plan.todo, read_run(config.output)["run_id"]) == (todo, plan.run_id)
+
+
+def test_a_run_into_a_held_output_is_refused_before_anything_is_touched(config: RunConfig) -> None:
+    holder = Lease(config.output)
+    holder.acquire()
+    half_written = Path(config.output) / "data" / "half.parquet"
+    half_written.write_bytes(b"PAR1")
+    with pytest.raises(RunError, match="another run writes here"):
+        plan_run(config, Lease(config.output), FACTS)
+    assert half_written.exists()
+    holder.release()

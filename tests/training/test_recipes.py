@@ -1,0 +1,165 @@
+"""The recipes at a tiny size: each runs, its losses fall, and what it saves opens as the field's."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPTokenizer
+
+from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
+from pipeline.models.bert import BertModel
+from pipeline.models.checkpoint import load_autoencoder, load_stack, load_vq
+from pipeline.training.autoencoder import (
+    SHAPES_AUTOENCODER,
+    SHAPES_AUTOENCODER_ADVERSARIAL,
+    SHAPES_VQ,
+    Players,
+    autoencoder_loss,
+    train_autoencoder,
+)
+from pipeline.training.conditioning import Kind
+from pipeline.training.contrastive import SHAPES_CLIP, train_clip
+from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
+from pipeline.training.loop import LoopConfig
+from pipeline.training.pictures import pixels_of, scenes
+
+CLIP = replace(
+    SHAPES_CLIP, hidden=32, embedding=32, image_layers=2, batch=16, loop=LoopConfig(steps=60, learning_rate=3e-3)
+)
+AUTOENCODER = replace(
+    SHAPES_AUTOENCODER, width=32, batch=8, loop=LoopConfig(steps=60, learning_rate=3e-3, warmup_steps=5)
+)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CLIP and an autoencoder of little training."""
+    folder = tmp_path_factory.mktemp("recipes")
+    train_clip(CLIP, folder)
+    train_autoencoder(AUTOENCODER, folder)
+    return folder
+
+
+def test_the_contrastive_loss_falls_and_the_clip_opens_in_transformers(output: Path) -> None:
+    seen = losses(output / "contrastive")
+    assert seen[-1] < seen[0] - 0.1
+    clip = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32)
+    tokens = CLIPTokenizer.from_pretrained(output / "clip")(["a red circle"], return_tensors="pt")
+    told = clip(input_ids=tokens.input_ids, pixel_values=pixels_of(scenes(0, 0, 1), 64))
+    assert told.logits_per_image.shape == (1, 1)
+
+
+def test_the_autoencoder_learns_and_its_latents_have_unit_deviation(output: Path) -> None:
+    seen = losses(output / "autoencoder")
+    assert seen[-1] < 0.85 * seen[0]
+    autoencoder = load_autoencoder(output / "vae")
+    latents = autoencoder.encode(pixels_of(scenes(5, 0, 64), 32))
+    assert latents.std().item() == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_codebook_is_learned_and_used(tmp_path: Path) -> None:
+    recipe = replace(SHAPES_VQ, width=32, batch=8, loop=LoopConfig(steps=40, learning_rate=3e-3, warmup_steps=5))
+    train_autoencoder(recipe, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "autoencoder" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["psnr"] > lines[0]["psnr"] + 0.5
+    assert lines[-1]["codes_used"] > 4
+    autoencoder = load_vq(tmp_path / "vqvae")
+    pixels = pixels_of(scenes(5, 0, 8), 32)
+    with torch.inference_mode():
+        rebuilt = autoencoder.decode(autoencoder.encode(pixels))
+    assert (rebuilt - pixels).square().mean() < pixels.square().mean()
+
+
+def test_the_discriminator_joins_at_its_step_and_learns(output: Path) -> None:
+    loop = LoopConfig(steps=40, learning_rate=1e-3, warmup_steps=1, log_every=10)
+    recipe = replace(SHAPES_AUTOENCODER_ADVERSARIAL, batch=4, adversarial_start=20, loop=loop)
+    folder = output / "adversarial"
+    folder.mkdir()
+    (folder / "clip").symlink_to(output / "clip")
+    train_autoencoder(recipe, folder)
+    lines = [json.loads(line) for line in (folder / "autoencoder" / "log.jsonl").read_text().splitlines()]
+    assert "discriminator" not in lines[1]
+    assert lines[-1]["discriminator"] < lines[2]["discriminator"]
+    assert lines[-1]["perceptual"] < lines[0]["perceptual"]
+
+
+SMALL_UNET = replace(
+    SHAPES_DIFFUSION.unet,
+    sample_size=8,
+    block_out_channels=(16, 32, 32),
+    attention_head_dim=(2, 2, 2),
+    norm_num_groups=8,
+    cross_attention_dim=32,
+)
+DIFFUSION = replace(
+    SHAPES_DIFFUSION,
+    unet=SMALL_UNET,
+    pictures=64,
+    batch=16,
+    loop=LoopConfig(steps=40, learning_rate=2e-3, warmup_steps=5),
+)
+
+
+def beside(output: Path, name: str) -> Path:
+    """A new folder that has the autoencoder and the CLIP of `output`."""
+    folder = output / name
+    folder.mkdir()
+    (folder / "vae").symlink_to(output / "vae")
+    (folder / "clip").symlink_to(output / "clip")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["frozen-clip", "bert"])
+def test_every_conditioning_makes_a_checkpoint_that_loads(output: Path, kind: Kind) -> None:
+    folder = beside(output, kind)
+    train_diffusion(replace(DIFFUSION, conditioning=kind, loop=replace(DIFFUSION.loop, steps=4)), folder)
+    stack = load_stack(folder)
+    assert isinstance(stack.text.model, BertModel) == (kind == "bert")
+    red, blue = stack.text.encode(["a red circle on a white background", "a blue circle on a white background"])
+    assert red.shape == (SHAPES_DIFFUSION.window, SMALL_UNET.cross_attention_dim)
+    assert (red - blue).abs().max() > 1e-3
+    if kind == "frozen-clip":
+        tower = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32).text_model.state_dict()
+        kept = stack.text.model.state_dict()
+        assert all(torch.equal(value, tower[name]) for name, value in kept.items())
+
+
+def test_a_diffusion_recipe_makes_a_checkpoint_that_loads_and_the_same_one_twice(output: Path) -> None:
+    digests = []
+    for name in ("first", "second"):
+        folder = beside(output, name)
+        train_diffusion(DIFFUSION, folder)
+        digests.append(load_stack(folder).weights_sha256)
+        seen = losses(folder / "diffusion")
+        assert seen[-1] < 0.95 * seen[0]
+    assert digests[0] == digests[1]
+
+
+def test_an_autoencoder_can_learn_eight_pictures_by_heart() -> None:
+    pixels = pixels_of(scenes(1, 0, 8), 32)
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        sample_size=32,
+        block_out_channels=(16, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=8,
+    )
+    recipe = replace(AUTOENCODER, model=config, kl_weight=1e-6)
+    players = Players(AutoencoderKL(config), None)
+    optimizer = torch.optim.AdamW(players.parameters(), lr=3e-3)
+    psnr = 0.0
+    for step in range(60):
+        noise = torch.zeros(8, config.latent_channels, 16, 16)
+        loss, figures = autoencoder_loss(players, pixels, noise, recipe, None, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        psnr = figures["psnr"]
+    assert psnr > 15
