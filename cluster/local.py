@@ -132,7 +132,7 @@ def _wait_for_nodes(cluster: LocalCluster, count: int, log: Path) -> None:
             raise NodeEndedError(f"a node ended while it started: {' '.join(last)}")
         try:
             JobSubmissionClient(cluster.jobs)
-            alive = [node for node in list_nodes(cluster.jobs, timeout=10) if node.state == "ALIVE"]
+            alive = [node for node in list_nodes(cluster.jobs, timeout=10) if node.state == "ALIVE"]  # pyright: ignore[reportAttributeAccessIssue]
         except Exception as error:  # noqa: BLE001 - whatever a server says that is not ready yet
             alive, reason = [], f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         if len(alive) >= count:
