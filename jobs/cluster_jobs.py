@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -66,10 +67,7 @@ def list(address: str, as_json: bool) -> None:
 
 
 def _show(rows: Any, as_json: bool, *, single: bool = False) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from jobs.tables import print_table
 
     if as_json:
         click.echo(json.dumps(rows[0] if single else rows, indent=2))
@@ -77,20 +75,14 @@ def _show(rows: Any, as_json: bool, *, single: bool = False) -> None:
     if not rows:
         click.echo("There are no jobs.")
         return
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("id", "status", "exit", "started", "task", "manifest", "output"):
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        began = (
-            datetime.fromtimestamp(row["start_time"] / 1000, UTC).strftime("%m-%d %H:%M:%S")
-            if row["start_time"]
-            else ""
-        )
-        exit_status = "" if row["exit_status"] is None else str(row["exit_status"])
-        cells = (row["id"], row["status"], exit_status, began, row["task"], row["manifest"], row["output"])
-        table.add_row(*(Text(str(cell or "")) for cell in cells))
-    console = Console()
-    console.width = max(console.width, 160) if not console.is_terminal else console.width
-    console.print(table)
+    names = ("id", "status", "exit", "started", "task", "manifest", "output")
+    print_table(names, map(_cells, rows), overflow="fold")
     if single and rows[0]["message"]:
         click.echo(rows[0]["message"])
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    began = row["start_time"] and datetime.fromtimestamp(row["start_time"] / 1000, UTC).strftime("%m-%d %H:%M:%S")
+    exit_status = "" if row["exit_status"] is None else str(row["exit_status"])
+    cells = (row["id"], row["status"], exit_status, began, row["task"], row["manifest"], row["output"])
+    return tuple(str(cell or "") for cell in cells)

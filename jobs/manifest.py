@@ -1,6 +1,5 @@
 """`latentmill manifest`: build, validate and show manifests."""
 
-import sys
 from typing import Any, Final, get_args
 
 import click
@@ -94,23 +93,16 @@ def validate(path: str, task: Task, size_multiple: int, limit: int | None) -> in
 @click.option("--rows", type=click.IntRange(0, 10_000), default=10, show_default=True, help="How many rows to show.")
 def show(path: str, rows: int) -> None:
     """Show the first rows of MANIFEST, its columns, and how many rows and prompts it has."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
+    from jobs.tables import print_table, terminal
     from pipeline.manifest import summary_of
 
     summary = summary_of(path, rows)
     names = [name for name in summary.columns if any(row.get(name) is not None for row in summary.first_rows)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for row in summary.first_rows:
-        table.add_row(*(Text(_cell(row.get(name))) for name in names))
-    console = Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=160)
     if summary.first_rows:
-        console.print(table)
+        print_table(names, ([_cell(row.get(name)) for name in names] for row in summary.first_rows), no_wrap=True)
+    console = terminal()
     console.print(Text(f"{summary.rows:,} rows, {summary.distinct_prompts:,} distinct prompts"))
     console.print(Text("columns: " + ", ".join(f"{name} ({kind})" for name, kind in summary.columns.items())))
 

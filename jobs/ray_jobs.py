@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from pipeline.models.configs import EMBEDDED
+from pipeline.models.configs import is_embedded
 
 PACKAGES: Final = ("pipeline", "jobs", "cluster")
 MAX_BYTES: Final = 64 * 2**20
@@ -72,11 +72,6 @@ def pack(folder: Path, model: str) -> int:
             "Put checkpoints on object storage and name them by --model URL"
         )
     return total
-
-
-def is_embedded(model: str) -> bool:
-    """Whether a model's name is that of a checkpoint that comes with the code."""
-    return "/" not in model and (EMBEDDED / model).is_dir()
 
 
 def _kept_out(checkpoints: Path, model: str) -> Callable[[Any, list[str]], set[str]]:

@@ -8,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import images, manifest, storage
+from pipeline import images, storage
 from pipeline.buckets import HashBuckets, among
 from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entries_of, orphans_of
-from pipeline.plan import read_run
+from pipeline.plan import ids_of, read_run
 from pipeline.stages import sha256_of
 
 _BATCH_ROWS: Final = 100
@@ -134,9 +134,7 @@ def _compare(committed: HashBuckets, found: HashBuckets, audit: Audit) -> None:
 
 
 def _compare_manifest(url: str, committed: HashBuckets, audit: Audit) -> None:
-    with HashBuckets() as asked:
-        for batch in manifest.read_batches(url, ["id"]):
-            asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+    with ids_of(url) as asked:
         missing = unknown = 0
         for rows, done in zip(asked, committed, strict=True):
             missing += int(np.count_nonzero(~among(np.unique(rows), done)))

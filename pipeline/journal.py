@@ -14,6 +14,10 @@ class ProcessDied(RuntimeError):
         super().__init__(f"the process that worked on this row died {deaths} times, the last times with no other row")
 
 
+class Stopped(Exception):
+    """The run stops before this row is made; it is neither good nor failed."""
+
+
 class RowJournal(Protocol):
     """What the stages know of a Journal, here or in an actor."""
 

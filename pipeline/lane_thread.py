@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine
-from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 
 ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
 """What a task raises when the row is to blame; anything else ends the actor."""
@@ -48,10 +48,6 @@ Report = Callable[[Mapping[str, float]], None]
 
 class ActorError(RuntimeError):
     """The engine's thread has ended: none of the rows that wait will be made here."""
-
-
-class Stopped(Exception):
-    """The run stops before this row is made; it is neither good nor failed."""
 
 
 @dataclass(slots=True, eq=False)

@@ -51,7 +51,7 @@ def held(hashes: NDArray[np.bytes_], bucket_of: Callable[[int], NDArray[np.bytes
 
 def entries_of(output: str) -> Iterator[pa.Table]:
     """The ledger's entries, some read ahead; memory: a few of them."""
-    urls = storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
+    urls = _entry_urls(output)
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(urls), _READERS * 4):
             yield from pool.map(_read_entry, urls[start : start + _READERS * 4])
@@ -74,7 +74,7 @@ def forget_failed(output: str) -> int:
     An entry is replaced by one of its good rows, or deleted: a kill on the way leaves a ledger that is true, and files
     of failed rows that no entry names."""
     forgotten = 0
-    for url in storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet"):
+    for url in _entry_urls(output):
         rows = _read_entry(url).to_pylist()
         good = [row for row in rows if row["status"] == OK]
         forgotten += len(rows) - len(good)
@@ -87,7 +87,7 @@ def forget_failed(output: str) -> int:
 
 def forget_all(output: str) -> None:
     """Empty the ledger: what the output holds is no part of the run that comes."""
-    for url in storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet"):
+    for url in _entry_urls(output):
         storage.delete(url)
 
 
@@ -124,6 +124,10 @@ def entry_bytes(ids: Sequence[str], statuses: Sequence[str], files: Sequence[str
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
+
+
+def _entry_urls(output: str) -> list[str]:
+    return storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
 
 
 def _read_entry(url: str) -> pa.Table:

@@ -6,9 +6,9 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.lane_thread import LaneThread, Made, Outcome, Stopped, Task
+from pipeline.lane_thread import LaneThread, Made, Outcome, Task
 
-__all__ = ["LaneThread", "Machinery", "Made", "Outcome", "Stopped", "Task", "load_machinery"]
+__all__ = ["LaneThread", "Machinery", "Made", "Outcome", "Task", "load_machinery"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

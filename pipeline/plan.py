@@ -225,9 +225,15 @@ def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
     raise InvalidManifestError(message, problems)
 
 
+def ids_of(manifest_url: str, limit: int | None = None) -> HashBuckets:
+    """The ids of a manifest, or of its first `limit` rows."""
+    asked = HashBuckets()
+    for batch in manifest.limited(manifest.read_batches(manifest_url, ["id"]), limit):
+        asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+    return asked
+
+
 def _count_missing(config: RunConfig, committed: Committed) -> int:
     """Memory: one bucket of the manifest's and one of the ledger's ids."""
-    with HashBuckets() as asked:
-        for batch in manifest.limited(manifest.read_batches(config.manifest, ["id"]), config.limit):
-            asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+    with ids_of(config.manifest, config.limit) as asked:
         return sum(int(np.count_nonzero(~among(*pair))) for pair in zip(asked, committed.hashes, strict=True))

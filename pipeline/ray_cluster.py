@@ -5,13 +5,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from pipeline.config import RunConfig
 from pipeline.plan import CheckpointFacts, RunError
@@ -34,6 +35,34 @@ class Actors:
     device: str
     cpus: float
     gpus: int
+
+
+@dataclass(frozen=True)
+class RemoteJournal:
+    """A Journal that is an actor. While it cannot be reached it knows of no deaths: it only protects."""
+
+    actor: Any
+
+    def begin(self, caller: str, keys: Sequence[str]) -> dict[str, int]:
+        return self._answer(self.actor.begin.remote(caller, list(keys)), {})
+
+    def started(self, caller: str, key: str) -> None:
+        self._answer(self.actor.started.remote(caller, key), None)
+
+    def done(self, caller: str, key: str) -> None:
+        self.actor.done.remote(caller, key)
+
+    def stop(self) -> None:
+        self.actor.stop.remote()
+
+    def stopping(self) -> bool:
+        return self._answer(self.actor.stopping.remote(), False)
+
+    def _answer(self, reference: Any, otherwise: Any) -> Any:
+        try:
+            return ray.get(reference, timeout=10)
+        except RayError:
+            return otherwise
 
 
 @contextmanager

@@ -33,10 +33,10 @@ from pipeline.plan import (
 )
 from pipeline.progress import Figures, ProgressDisplay, Reporter, duration_of, rate_of
 from pipeline.provenance import now
-from pipeline.ray_cluster import Actors, cluster_for, one_line
+from pipeline.ray_cluster import Actors, RemoteJournal, cluster_for, one_line
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, row_ids
-from pipeline.supervise import RemoteJournal, Watch
+from pipeline.supervise import Watch
 
 __all__ = ["InvalidManifestError", "RunError", "RunSummary", "run_job"]
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pipeline import images, storage
 from pipeline.config import RunConfig
-from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
@@ -152,14 +152,9 @@ class Denoise:
         journal: RowJournal | None = None,
     ) -> None:
         with _beats(report):
-            from pipeline.machinery import (  # here: the CPU stages' processes need no torch
-                LaneThread,
-                Stopped,
-                load_machinery,
-            )
+            from pipeline.machinery import LaneThread, load_machinery  # here: the CPU stages' processes need no torch
 
             machinery = (load or load_machinery)(config, device)
-        self._stopped = Stopped
         self._config = config
         self._origin = Origin(
             task=config.task,
@@ -183,7 +178,7 @@ class Denoise:
         outcomes: list[Outcome | None] = [None] * table.num_rows
         for index, outcome in zip(good, self._lanes.run(rows), strict=True):
             outcomes[index] = outcome
-        kept = [not isinstance(outcome, self._stopped) for outcome in outcomes]
+        kept = [not isinstance(outcome, Stopped) for outcome in outcomes]
         return self._with_outcomes(table.filter(pa.array(kept, pa.bool_())), list(compress(outcomes, kept)))
 
     def close(self) -> None:

@@ -3,45 +3,13 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
-
-import ray
-from ray.exceptions import RayError
 
 _POLL_SECONDS: Final = 0.5
 LOADING_SECONDS: Final = 3600
 """A model may load for so long; while it does, a run does not stand still."""
-
-
-@dataclass(frozen=True)
-class RemoteJournal:
-    """A Journal that is an actor. While it cannot be reached it knows of no deaths: it only protects."""
-
-    actor: Any
-
-    def begin(self, caller: str, keys: Sequence[str]) -> dict[str, int]:
-        return self._answer(self.actor.begin.remote(caller, list(keys)), {})
-
-    def started(self, caller: str, key: str) -> None:
-        self._answer(self.actor.started.remote(caller, key), None)
-
-    def done(self, caller: str, key: str) -> None:
-        self.actor.done.remote(caller, key)
-
-    def stop(self) -> None:
-        self.actor.stop.remote()
-
-    def stopping(self) -> bool:
-        return self._answer(self.actor.stopping.remote(), False)
-
-    def _answer(self, reference: Any, otherwise: Any) -> Any:
-        try:
-            return ray.get(reference, timeout=10)
-        except RayError:
-            return otherwise
 
 
 class Watch:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.journal import MAX_DEATHS, Journal, ProcessDied
-from pipeline.lane_thread import ActorError, LaneThread, Made, Stopped
+from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, Stopped
+from pipeline.lane_thread import ActorError, LaneThread, Made
 from tests.cheap import load_cheap
 
 ROWS = [{"id": f"r{index}", "prompt": "x", "seed": index} for index in range(6)]

@@ -26,8 +26,14 @@ RULES: dict[str, tuple[str, ...]] = {
 
 PURE = ("pipeline/models", "pipeline/diffusion", "pipeline/tasks", "pipeline/images.py")
 IMPURE_MODULES = ("ray", "fsspec", "s3fs", "click", "rich", "pipeline.storage", "pipeline.run", "pipeline.sink")
-RUN_FILES = ("pipeline/run.py", "pipeline/ray_cluster.py", "pipeline/supervise.py", "pipeline/sink.py")
-MAY_IMPORT_RAY = (*RUN_FILES, "pipeline/training", "jobs", "cluster")
+MAY_IMPORT_RAY = (
+    "pipeline/run.py",
+    "pipeline/ray_cluster.py",
+    "pipeline/sink.py",
+    "pipeline/training",
+    "jobs",
+    "cluster",
+)
 NEVER_AT_RUN_TIME = ("diffusers", "accelerate", "datasets", "pandas", "pytest", "hypothesis")
 
 

@@ -206,7 +206,11 @@ class Codebook(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, D, h, w), each position replaced by its nearest vector."""
-        return self.embedding(self.nearest(latents)).permute(0, 3, 1, 2).contiguous()
+        return self.vectors(self.nearest(latents))
+
+    def vectors(self, numbers: Tensor) -> Tensor:
+        """The vectors (B, D, h, w) of their numbers (B, h, w)."""
+        return self.embedding(numbers).permute(0, 3, 1, 2).contiguous()
 
     def nearest(self, latents: Tensor) -> Tensor:
         """The number of each position's vector, (B, h, w)."""

@@ -1,9 +1,9 @@
 """Loading a checkpoint folder of the field: model_index.json, and a folder a component."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from pipeline.models.unet import UnconditionalUNetConfig, UNet, UNetConfig
 from pipeline.models.weights import channels_last, empty_module, load_weights, read_json, weights_digest
 
 __all__ = ["EMBEDDED", "CheckpointError", "Stack", "checkpoint_folder", "load_stack"]
+
+ConfigKind = TypeVar("ConfigKind", bound=AutoencoderConfig)
+AutoencoderKind = TypeVar("AutoencoderKind", AutoencoderKL, VQModel)
 
 CLASSES: Final = {
     "unet": ("UNet2DConditionModel",),
@@ -145,22 +148,12 @@ def load_unet(folder: Path, *, half: bool = False) -> UNet:
 
 def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
     """The autoencoder in `folder`, in float32, on the CPU; attention tensors of old names included."""
-    path = folder / "config.json"
-    config = AutoencoderConfig.from_dict(read_json(path), str(path))
-    _check_blocks(config, AUTOENCODER_BLOCKS, path)
-    autoencoder = empty_module(lambda: AutoencoderKL(config))
-    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
-    return autoencoder.float().eval().requires_grad_(False)
+    return _load_autoencoder(folder, AutoencoderConfig, AutoencoderKL, half=half)
 
 
 def load_vq(folder: Path, *, half: bool = False) -> VQModel:
     """The vector-quantised autoencoder in `folder`, in float32, on the CPU."""
-    path = folder / "config.json"
-    config = VQConfig.from_dict(read_json(path), str(path))
-    _check_blocks(config, AUTOENCODER_BLOCKS, path)
-    autoencoder = empty_module(lambda: VQModel(config))
-    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
-    return autoencoder.float().eval().requires_grad_(False)
+    return _load_autoencoder(folder, VQConfig, VQModel, half=half)
 
 
 def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False) -> TextEncoder:
@@ -186,6 +179,17 @@ def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = Fals
             f"{tokenizer_folder}: has {len(tokenizer)} tokens; {folder.name}/config.json has {config.vocab_size}"
         )
     return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
+
+
+def _load_autoencoder(
+    folder: Path, read: type[ConfigKind], build: Callable[[ConfigKind], AutoencoderKind], *, half: bool
+) -> AutoencoderKind:
+    path = folder / "config.json"
+    config = read.from_dict(read_json(path), str(path))
+    _check_blocks(config, AUTOENCODER_BLOCKS, path)
+    autoencoder = empty_module(lambda: build(config))
+    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
+    return autoencoder.float().eval().requires_grad_(False)
 
 
 def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, tuple[str, ...]], path: Path) -> None:

@@ -29,10 +29,14 @@ class Config:
         return cls(**values)
 
 
+def is_embedded(model: str) -> bool:
+    """Whether a model's name is that of a checkpoint that comes with the code."""
+    return "/" not in model and (EMBEDDED / model).is_dir()
+
+
 def checkpoint_folder(model: str) -> Path:
     """The local folder of a checkpoint: an embedded one's name, or a path."""
-    embedded = EMBEDDED / model
-    folder = embedded if "/" not in model and embedded.is_dir() else Path(model)
+    folder = EMBEDDED / model if is_embedded(model) else Path(model)
     if folder.is_file():
         raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
     if not folder.is_dir():

@@ -77,23 +77,16 @@ class Attention(nn.Module):
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class PixelAttention(nn.Module):
+class PixelAttention(Attention):
     """Self-attention over the positions of a feature map, normalised before and added."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(channels, heads, bias=True)
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
-        attention = Attention(channels, heads, bias=True)
-        self.to_q, self.to_k, self.to_v, self.to_out = attention.to_q, attention.to_k, attention.to_v, attention.to_out
 
-    def forward(self, features: Tensor) -> Tensor:
-        tokens = self.group_norm(features).flatten(2).transpose(1, 2)
-        query, key, value = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v)
-        )
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return features + self.to_out[0](attended).transpose(1, 2).unflatten(2, features.shape[-2:])
+    def forward(self, features: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        attended = super().forward(self.group_norm(features).flatten(2).transpose(1, 2))
+        return features + attended.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
 class GEGLU(nn.Module):

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import images
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.guidance import Guidance
@@ -64,15 +66,19 @@ class Generate:
         for side in ("width", "height"):
             if chosen[side] < factor or chosen[side] % factor:
                 raise ValueError(f"{side} is {chosen[side]}; give a multiple of {factor}")
-        table = self._table(chosen["sampler"], chosen["num_inference_steps"], chosen["eta"], chosen["strength"])
+        request = self._without_latents(key, chosen, chosen["strength"])
+        latents = self._first_latents(request.table, chosen, row.get("pixels"), request.generator)
+        return replace(request, latents=latents)
+
+    def _without_latents(self, key: Any, chosen: Mapping[str, Any], strength: float | None) -> DenoisingRequest:
+        """The request of a row's parameters, from which only its latents are missing; no noise has been drawn."""
         guided = chosen["guidance_scale"] != 1.0
         chunks = self._chunks(chosen["prompt"], chosen["negative_prompt"] if guided else "")
-        generator = torch.Generator("cpu").manual_seed(chosen["seed"])
         return DenoisingRequest(
             key=key,
-            table=table,
-            latents=self._first_latents(table, chosen, row.get("pixels"), generator),
-            generator=generator,
+            table=self._table(chosen["sampler"], chosen["num_inference_steps"], chosen["eta"], strength),
+            latents=torch.empty(0),
+            generator=torch.Generator("cpu").manual_seed(chosen["seed"]),
             prompt_embeds=self._embeds(chosen["prompt"], chunks),
             negative_prompt_embeds=self._embeds(chosen["negative_prompt"], chunks) if guided else None,
             guidance=Guidance(
@@ -95,7 +101,7 @@ class Generate:
         shape = (1, channels, chosen["height"] // factor, chosen["width"] // factor)
         if pixels is None:
             return table.start_noise * torch.randn(shape, generator=generator)[0]
-        from_uint8 = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+        from_uint8 = torch.from_numpy(images.floats_of(pixels))[None]
         if from_uint8.shape[-2:] != (chosen["height"], chosen["width"]):
             size = (chosen["height"], chosen["width"])
             resized = torch.nn.functional.interpolate(from_uint8, size, mode="bicubic", antialias=True)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline import images
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
-from pipeline.diffusion.guidance import Guidance
 from pipeline.models.checkpoint import CheckpointError, Stack
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.masks import Area, area_of, blended, opacity, white
@@ -61,26 +61,10 @@ class Inpaint(Generate):
         if not chosen["num_inference_steps"]:
             return row["pixels"]
         hole = self._hole(row)
-        source = torch.from_numpy(hole.area.canvas(row["pixels"])).permute(2, 0, 1)[None].float() / 127.5 - 1
+        source = torch.from_numpy(images.floats_of(hole.area.canvas(row["pixels"])))[None]
         mask = torch.from_numpy(hole.area.canvas_mask(hole.part > 0).astype(np.float32))[None, None]
-        guided = chosen["guidance_scale"] != 1.0
-        chunks = self._chunks(chosen["prompt"], chosen["negative_prompt"] if guided else "")
         started = None if chosen["strength"] >= 1 else chosen["strength"]
-        table = self._table(chosen["sampler"], chosen["num_inference_steps"], chosen["eta"], started)
-        generator = torch.Generator("cpu").manual_seed(chosen["seed"])
-        request = DenoisingRequest(
-            key=key,
-            table=table,
-            latents=torch.empty(0),
-            generator=generator,
-            prompt_embeds=self._embeds(chosen["prompt"], chunks),
-            negative_prompt_embeds=self._embeds(chosen["negative_prompt"], chunks) if guided else None,
-            guidance=Guidance(
-                scale=chosen["guidance_scale"],
-                rescale=chosen["guidance_rescale"],
-                interval=self.defaults.guidance_interval,
-            ),
-        )
+        request = self._without_latents(key, chosen, started)
         return self._with_latents(request, source, mask, encodes=started is not None or not self._shown)
 
     def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:

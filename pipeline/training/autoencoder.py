@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
 from pipeline.models.weights import channels_last
 from pipeline.training.contrastive import ImageFeatures, load_image_features
-from pipeline.training.discriminator import PatchDiscriminator, initialised
-from pipeline.training.loop import LoopConfig, train
+from pipeline.training.discriminator import PatchDiscriminator
+from pipeline.training.loop import LoopConfig, draws_of, train
 from pipeline.training.losses import adaptive_weight, commitment_loss, discriminator_loss, perceptual_distance
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component
@@ -136,8 +136,9 @@ def _through_codebook(
     `codes_used` is the perplexity of the batch's codes: as many as are used alike.
     """
     latents = autoencoder.encode(pixels)
-    codes = autoencoder.quantize(latents)
-    shares = torch.bincount(autoencoder.quantize.nearest(latents).flatten()) / latents[:, 0].numel()
+    numbers = autoencoder.quantize.nearest(latents)
+    codes = autoencoder.quantize.vectors(numbers)
+    shares = torch.bincount(numbers.flatten()) / numbers.numel()
     used = torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item()
     rebuilt = autoencoder.decode_codes(latents + (codes - latents).detach())
     return rebuilt, commitment_loss(latents, codes, recipe.commitment), {"codes_used": used}
@@ -149,7 +150,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
     State and log stand in `output/autoencoder`.
     """
     torch.manual_seed(recipe.seed)
-    discriminator = initialised(PatchDiscriminator()) if recipe.adversarial_weight else None
+    discriminator = PatchDiscriminator() if recipe.adversarial_weight else None
     autoencoder = VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
     players = channels_last(Players(autoencoder, discriminator))
     features = load_image_features(output / "clip") if recipe.perceptual_weight else None
@@ -157,7 +158,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         pixels = pixels_of(scenes(recipe.seed, step * recipe.batch, recipe.batch), recipe.width)
-        draws = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        draws = draws_of(recipe.seed, step)
         noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=draws)
         pixels = pixels.to(memory_format=torch.channels_last)
         return autoencoder_loss(players, pixels, noise, recipe, features, step)

@@ -14,7 +14,7 @@ from pipeline.models.checkpoint import load_autoencoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
 from pipeline.training.conditioning import Kind, text_model
-from pipeline.training.loop import LoopConfig, train
+from pipeline.training.loop import LoopConfig, draws_of, train
 from pipeline.training.losses import denoising_target, min_snr_weights, noised
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component, write_json
@@ -169,7 +169,7 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
     alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        draws = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+        draws = draws_of(recipe.seed, step)
         chosen = torch.randint(len(tokens_of_all), (recipe.batch,), generator=draws)
         mean, deviation = data.mean[chosen].float(), data.deviation[chosen].float()
         latents = mean + deviation * torch.randn(mean.shape, generator=draws)

@@ -1,9 +1,5 @@
 """The patch discriminator that an autoencoder is trained against."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,6 +19,9 @@ class PatchDiscriminator(nn.Module):
             parts += [nn.Conv2d(before, after, 4, stride, 1, bias=False), nn.GroupNorm(groups, after)]
             parts.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*parts, nn.Conv2d(width * min(2**layers, 8), 1, 4, 1, 1))
+        for module in self.layers:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)  # the paper's appendix 6.2
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (B, 1, h, w) of pixels (B, 3, H, W) in [-1, 1]."""
@@ -30,13 +29,5 @@ class PatchDiscriminator(nn.Module):
 
     def held(self, pixels: Tensor) -> Tensor:
         """The logits, with a gradient for the pixels and none for the discriminator's own weights."""
-        weights: Mapping[str, Any] = {name: value.detach() for name, value in self.named_parameters()}
-        return functional_call(self, dict(weights), (pixels,))
-
-
-def initialised(discriminator: PatchDiscriminator) -> PatchDiscriminator:
-    """Convolutions drawn with a deviation of 0.02, as the paper's appendix 6.2 has it."""
-    for module in discriminator.modules():
-        if isinstance(module, nn.Conv2d):
-            torch.nn.init.normal_(module.weight, 0.0, 0.02)
-    return discriminator
+        weights = {name: value.detach() for name, value in self.named_parameters()}
+        return functional_call(self, weights, (pixels,))

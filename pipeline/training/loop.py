@@ -36,6 +36,11 @@ class LoopConfig:
     save_every: int = 250
 
 
+def draws_of(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step of a run with this seed: a run that goes on after a stop draws the same."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
 def learning_rate(config: LoopConfig, step: int) -> float:
     """Warm-up, constant, linear cool-down (Hägele et al. 2024, section 2)."""
     up = min((step + 1) / config.warmup_steps, 1.0)
