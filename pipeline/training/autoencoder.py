@@ -54,7 +54,7 @@ SHAPES_AUTOENCODER = AutoencoderRecipe(
     batch=12,
     kl_weight=2e-3,
     seed=1,
-    loop=LoopConfig(steps=2400, learning_rate=2e-3, warmup_steps=100, average_decay=0.995, cooldown=0.4),
+    loop=LoopConfig(steps=3000, learning_rate=2e-3, warmup_steps=50, average_decay=0.995, cooldown=0.4),
 )
 SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200

@@ -1,4 +1,4 @@
-"""One training loop for every recipe: AdamW, warm-up and cool-down, averaged weights, going on after a stop."""
+"""One training loop for every recipe: Muon, warm-up and cool-down, averaged weights, going on after a stop."""
 
 import copy
 import json
@@ -12,6 +12,8 @@ from statistics import fmean
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.training.muon import optimizers_of
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +54,19 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
     """Train `model` in place and return its averaged copy; `folder` keeps the state to go on from, and log.jsonl."""
     folder.mkdir(parents=True, exist_ok=True)
     average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    first = _restore(folder / "state.pt", model, average, optimizer)
+    optimizers = optimizers_of(model, config.learning_rate, config.weight_decay)
+    first = _restore(folder / "state.pt", model, average, optimizers)
     started, seen = time.monotonic(), dict[str, list[float]]()
     model.train()
     for step in range(first, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
         loss, figures = step_loss(step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step)
+            optimizer.step()
         _update_average(average, model, min(config.average_decay, (1 + step) / (10 + step)))
         for name, value in {"loss": loss.item(), **figures}.items():
             seen.setdefault(name, []).append(value)
@@ -73,7 +76,7 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
             _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})
             seen = {}
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            _save(folder / "state.pt", step + 1, model, average, optimizer)
+            _save(folder / "state.pt", step + 1, model, average, optimizers)
     return average
 
 
@@ -85,20 +88,22 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
                 kept.lerp_(value, 1 - decay)
 
 
-def _restore(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(kept)
     log.info("going on from step %d of %s", state["step"], path)
     return state["step"]
 
 
-def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({"step": step, **state}, path.with_suffix(".tmp"))
+def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    kept = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"step": step, "model": model.state_dict(), "average": average.state_dict(), "optimizers": kept}
+    torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 

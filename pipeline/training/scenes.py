@@ -33,15 +33,15 @@ COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "black": (15, 15, 15),
 }
 SHAPES: Final = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.13, 0.15), "large": (0.20, 0.23)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (0.16, 0.18), "large": (0.23, 0.25)}
 """Radii, as parts of the picture's width."""
 RELATIONS: Final = ("left of", "right of", "above", "below", "inside")
 PLACES: Final[dict[str, tuple[float, float]]] = {
     "in the centre": (0.5, 0.5),
-    "at the top": (0.5, 0.26),
-    "at the bottom": (0.5, 0.74),
-    "on the left": (0.26, 0.5),
-    "on the right": (0.74, 0.5),
+    "at the top": (0.5, 0.28),
+    "at the bottom": (0.5, 0.72),
+    "on the left": (0.28, 0.5),
+    "on the right": (0.72, 0.5),
 }
 PATTERNS: Final = ("plain", "striped", "checkered", "gradient")
 
@@ -171,8 +171,8 @@ def _random_pair(random: Random, background: Background) -> Scene:
             outer = _random_thing(random, background.colours, "large")
         inner = _random_thing(random, (*background.colours, outer.colour), "small")
         x, y = random.uniform(0.36, 0.64), random.uniform(0.36, 0.64)
-        outer = Thing(outer.shape, outer.colour, "large", x, y, random.uniform(0.3, 0.34), outer.says_size)
-        inner = Thing(inner.shape, inner.colour, "small", x, y + 0.02, random.uniform(0.12, 0.14), inner.says_size)
+        outer = Thing(outer.shape, outer.colour, "large", x, y, random.uniform(0.34, 0.38), outer.says_size)
+        inner = Thing(inner.shape, inner.colour, "small", x, y + 0.02, random.uniform(0.15, 0.17), inner.says_size)
         return Scene((inner, outer), background, relation)
     first = _random_thing(random, background.colours)
     second = _random_thing(random, (*background.colours, first.colour))
