@@ -18,6 +18,7 @@ from pipeline.training.diffusion import (
     SHAPES_DIFFUSION_FROZEN_CLIP,
     train_diffusion,
 )
+from pipeline.training.inpainting import SHAPES_INPAINTING, train_inpainting
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Recipe:
     """Names of components, with the recipe that makes each in MAKERS."""
 
 
-MAKERS: Final = {"clip": "shapes-clip", "vae": "shapes-autoencoder"}
+MAKERS: Final = {"clip": "shapes-clip", "vae": "shapes-autoencoder", "unet": "shapes-diffusion"}
 
 RECIPES: Final[dict[str, Recipe]] = {
     "shapes-clip": Recipe(lambda output: train_clip(SHAPES_CLIP, output)),
@@ -43,4 +44,5 @@ RECIPES: Final[dict[str, Recipe]] = {
         lambda output: train_diffusion(SHAPES_DIFFUSION_FROZEN_CLIP, output), ("clip", "vae")
     ),
     "shapes-diffusion-bert": Recipe(lambda output: train_diffusion(SHAPES_DIFFUSION_BERT, output), ("vae",)),
+    "shapes-inpainting": Recipe(lambda output: train_inpainting(SHAPES_INPAINTING, output), ("unet", "vae")),
 }

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from pipeline.training.autoencoder import (
 from pipeline.training.conditioning import Kind
 from pipeline.training.contrastive import SHAPES_CLIP, train_clip
 from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
+from pipeline.training.inpainting import SHAPES_INPAINTING, removal, train_inpainting
 from pipeline.training.loop import LoopConfig
 from pipeline.training.pictures import pixels_of, scenes
 
@@ -163,3 +165,34 @@ def test_an_autoencoder_can_learn_eight_pictures_by_heart() -> None:
         optimizer.step()
         psnr = figures["psnr"]
     assert psnr > 15
+
+
+def test_inpainting_starts_as_the_text_to_image_model_and_learns_to_look_at_what_is_shown(output: Path) -> None:
+    folder = beside(output, "inpainting-checkpoint")
+    train_diffusion(replace(DIFFUSION, loop=replace(DIFFUSION.loop, steps=4)), folder)
+    plain = load_stack(folder)
+    loop = LoopConfig(steps=40, learning_rate=2e-3, warmup_steps=5, log_every=10)
+    train_inpainting(replace(SHAPES_INPAINTING, batch=16, loop=loop), folder)
+    seen = losses(folder / "inpainting")
+    assert seen[-1] < 0.9 * seen[0]
+    stack = load_stack(folder)
+    filters = stack.unet.conv_in.weight
+    assert filters.shape[1] == 9
+    assert filters[:, 4:].abs().max() > 1e-3
+    tower, kept = plain.text.model.state_dict(), stack.text.model.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in tower.items())
+
+
+def test_removals_cover_whole_things_and_say_nothing_of_what_is_not_to_come_back() -> None:
+    random, erased = Random(0), 0
+    for scene in scenes(7, 0, 200):
+        removed = removal(scene, random, 64, SHAPES_INPAINTING)
+        assert removed.mask.getextrema() == (0, 255)
+        gone = [thing for thing in scene.things if thing not in removed.scene.things]
+        erased += bool(gone)
+        if gone:
+            assert removed.caption == ""
+            assert removed.mask.getpixel((round(64 * gone[0].x), round(64 * gone[0].y))) == 255
+        else:
+            assert removed.caption in ("", scene.caption())
+    assert 10 < erased < 60

@@ -1,0 +1,157 @@
+"""The recipe of inpainting: a text-to-image checkpoint learns to recover removed parts of pictures.
+
+As Stable Diffusion's: the U-Net gets the mask and the masked picture's latents as further input channels, which start
+with no weight (Rombach et al. 2022, section 4.5 and appendix E.2.2).
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.models.autoencoder import AutoencoderKL
+from pipeline.models.checkpoint import load_autoencoder, load_text_encoder, load_unet
+from pipeline.models.unet import UNet
+from pipeline.models.weights import channels_last, read_json
+from pipeline.training.diffusion import Denoiser, drawn_timesteps
+from pipeline.training.loop import LoopConfig, draws_of, train
+from pipeline.training.losses import denoising_target, noised
+from pipeline.training.pictures import pixels_of, scenes
+from pipeline.training.save import save_component, write_json
+from pipeline.training.scenes import Scene, Thing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InpaintingRecipe:
+    """How to train further what stands in the checkpoint folder."""
+
+    batch: int
+    erased: float = 0.25
+    """How often a masked thing is not to come back: the picture is the scene without it, and nothing is said."""
+    caption_dropout: float = 0.05
+    """How often nothing is said though all of the scene is to come back."""
+    seed: int
+    loop: LoopConfig
+
+
+SHAPES_INPAINTING: Final = InpaintingRecipe(
+    batch=32,
+    seed=3,
+    loop=LoopConfig(steps=800, learning_rate=1e-3, warmup_steps=50, cooldown=0.4, average_decay=0.99),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A scene to recover, what is said of it, and its mask (H, W), white where the picture was removed."""
+
+    scene: Scene
+    caption: str
+    mask: Image.Image
+
+
+def removal(scene: Scene, random: Random, width: int, recipe: InpaintingRecipe) -> Removal:
+    """A whole thing, brush strokes or rectangles of a scene's picture, removed at random."""
+    mask = Image.new("L", (width, width))
+    canvas = ImageDraw.Draw(mask)
+    kind = random.choices(("thing", "strokes", "rectangles"), (0.6, 0.2, 0.2))[0]
+    caption = "" if random.random() < recipe.caption_dropout else scene.caption()
+    if kind == "thing":
+        thing = random.choice(scene.things)
+        _cover(canvas, thing, random, width)
+        if random.random() < recipe.erased:
+            rest = tuple(other for other in scene.things if other is not thing)
+            return Removal(replace(scene, things=rest), "", mask)
+    elif kind == "strokes":
+        for _ in range(random.randint(1, 4)):
+            points = [(random.random() * width, random.random() * width) for _ in range(random.randint(2, 4))]
+            canvas.line(points, fill=255, width=round(random.uniform(0.06, 0.16) * width), joint="curve")
+    else:
+        for _ in range(random.randint(1, 2)):
+            x, y = random.random(), random.random()
+            across, down = random.uniform(0.2, 0.7), random.uniform(0.2, 0.7)
+            canvas.rectangle(
+                [(edge * width) for edge in (x - across / 2, y - down / 2, x + across / 2, y + down / 2)], 255
+            )
+    return Removal(scene, caption, mask)
+
+
+def train_inpainting(recipe: InpaintingRecipe, output: Path) -> None:
+    """Turn `output`, a text-to-image checkpoint, into one for inpainting; autoencoder and texts stay as they are.
+
+    State and log stand in `output/inpainting`.
+    """
+    torch.manual_seed(recipe.seed)
+    autoencoder = channels_last(load_autoencoder(output / "vae"))
+    text = load_text_encoder(output / "text_encoder", output / "tokenizer")
+    unet = channels_last(widened(load_unet(output / "unet"), autoencoder.config.latent_channels))
+    denoiser = Denoiser(unet, text.model)
+    schedule = read_json(output / "scheduler" / "scheduler_config.json")
+    alphas = NoiseScheduleConfig.from_dict(schedule).alphas_cumprod().float()
+    width = unet.config.sample_size * autoencoder.config.downsample_factor
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        draws, random = draws_of(recipe.seed, step), Random(f"{recipe.seed}/{step}")
+        wanted = scenes(recipe.seed, step * recipe.batch, recipe.batch)
+        removals = [removal(scene, random, width, recipe) for scene in wanted]
+        latents, shown = shown_latents(removals, width, autoencoder, draws)
+        tokens = torch.tensor([text.token_ids(removal.caption)[0] for removal in removals])
+        timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
+        noise = torch.randn(latents.shape, generator=draws)
+        noisy = torch.cat([noised(latents, noise, alphas[timesteps]), shown], dim=1)
+        told = denoiser(noisy.to(memory_format=torch.channels_last), timesteps, tokens)
+        target = denoising_target(latents, noise, alphas[timesteps], str(schedule["prediction_type"]))
+        errors = (told - target).square()
+        hole = shown[:, :1]
+        return errors.mean(), {"loss_in_holes": ((errors.mean(1, keepdim=True) * hole).sum() / hole.sum()).item()}
+
+    average = train(denoiser, step_loss, recipe.loop, output / "inpainting")
+    assert isinstance(average, Denoiser)
+    save_component(average.unet, unet.config, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
+    index = read_json(output / "model_index.json") | {"_class_name": "StableDiffusionInpaintPipeline"}
+    write_json(output / "model_index.json", index)
+
+
+@torch.no_grad()
+def shown_latents(
+    removals: list[Removal], width: int, autoencoder: AutoencoderKL, draws: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The pictures' latents (B, C, h, w), and what the U-Net is shown beside them: mask and masked latents."""
+    pixels = pixels_of([removal.scene for removal in removals], width)
+    masks = torch.from_numpy(np.stack([np.asarray(removal.mask) for removal in removals]))[:, None].float() / 255
+    both = torch.cat([pixels, pixels * (masks < 0.5)]).to(memory_format=torch.channels_last)
+    shape = (len(both), autoencoder.config.latent_channels, *(width // autoencoder.config.downsample_factor,) * 2)
+    latents, masked = autoencoder.encode(both, torch.randn(shape, generator=draws)).chunk(2)
+    return latents, torch.cat([F.interpolate(masks, latents.shape[2:]), masked], dim=1)
+
+
+def widened(unet: UNet, latent_channels: int) -> UNet:
+    """The U-Net with input channels for a mask and a masked picture's latents, which have no weight yet."""
+    if unet.config.in_channels != latent_channels:
+        return unet.requires_grad_(True)  # an inpainting checkpoint already
+    wider = UNet(replace(unet.config, in_channels=2 * latent_channels + 1))
+    weights = unet.state_dict()
+    first = torch.zeros_like(wider.conv_in.weight)
+    first[:, :latent_channels] = weights["conv_in.weight"]
+    wider.load_state_dict(weights | {"conv_in.weight": first})
+    return wider
+
+
+def _cover(canvas: ImageDraw.ImageDraw, thing: Thing, random: Random, width: int) -> None:
+    """A box or an ellipse over a whole thing, with some of what is around it."""
+    reach = [1.12 * thing.radius + random.uniform(0.02, 0.12) for _ in range(4)]
+    box = (thing.x - reach[0], thing.y - reach[1], thing.x + reach[2], thing.y + reach[3])
+    corners = [edge * width for edge in box]
+    if random.random() < 0.6:
+        canvas.rectangle(corners, fill=255)
+    else:
+        middle, wide = [(corners[0] + corners[2]) / 2, (corners[1] + corners[3]) / 2], 0.71
+        across, down = wide * (corners[2] - corners[0]), wide * (corners[3] - corners[1])
+        canvas.ellipse((middle[0] - across, middle[1] - down, middle[0] + across, middle[1] + down), fill=255)
