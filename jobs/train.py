@@ -14,7 +14,8 @@ def train(recipe: str, output: Path, threads: int) -> None:
     """Train RECIPE into the checkpoint folder OUTPUT; the same command goes on after a stop.
 
     Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT; shapes-inpainting turns a copy of what
-    they made into a checkpoint for inpainting. Also shapes-clip and, with the CLIP that it makes,
+    they made into a checkpoint for inpainting. upscaler needs the text encoder of shapes-diffusion beside the
+    autoencoder of textures-autoencoder. Also shapes-clip and, with the CLIP that it makes,
     shapes-autoencoder-adversarial and shapes-diffusion-frozen-clip; shapes-vq and shapes-diffusion-bert.
     """
     import torch

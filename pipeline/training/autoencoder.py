@@ -6,6 +6,7 @@ a patch discriminator. What a recipe does not weigh is left out.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from pipeline.training.contrastive import ImageFeatures, load_image_features
 from pipeline.training.discriminator import PatchDiscriminator
 from pipeline.training.loop import LoopConfig, draws_of, train
 from pipeline.training.losses import adaptive_weight, commitment_loss, discriminator_loss, perceptual_distance
-from pipeline.training.pictures import pixels_of, scenes
+from pipeline.training.pictures import pixels_of, pixels_of_pictures, scenes, textures
 from pipeline.training.save import save_component
 
 
@@ -25,6 +26,7 @@ class AutoencoderRecipe:
     """What to train, on what, and how."""
 
     model: AutoencoderConfig | VQConfig
+    source: Literal["scenes", "textures"] = "scenes"
     width: int
     """Pixels of a training picture's side."""
     batch: int
@@ -60,6 +62,7 @@ SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
 """The paper's whole loss; it needs the CLIP that shapes-clip makes."""
+TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source="textures", seed=4)
 SHAPES_VQ = replace(
     SHAPES_AUTOENCODER,
     model=VQConfig(
@@ -82,6 +85,13 @@ class Players(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.discriminator = discriminator
+
+
+def pixels_for(recipe: AutoencoderRecipe, seed: int, start: int, count: int) -> Tensor:
+    """So many pictures of the recipe's kind, (count, 3, width, width) in [-1, 1]."""
+    if recipe.source == "textures":
+        return pixels_of_pictures(textures(seed, start, count, recipe.width))
+    return pixels_of(scenes(seed, start, count), recipe.width)
 
 
 def autoencoder_loss(
@@ -157,7 +167,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
     side = recipe.width // recipe.model.downsample_factor
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        pixels = pixels_of(scenes(recipe.seed, step * recipe.batch, recipe.batch), recipe.width)
+        pixels = pixels_for(recipe, recipe.seed, step * recipe.batch, recipe.batch)
         draws = draws_of(recipe.seed, step)
         noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=draws)
         pixels = pixels.to(memory_format=torch.channels_last)
@@ -169,6 +179,6 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
         return
     assert isinstance(average, AutoencoderKL)
     with torch.inference_mode():
-        latents = average.posterior(pixels_of(scenes(recipe.seed + 1, 0, 256), recipe.width)).mean
+        latents = average.posterior(pixels_for(recipe, recipe.seed + 1, 0, 256)).mean
     config = replace(recipe.model, scaling_factor=round(1 / latents.std().item(), 5))
     save_component(average, config, "AutoencoderKL", output / "vae", dtype=torch.float16)

@@ -1,5 +1,7 @@
 """Muon, for the matrices of a network's inner layers; AdamW for what is none."""
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor, nn
 
@@ -21,30 +23,44 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike = defaultdict[tuple[int, ...], list[nn.Parameter]](list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-                ahead = weight.grad.lerp(average, group["momentum"]).flatten(1)
-                update = orthogonalised(ahead) * (0.2 * max(ahead.shape) ** 0.5)
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update.reshape(weight.shape), alpha=-group["lr"])
+                if weight.grad is not None:
+                    alike[weight.flatten(1).shape].append(weight)
+            for shape, weights in alike.items():
+                updates = orthogonalised(torch.stack([self._ahead(weight, group["momentum"]) for weight in weights]))
+                for weight, update in zip(weights, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update.reshape(weight.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
+
+    def _ahead(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        """Nesterov's momentum, as a matrix."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        assert weight.grad is not None
+        average = state["momentum"].lerp_(weight.grad, 1 - momentum)
+        return weight.grad.lerp(average, momentum).flatten(1)
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the closest matrix with orthonormal rows or columns (m, n): five Newton-Schulz steps.
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearly the closest matrices with orthonormal rows or columns, (..., m, n): five Newton-Schulz steps.
 
-    Singular values end between about 0.7 and 1.2; the quintic's coefficients are those of Jordan et al. 2024.
+    Singular values end between about 0.7 and 1.2; the quintic's coefficients are those of Jordan et al. 2024. Its
+    steps are taken on the small Gram matrices, and the product of them all meets the large ones once.
     """
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    wide = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    wide = matrices.mT if tall else matrices
+    wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram, product = wide @ wide.mT, None
     for _ in range(steps):
-        square = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
-    return wide.T if matrix.shape[0] > matrix.shape[1] else wide
+        factor = 2.0315 * gram @ gram - 4.7750 * gram
+        factor.diagonal(dim1=-2, dim2=-1).add_(3.4445)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+    assert product is not None
+    wide = product @ wide
+    return wide.mT if tall else wide
 
 
 def optimizers_of(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:

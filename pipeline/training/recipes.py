@@ -9,6 +9,7 @@ from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
     SHAPES_AUTOENCODER_ADVERSARIAL,
     SHAPES_VQ,
+    TEXTURES_AUTOENCODER,
     train_autoencoder,
 )
 from pipeline.training.contrastive import SHAPES_CLIP, train_clip
@@ -19,6 +20,7 @@ from pipeline.training.diffusion import (
     train_diffusion,
 )
 from pipeline.training.inpainting import SHAPES_INPAINTING, train_inpainting
+from pipeline.training.upscaling import UPSCALER, train_upscaler
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,12 @@ class Recipe:
     """Names of components, with the recipe that makes each in MAKERS."""
 
 
-MAKERS: Final = {"clip": "shapes-clip", "vae": "shapes-autoencoder", "unet": "shapes-diffusion"}
+MAKERS: Final = {
+    "clip": "shapes-clip",
+    "vae": "shapes-autoencoder",
+    "text_encoder": "shapes-diffusion",
+    "unet": "shapes-diffusion",
+}
 
 RECIPES: Final[dict[str, Recipe]] = {
     "shapes-clip": Recipe(lambda output: train_clip(SHAPES_CLIP, output)),
@@ -45,4 +52,6 @@ RECIPES: Final[dict[str, Recipe]] = {
     ),
     "shapes-diffusion-bert": Recipe(lambda output: train_diffusion(SHAPES_DIFFUSION_BERT, output), ("vae",)),
     "shapes-inpainting": Recipe(lambda output: train_inpainting(SHAPES_INPAINTING, output), ("unet", "vae")),
+    "textures-autoencoder": Recipe(lambda output: train_autoencoder(TEXTURES_AUTOENCODER, output)),
+    "upscaler": Recipe(lambda output: train_upscaler(UPSCALER, output), ("vae", "text_encoder")),
 }

@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 import torch
+from diffusers import StableDiffusionUpscalePipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -16,6 +17,7 @@ from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
     SHAPES_AUTOENCODER_ADVERSARIAL,
     SHAPES_VQ,
+    TEXTURES_AUTOENCODER,
     Players,
     autoencoder_loss,
     train_autoencoder,
@@ -26,6 +28,7 @@ from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
 from pipeline.training.inpainting import SHAPES_INPAINTING, removal, train_inpainting
 from pipeline.training.loop import LoopConfig
 from pipeline.training.pictures import pixels_of, scenes
+from pipeline.training.upscaling import UPSCALER, train_upscaler
 
 CLIP = replace(
     SHAPES_CLIP, hidden=32, embedding=32, image_layers=2, batch=16, loop=LoopConfig(steps=60, learning_rate=3e-3)
@@ -196,3 +199,21 @@ def test_removals_cover_whole_things_and_say_nothing_of_what_is_not_to_come_back
         else:
             assert removed.caption in ("", scene.caption())
     assert 10 < erased < 60
+
+
+def test_an_upscaler_learns_from_textures_and_opens_as_the_field_s(output: Path) -> None:
+    folder = output / "upscaler"
+    folder.mkdir()
+    source = beside(output, "upscaler-text")
+    train_diffusion(replace(DIFFUSION, loop=replace(DIFFUSION.loop, steps=2)), source)
+    for name in ("text_encoder", "tokenizer"):
+        (folder / name).symlink_to(source / name)
+    loop = LoopConfig(steps=30, learning_rate=3e-3, warmup_steps=5, log_every=10)
+    train_autoencoder(replace(TEXTURES_AUTOENCODER, width=32, batch=4, loop=loop), folder)
+    unet = replace(UPSCALER.unet, block_out_channels=(16, 32, 32), cross_attention_dim=32, norm_num_groups=8)
+    train_upscaler(replace(UPSCALER, unet=unet, width=64, batch=8, loop=loop), folder)
+    seen = losses(folder / "upscaling")
+    assert seen[-1] < 0.9 * seen[0]
+    pipeline = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    assert pipeline.unet.config.in_channels == 7
+    assert pipeline.config.max_noise_level == UPSCALER.max_noise_level

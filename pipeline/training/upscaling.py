@@ -1,0 +1,130 @@
+"""The recipe of super-resolution by four: a U-Net that is shown the small picture beside the latents of the large one.
+
+The form is Stable Diffusion's x4 upscaler: the small picture, noised to a level that the U-Net is told, stands in
+three further input channels at the latents' own size (Rombach et al. 2022, section 4.4; Ho et al. 2021, section 4).
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.models.checkpoint import load_autoencoder, load_text_encoder
+from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.weights import channels_last
+from pipeline.training.diffusion import SHAPES_DIFFUSION, drawn_timesteps
+from pipeline.training.loop import LoopConfig, draws_of, train
+from pipeline.training.losses import denoising_target, noised
+from pipeline.training.pictures import pixels_of_pictures, textures
+from pipeline.training.save import save_component, write_json
+from pipeline.training.textures import degraded
+
+SCALE: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpscalerRecipe:
+    """What to train, on what, and how."""
+
+    unet: UNetConfig
+    width: int
+    """Pixels of a training picture's side, large."""
+    batch: int
+    max_noise_level: int
+    scheduler: dict[str, Any]
+    low_res_scheduler: dict[str, Any]
+    """By which the small picture is noised, up to `max_noise_level` of its steps."""
+    advice: dict[str, Any]
+    seed: int
+    loop: LoopConfig
+
+
+UPSCALER: Final = UpscalerRecipe(
+    unet=UNetConfig(
+        sample_size=64,
+        in_channels=7,
+        block_out_channels=(32, 64, 96),
+        down_block_types=("DownBlock2D",) * 3,
+        up_block_types=("UpBlock2D",) * 3,
+        layers_per_block=1,
+        attention_head_dim=4,
+        cross_attention_dim=128,
+        norm_num_groups=16,
+        num_class_embeds=101,
+    ),
+    width=128,
+    batch=12,
+    max_noise_level=100,
+    scheduler=SHAPES_DIFFUSION.scheduler,
+    low_res_scheduler={
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.0001,
+        "beta_end": 0.02,
+        "clip_sample": False,
+    },
+    advice={"num_inference_steps": 10, "guidance_scale": 1.0, "noise_level": 0},
+    seed=5,
+    loop=LoopConfig(steps=3000, learning_rate=2e-3, warmup_steps=50, cooldown=0.4, average_decay=0.995),
+)
+
+
+def train_upscaler(recipe: UpscalerRecipe, output: Path) -> None:
+    """Train on textures, with the autoencoder and the text encoder of `output`; complete it to a checkpoint.
+
+    The text encoder stays as it is and is told nothing; state and log stand in `output/upscaling`.
+    """
+    torch.manual_seed(recipe.seed)
+    autoencoder = channels_last(load_autoencoder(output / "vae"))
+    text = load_text_encoder(output / "text_encoder", output / "tokenizer")
+    nothing = text.encode([""])[0].clone()
+    unet = channels_last(UNet(recipe.unet))
+    alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
+    low_res_alphas = NoiseScheduleConfig.from_dict(recipe.low_res_scheduler).alphas_cumprod().float()
+    side, channels = recipe.width // SCALE, autoencoder.config.latent_channels
+
+    def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        draws, random = draws_of(recipe.seed, step), Random(f"{recipe.seed}/{step}")
+        pictures = textures(recipe.seed, step * recipe.batch, recipe.batch, recipe.width)
+        small = pixels_of_pictures([degraded(picture, SCALE, random) for picture in pictures])
+        first = torch.randn(recipe.batch, channels, side, side, generator=draws)
+        with torch.no_grad():
+            large = pixels_of_pictures(pictures).to(memory_format=torch.channels_last)
+            latents = autoencoder.encode(large, first)
+        levels = torch.randint(recipe.max_noise_level + 1, (recipe.batch,), generator=draws)
+        shown = noised(small, torch.randn(small.shape, generator=draws), low_res_alphas[levels])
+        timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
+        noise = torch.randn(latents.shape, generator=draws)
+        noisy = torch.cat([noised(latents, noise, alphas[timesteps]), shown], dim=1)
+        states = nothing.expand(recipe.batch, -1, -1)
+        told = unet(noisy.to(memory_format=torch.channels_last), timesteps, states, levels)
+        target = denoising_target(latents, noise, alphas[timesteps], recipe.scheduler["prediction_type"])
+        return (told - target).square().mean(), {}
+
+    average = train(unet, step_loss, recipe.loop, output / "upscaling")
+    _save(average, recipe, output)
+
+
+def _save(unet: nn.Module, recipe: UpscalerRecipe, output: Path) -> None:
+    shutil.rmtree(output / "unet", ignore_errors=True)
+    save_component(unet, recipe.unet, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
+    write_json(output / "scheduler" / "scheduler_config.json", recipe.scheduler)
+    write_json(output / "low_res_scheduler" / "scheduler_config.json", recipe.low_res_scheduler)
+    write_json(output / "generation_config.json", recipe.advice)
+    index = {
+        "_class_name": "StableDiffusionUpscalePipeline",
+        "low_res_scheduler": ["diffusers", recipe.low_res_scheduler["_class_name"]],
+        "max_noise_level": recipe.max_noise_level,
+        "scheduler": ["diffusers", recipe.scheduler["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(output / "model_index.json", index)
