@@ -22,8 +22,8 @@ class RowJournal(Protocol):
     """What the stages know of a Journal, here or in an actor."""
 
     def begin(self, caller: str, keys: Sequence[str]) -> dict[str, int]: ...
-    def started(self, caller: str, key: str) -> None: ...
-    def done(self, caller: str, key: str) -> None: ...
+    def started(self, caller: str, keys: Sequence[str]) -> None: ...
+    def done(self, caller: str, keys: Sequence[str]) -> None: ...
     def stopping(self) -> bool: ...
 
 
@@ -47,13 +47,14 @@ class Journal:
             self._deaths[key] += 1
         return {key: self._deaths[key] for key in keys if key in self._deaths}
 
-    def started(self, caller: str, key: str) -> None:
-        """A row is about to be worked on."""
-        self._caller_of[key] = caller
+    def started(self, caller: str, keys: Sequence[str]) -> None:
+        """Rows are about to be worked on."""
+        self._caller_of.update(dict.fromkeys(keys, caller))
 
-    def done(self, caller: str, key: str) -> None:
-        if self._caller_of.get(key) == caller:
-            del self._caller_of[key]
+    def done(self, caller: str, keys: Sequence[str]) -> None:
+        for key in keys:
+            if self._caller_of.get(key) == caller:
+                del self._caller_of[key]
 
     def stop(self) -> None:
         """From now on no row is begun, and what is not finished is let go."""

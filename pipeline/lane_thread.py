@@ -91,6 +91,7 @@ class LaneThread:
         self._failure: BaseException | None = None
         self._closed = False
         self._running: dict[int, _Place] = {}
+        self._settled: list[str] = []
         self._next_key = 0
         self._told, self._unreported, self._told_at = EngineStats(), 0, 0.0
         self._thread = threading.Thread(target=self._work, name="lanes", daemon=True)
@@ -138,6 +139,7 @@ class LaneThread:
                 for key, latents in self._engine.step():
                     if (place := self._running.pop(_number(key), None)) is not None:
                         self._finish(place, latents)
+                self._tell_journal()
                 self._tell(force=not self._running)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the calls that wait must hear of it
             self._fail(error)
@@ -151,28 +153,33 @@ class LaneThread:
             return bool(self._waiting or self._running)
 
     def _admit(self) -> None:
-        """Give the engine rows while it could take them at its next step."""
-        while self._engine.backlog < self._engine.lanes:
-            with self._changed:
-                if not self._waiting:
-                    return
-                alone = self._waiting[0].alone or any(place.alone for place in self._running.values())
-                if alone and self._running:
-                    return
-                place = self._waiting.popleft()
-            self._journal.started(self._name, place.key)
-            place.started = time.perf_counter()
-            try:
-                request = self._task.request(self._next_key, place.row)
-                if isinstance(request, np.ndarray):
-                    self._settle(place, self._made(place, request))
-                    continue
-            except ROW_ERRORS as error:
-                self._settle(place, error)
-                continue
-            self._running[self._next_key] = place
-            self._next_key += 1
-            self._engine.add(request)
+        """Give the engine rows while it could take them at its next step; the journal hears of them together."""
+        while places := self._next_places():
+            self._journal.started(self._name, [place.key for place in places])
+            for place in places:
+                self._start(place)
+
+    def _next_places(self) -> list[_Place]:
+        """The rows that come next, no more than there are lanes for if each takes one."""
+        free = self._engine.lanes - self._engine.backlog
+        if any(place.alone for place in self._running.values()):
+            return []
+        with self._changed:
+            if self._waiting and self._waiting[0].alone:
+                return [] if self._running else [self._waiting.popleft()]
+            return [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+
+    def _start(self, place: _Place) -> None:
+        place.started = time.perf_counter()
+        try:
+            request = self._task.request(self._next_key, place.row)
+            if isinstance(request, np.ndarray):
+                return self._settle(place, self._made(place, request))
+        except ROW_ERRORS as error:
+            return self._settle(place, error)
+        self._running[self._next_key] = place
+        self._next_key += 1
+        self._engine.add(request)
 
     def _finish(self, place: _Place, latents: Tensor | ValueError) -> None:
         if isinstance(latents, ValueError):
@@ -189,13 +196,18 @@ class LaneThread:
 
     def _settle(self, place: _Place, outcome: Outcome) -> None:
         self._unreported += 1
-        self._journal.done(self._name, place.key)
+        self._settled.append(place.key)
         place.call.outcomes[place.index] = outcome
         place.call.missing -= 1
         if not place.call.missing:
             with self._changed:
                 self._calls.discard(place.call)
             place.call.done.set()
+
+    def _tell_journal(self) -> None:
+        if self._settled:
+            self._journal.done(self._name, self._settled)
+            self._settled = []
 
     def _tell(self, *, force: bool) -> None:
         at = time.monotonic()

@@ -46,11 +46,11 @@ class RemoteJournal:
     def begin(self, caller: str, keys: Sequence[str]) -> dict[str, int]:
         return self._answer(self.actor.begin.remote(caller, list(keys)), {})
 
-    def started(self, caller: str, key: str) -> None:
-        self._answer(self.actor.started.remote(caller, key), None)
+    def started(self, caller: str, keys: Sequence[str]) -> None:
+        self._answer(self.actor.started.remote(caller, list(keys)), None)
 
-    def done(self, caller: str, key: str) -> None:
-        self.actor.done.remote(caller, key)
+    def done(self, caller: str, keys: Sequence[str]) -> None:
+        self.actor.done.remote(caller, list(keys))
 
     def stop(self) -> None:
         self.actor.stop.remote()

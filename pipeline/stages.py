@@ -96,11 +96,11 @@ class PrepareRows:
         for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
-            self.journal.started(caller, key)
+            self.journal.started(caller, [key])
             for name in names:
                 read = errors[index] is None and not is_missing(row.get(name))
                 errors[index] = sources[name].add(name, row[name] if read else None, roots) or errors[index]
-            self.journal.done(caller, key)
+            self.journal.done(caller, [key])
             if self.report is not None:
                 self.report({"prepared": 1, **storage.taken_faults()})
         hashed = {"image": "source_sha256", "mask": "mask_sha256"}
@@ -120,7 +120,7 @@ class _Sources:
         decoded = digest = error = None
         if source is not None:
             try:
-                data = _bytes_of(source, roots)
+                data = source_bytes(source, roots)
                 values = images.decode(data) if name == "image" else images.decode_mask(data)
                 decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
                 digest = sha256_of(data)
@@ -321,7 +321,8 @@ def _without_bytes(value: Any) -> Any:
     return value
 
 
-def _bytes_of(source: Any, roots: storage.AllowedRoots) -> bytes:
+def source_bytes(source: Any, roots: storage.AllowedRoots) -> bytes:
+    """The file that a manifest's `image` or `mask` names or holds."""
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     if isinstance(source, bytes):

@@ -1,5 +1,6 @@
 """The journal of rows in flight: whose death it was, alone the next time, and neighbours that are not lost."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -24,10 +25,10 @@ class PoisonedJournal(Journal):
         super().__init__()
         self.beside: list[set[str]] = []
 
-    def started(self, caller: str, key: str) -> None:
-        super().started(caller, key)
-        if key == "r2":
-            self.beside.append({row for row, owner in self._caller_of.items() if owner == caller} - {key})
+    def started(self, caller: str, keys: Sequence[str]) -> None:
+        super().started(caller, keys)
+        if "r2" in keys:
+            self.beside.append({row for row, owner in self._caller_of.items() if owner == caller} - {"r2"})
             raise Killed
 
 
@@ -56,9 +57,9 @@ def test_only_what_a_dead_process_had_in_flight_is_suspected() -> None:
     journal = Journal()
     journal.begin("one", ["a", "b", "c"])
     for row in ("a", "b"):
-        journal.started("one", row)
-    journal.done("one", "a")
-    journal.started("other", "z")
+        journal.started("one", [row])
+    journal.done("one", ["a"])
+    journal.started("other", ["z"])
     assert journal.begin("two", ["a", "b", "c"]) == {"b": 1}
     assert journal.begin("other", ["z"]) == {}
 

@@ -4,9 +4,9 @@ Reconstruction in L1 and L2, a perceptual distance in the features of a CLIP's i
 a patch discriminator. What a recipe does not weigh is left out.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConf
 from pipeline.models.weights import channels_last
 from pipeline.training.contrastive import ImageFeatures, load_image_features
 from pipeline.training.discriminator import PatchDiscriminator
-from pipeline.training.loop import LoopConfig, draws_of, train
+from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import adaptive_weight, commitment_loss, discriminator_loss, perceptual_distance
-from pipeline.training.pictures import pixels_of, pixels_of_pictures, scenes, textures
+from pipeline.training.pictures import SCENES, TEXTURES, Source, pixels_of
 from pipeline.training.save import save_component
 
 
@@ -26,7 +26,7 @@ class AutoencoderRecipe:
     """What to train, on what, and how."""
 
     model: AutoencoderConfig | VQConfig
-    source: Literal["scenes", "textures"] = "scenes"
+    source: Source = SCENES
     width: int
     """Pixels of a training picture's side."""
     batch: int
@@ -38,6 +38,8 @@ class AutoencoderRecipe:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     """The step at which the discriminator begins to learn and to count."""
+    scaling_factor: float | None = None
+    """To which latents of unit deviation are brought by the weights; None measures it and leaves them."""
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
 
@@ -62,7 +64,8 @@ SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
 """The paper's whole loss; it needs the CLIP that shapes-clip makes."""
-TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source="textures", seed=4)
+TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, scaling_factor=0.08333, seed=4)
+"""With the scaling factor that the field's pipeline of upscaling takes, whatever the checkpoint says."""
 SHAPES_VQ = replace(
     SHAPES_AUTOENCODER,
     model=VQConfig(
@@ -85,13 +88,6 @@ class Players(nn.Module):
         super().__init__()
         self.autoencoder = autoencoder
         self.discriminator = discriminator
-
-
-def pixels_for(recipe: AutoencoderRecipe, seed: int, start: int, count: int) -> Tensor:
-    """So many pictures of the recipe's kind, (count, 3, width, width) in [-1, 1]."""
-    if recipe.source == "textures":
-        return pixels_of_pictures(textures(seed, start, count, recipe.width))
-    return pixels_of(scenes(seed, start, count), recipe.width)
 
 
 def autoencoder_loss(
@@ -154,7 +150,7 @@ def _through_codebook(
     return rebuilt, commitment_loss(latents, codes, recipe.commitment), {"codes_used": used}
 
 
-def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
+def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = ALONE) -> None:
     """Train, and save `output/vae` with its latents' measured scale, or `output/vqvae`.
 
     State and log stand in `output/autoencoder`.
@@ -163,22 +159,41 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path) -> None:
     discriminator = PatchDiscriminator() if recipe.adversarial_weight else None
     autoencoder = VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
     players = channels_last(Players(autoencoder, discriminator))
-    features = load_image_features(output / "clip") if recipe.perceptual_weight else None
+    features = load_image_features(output / "clip", worker.device) if recipe.perceptual_weight else None
     side = recipe.width // recipe.model.downsample_factor
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        pixels = pixels_for(recipe, recipe.seed, step * recipe.batch, recipe.batch)
+        pixels = pixels_of(recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width))
         draws = draws_of(recipe.seed, step)
         noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=draws)
-        pixels = pixels.to(memory_format=torch.channels_last)
-        return autoencoder_loss(players, pixels, noise, recipe, features, step)
+        return autoencoder_loss(players, worker.part(pixels), worker.part(noise), recipe, features, step)
 
-    average = train(players, step_loss, recipe.loop, output / "autoencoder").autoencoder
+    average = train(players, step_loss, recipe.loop, output / "autoencoder", worker).autoencoder.cpu()
+    if worker.rank:
+        return
     if isinstance(average, VQModel):
         save_component(average, recipe.model, "VQModel", output / "vqvae", dtype=torch.float16)
         return
     assert isinstance(average, AutoencoderKL)
     with torch.inference_mode():
-        latents = average.posterior(pixels_for(recipe, recipe.seed + 1, 0, 256)).mean
-    config = replace(recipe.model, scaling_factor=round(1 / latents.std().item(), 5))
+        pixels = pixels_of(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
+        latents = average.posterior(pixels).mean
+    factor = round(1 / latents.std().item(), 5)
+    if recipe.scaling_factor is not None:
+        scale_latents(average, factor / recipe.scaling_factor)
+        factor = recipe.scaling_factor
+    config = replace(recipe.model, scaling_factor=factor)
     save_component(average, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
+
+
+@torch.no_grad()
+def scale_latents(autoencoder: AutoencoderKL, ratio: float) -> None:
+    """Make the unscaled latents `ratio` times as large, with the same pictures out."""
+    encoded, decoded = autoencoder.quant_conv, autoencoder.post_quant_conv
+    assert encoded is not None and decoded is not None
+    assert encoded.bias is not None
+    mean = slice(autoencoder.config.latent_channels)
+    encoded.weight[mean] *= ratio
+    encoded.bias[mean] *= ratio
+    encoded.bias[autoencoder.config.latent_channels :] += 2 * math.log(ratio)
+    decoded.weight /= ratio

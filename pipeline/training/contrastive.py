@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from pipeline.training.loop import LoopConfig, train
+from pipeline.training.loop import ALONE, LoopConfig, Worker, train
 from pipeline.training.losses import contrastive_loss
-from pipeline.training.pictures import pixels_of, scenes
+from pipeline.training.pictures import SCENES, Source, pixels_of
 from pipeline.training.save import write_json
-from pipeline.training.scenes import vocabulary
 from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
 ImageFeatures = Callable[[Tensor], list[Tensor]]
@@ -40,6 +39,7 @@ class ContrastiveRecipe:
     heads: int
     embedding: int
     """Width of the space that pictures and captions share."""
+    source: Source = SCENES
     batch: int
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
@@ -94,24 +94,30 @@ def new_clip(recipe: ContrastiveRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
     )
 
 
-def train_clip(recipe: ContrastiveRecipe, output: Path) -> None:
-    """Train, and save `output/clip`: a CLIPModel, its tokenizer and how pictures are prepared for it."""
+def train_clip(recipe: ContrastiveRecipe, output: Path, worker: Worker = ALONE) -> None:
+    """Train, and save `output/clip`: a CLIPModel, its tokenizer and how pictures are prepared for it.
+
+    With one worker only: each pair is compared with all others of its batch.
+    """
+    if worker.count > 1:
+        raise ValueError("a CLIP is trained by one worker, since each pair is compared with all of its batch")
     torch.manual_seed(recipe.seed)
-    tokenizer = word_tokenizer(vocabulary(), recipe.window)
+    tokenizer = word_tokenizer(recipe.source.words(), recipe.window)
     clip = new_clip(recipe, tokenizer)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        drawn = scenes(recipe.seed, step * recipe.batch, recipe.batch)
-        captions = tokenizer([scene.caption() for scene in drawn], padding="max_length", return_tensors="pt")
-        seen = clip(input_ids=captions.input_ids, pixel_values=pixels_of(drawn, recipe.width))
+        drawn = recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width)
+        captions = [caption for _, caption in drawn]
+        tokens = torch.tensor(tokenizer(captions, padding="max_length", truncation=True).input_ids)
+        seen = clip(input_ids=worker.part(tokens), pixel_values=worker.part(pixels_of(drawn)))
         scale = clip.logit_scale.exp().clamp_max(LARGEST_SCALE)
         loss = contrastive_loss(seen.image_embeds, seen.text_embeds, scale)
-        found = (seen.image_embeds @ seen.text_embeds.T).argmax(1) == torch.arange(len(drawn))
+        found = (seen.image_embeds @ seen.text_embeds.T).argmax(1).cpu() == torch.arange(len(drawn))
         return loss, {"found": found.float().mean().item(), "scale": scale.item()}
 
-    average = train(clip, step_loss, recipe.loop, output / "contrastive")
+    average = train(clip, step_loss, recipe.loop, output / "contrastive", worker)
     assert isinstance(average, CLIPModel)
-    average.half().save_pretrained(output / "clip")
+    average.cpu().half().save_pretrained(output / "clip")
     save_tokenizer(tokenizer, output / "clip")
     write_json(
         output / "clip" / "preprocessor_config.json",
@@ -132,9 +138,10 @@ def train_clip(recipe: ContrastiveRecipe, output: Path) -> None:
     )
 
 
-def load_image_features(folder: Path) -> ImageFeatures:
+def load_image_features(folder: Path, device: str = "cpu") -> ImageFeatures:
     """The image tower in `folder`, held still, as what a perceptual distance compares: every layer's tokens."""
-    tower = CLIPModel.from_pretrained(folder, dtype=torch.float32).vision_model.eval().requires_grad_(False)
+    tower = CLIPModel.from_pretrained(folder, dtype=torch.float32).vision_model
+    tower = tower.eval().requires_grad_(False).to(device)
 
     def features(pixels: Tensor) -> list[Tensor]:
         states = tower(pixel_values=pixels.contiguous(), output_hidden_states=True).hidden_states

@@ -14,11 +14,10 @@ from pipeline.models.checkpoint import load_autoencoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
 from pipeline.training.conditioning import Kind, text_model
-from pipeline.training.loop import LoopConfig, draws_of, train
+from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_target, min_snr_weights, noised
-from pipeline.training.pictures import pixels_of, scenes
+from pipeline.training.pictures import SCENES, Source, pixels_of
 from pipeline.training.save import save_component, write_json
-from pipeline.training.scenes import vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +36,11 @@ class DiffusionRecipe:
     """What is written to scheduler/scheduler_config.json; its noise schedule is the one trained on."""
     advice: dict[str, object]
     """What is written to generation_config.json: the steps and the guidance that suit the model."""
+    source: Source = SCENES
+    width: int
+    """Pixels of a training picture's side."""
     pictures: int
-    """How many scenes are drawn and encoded, once; the training goes over them again and again."""
+    """How many are drawn and encoded, once (all, where fewer differ); the training goes over them again and again."""
     batch: int
     caption_dropout: float = 0.1
     """How often the caption is dropped, for classifier-free guidance (Ho and Salimans 2022)."""
@@ -81,6 +83,7 @@ SHAPES_DIFFUSION = DiffusionRecipe(
         "clip_sample": False,
     },
     advice={"num_inference_steps": 20, "guidance_scale": 4.0},
+    width=64,
     pictures=60_000,
     batch=32,
     seed=2,
@@ -104,8 +107,8 @@ class Denoiser(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedScenes:
-    """Scenes as the denoiser learns them: means and deviations of latents (N, C, h, w), and N captions."""
+class EncodedPictures:
+    """Pictures as the denoiser learns them: means and deviations of latents (N, C, h, w), and N captions."""
 
     mean: Tensor
     deviation: Tensor
@@ -151,12 +154,12 @@ def drawn_timesteps(count: int, end: int, draws: torch.Generator) -> Tensor:
     return (parts * end).long().clamp(max=end - 1)
 
 
-def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
+def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = ALONE) -> None:
     """Train on `output/vae`'s latents, and complete `output` to a checkpoint folder of the field."""
     torch.manual_seed(recipe.seed)
     text = text_model(
         recipe.conditioning,
-        vocabulary(),
+        recipe.source.words(),
         output,
         width=recipe.unet.cross_attention_dim,
         window=recipe.window,
@@ -164,9 +167,9 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
         heads=recipe.text_heads,
     )
     denoiser = Denoiser(channels_last(UNet(recipe.unet)), text.network)
-    data = encoded_scenes(recipe, load_autoencoder(output / "vae"), output / "diffusion")
+    data = encoded_pictures(recipe, output, worker)
     tokens_of_all, unconditional = text.tokens(data.captions), text.tokens([""])
-    alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
+    alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float().to(worker.device)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draws = draws_of(recipe.seed, step)
@@ -178,10 +181,13 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
         noise = torch.randn(mean.shape, generator=draws)
         latents, noise = (part.to(memory_format=torch.channels_last) for part in (latents, noise))
+        latents, noise, tokens, timesteps = (worker.part(part) for part in (latents, noise, tokens, timesteps))
         return denoising_loss(denoiser, latents, noise, tokens, timesteps, alphas, recipe)
 
-    average = train(denoiser, step_loss, recipe.loop, output / "diffusion")
+    average = train(denoiser, step_loss, recipe.loop, output / "diffusion", worker).cpu()
     assert isinstance(average, Denoiser)
+    if worker.rank:
+        return
     save_component(average.unet, recipe.unet, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
     described = text.save(average.text, output)
     write_json(output / "scheduler" / "scheduler_config.json", recipe.scheduler)
@@ -191,26 +197,29 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path) -> None:
     write_json(output / "model_index.json", _model_index(recipe, described))
 
 
-def encoded_scenes(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, folder: Path) -> EncodedScenes:
-    """The recipe's scenes, drawn and encoded; kept in `folder` for the next start."""
-    path = folder / "latents.pt"
-    if path.exists():
-        return EncodedScenes(**torch.load(path, weights_only=True))
+def encoded_pictures(recipe: DiffusionRecipe, output: Path, worker: Worker) -> EncodedPictures:
+    """The recipe's pictures, encoded by `output/vae`; kept in `output/diffusion` for the next start."""
+    path = output / "diffusion" / "latents.pt"
+    if not path.exists() and worker.rank == 0:
+        _encode_pictures(recipe, load_autoencoder(output / "vae").to(worker.device), worker.device, path)
+    worker.average([torch.zeros(1)])  # wait for the first
+    return EncodedPictures(**torch.load(path, weights_only=True))
+
+
+def _encode_pictures(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, device: str, path: Path) -> None:
     scale, means, deviations, captions = autoencoder.config.scaling_factor, [], [], []
-    width = recipe.unet.sample_size * autoencoder.config.downsample_factor
-    for start in range(0, recipe.pictures, 50):
-        drawn = scenes(recipe.seed, start, min(50, recipe.pictures - start))
+    count = min(recipe.pictures, recipe.source.size or recipe.pictures)
+    for start in range(0, count, 50):
+        drawn = recipe.source.examples(recipe.seed, start, min(50, count - start), recipe.width)
         with torch.inference_mode():
-            posterior = autoencoder.posterior(pixels_of(drawn, width).to(memory_format=torch.channels_last))
-        means.append((scale * posterior.mean).half())
-        deviations.append((scale * torch.exp(0.5 * posterior.logvar)).half())
-        captions += [scene.caption() for scene in drawn]
+            posterior = autoencoder.posterior(pixels_of(drawn).to(device))
+        means.append((scale * posterior.mean).half().cpu())
+        deviations.append((scale * torch.exp(0.5 * posterior.logvar)).half().cpu())
+        captions += [caption for _, caption in drawn]
         if start % 5000 == 0:
-            log.info("encoded %d of %d scenes", start, recipe.pictures)
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}
-    torch.save(kept, path)
-    return EncodedScenes(**kept)
+            log.info("encoded %d of %d pictures", start, count)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}, path)
 
 
 def _model_index(recipe: DiffusionRecipe, text: dict[str, list[str]]) -> dict[str, object]:

@@ -21,11 +21,11 @@ from pipeline.models.checkpoint import load_autoencoder, load_text_encoder, load
 from pipeline.models.unet import UNet
 from pipeline.models.weights import channels_last, read_json
 from pipeline.training.diffusion import Denoiser, drawn_timesteps
-from pipeline.training.loop import LoopConfig, draws_of, train
+from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_target, noised
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component, write_json
-from pipeline.training.scenes import Scene, Thing
+from pipeline.training.scenes import Scene, Thing, draw
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,18 +83,18 @@ def removal(scene: Scene, random: Random, width: int, recipe: InpaintingRecipe) 
     return Removal(scene, caption, mask)
 
 
-def train_inpainting(recipe: InpaintingRecipe, output: Path) -> None:
+def train_inpainting(recipe: InpaintingRecipe, output: Path, worker: Worker = ALONE) -> None:
     """Turn `output`, a text-to-image checkpoint, into one for inpainting; autoencoder and texts stay as they are.
 
     State and log stand in `output/inpainting`.
     """
     torch.manual_seed(recipe.seed)
-    autoencoder = channels_last(load_autoencoder(output / "vae"))
+    autoencoder = channels_last(load_autoencoder(output / "vae").to(worker.device))
     text = load_text_encoder(output / "text_encoder", output / "tokenizer")
     unet = channels_last(widened(load_unet(output / "unet"), autoencoder.config.latent_channels))
     denoiser = Denoiser(unet, text.model)
     schedule = read_json(output / "scheduler" / "scheduler_config.json")
-    alphas = NoiseScheduleConfig.from_dict(schedule).alphas_cumprod().float()
+    alphas = NoiseScheduleConfig.from_dict(schedule).alphas_cumprod().float().to(worker.device)
     width = unet.config.sample_size * autoencoder.config.downsample_factor
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -105,6 +105,9 @@ def train_inpainting(recipe: InpaintingRecipe, output: Path) -> None:
         tokens = torch.tensor([text.token_ids(removal.caption)[0] for removal in removals])
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
         noise = torch.randn(latents.shape, generator=draws)
+        latents, shown, tokens, timesteps, noise = (
+            worker.part(part) for part in (latents, shown, tokens, timesteps, noise)
+        )
         noisy = torch.cat([noised(latents, noise, alphas[timesteps]), shown], dim=1)
         told = denoiser(noisy.to(memory_format=torch.channels_last), timesteps, tokens)
         target = denoising_target(latents, noise, alphas[timesteps], str(schedule["prediction_type"]))
@@ -112,8 +115,10 @@ def train_inpainting(recipe: InpaintingRecipe, output: Path) -> None:
         hole = shown[:, :1]
         return errors.mean(), {"loss_in_holes": ((errors.mean(1, keepdim=True) * hole).sum() / hole.sum()).item()}
 
-    average = train(denoiser, step_loss, recipe.loop, output / "inpainting")
+    average = train(denoiser, step_loss, recipe.loop, output / "inpainting", worker).cpu()
     assert isinstance(average, Denoiser)
+    if worker.rank:
+        return
     save_component(average.unet, unet.config, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
     index = read_json(output / "model_index.json") | {"_class_name": "StableDiffusionInpaintPipeline"}
     write_json(output / "model_index.json", index)
@@ -124,11 +129,13 @@ def shown_latents(
     removals: list[Removal], width: int, autoencoder: AutoencoderKL, draws: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """The pictures' latents (B, C, h, w), and what the U-Net is shown beside them: mask and masked latents."""
-    pixels = pixels_of([removal.scene for removal in removals], width)
+    pixels = pixels_of([draw(removal.scene, width) for removal in removals])
     masks = torch.from_numpy(np.stack([np.asarray(removal.mask) for removal in removals]))[:, None].float() / 255
     both = torch.cat([pixels, pixels * (masks < 0.5)]).to(memory_format=torch.channels_last)
     shape = (len(both), autoencoder.config.latent_channels, *(width // autoencoder.config.downsample_factor,) * 2)
-    latents, masked = autoencoder.encode(both, torch.randn(shape, generator=draws)).chunk(2)
+    device = autoencoder.encoder.conv_in.weight.device
+    noise = torch.randn(shape, generator=draws)
+    latents, masked = autoencoder.encode(both.to(device), noise.to(device)).cpu().chunk(2)
     return latents, torch.cat([F.interpolate(masks, latents.shape[2:]), masked], dim=1)
 
 

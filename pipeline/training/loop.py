@@ -38,6 +38,31 @@ class LoopConfig:
     save_every: int = 250
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Worker:
+    """One of the processes that train a model together: each takes its part of every batch."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This worker's rows of a whole batch's tensor, on its device."""
+        return batch[self.rank :: self.count].to(self.device)
+
+    def average(self, values: list[Tensor]) -> None:
+        """Make each of the tensors its mean over all workers, in place."""
+        if self.count == 1:
+            return
+        flat = torch.cat([value.flatten() for value in values])
+        torch.distributed.all_reduce(flat)
+        for value, mean in zip(values, (flat / self.count).split([value.numel() for value in values]), strict=True):
+            value.copy_(mean.view_as(value))
+
+
+ALONE = Worker()
+
+
 def draws_of(seed: int, step: int) -> torch.Generator:
     """The random numbers of one step of a run with this seed: a run that goes on after a stop draws the same."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -50,9 +75,13 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * min(up, down)
 
 
-def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path) -> nn.Module:
-    """Train `model` in place and return its averaged copy; `folder` keeps the state to go on from, and log.jsonl."""
+def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path, worker: Worker = ALONE) -> nn.Module:
+    """Train `model` in place and return its averaged copy; `folder` keeps the state to go on from, and log.jsonl.
+
+    Several workers must start with the same weights and see the same `folder`; the first of them writes it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    model.to(worker.device)
     average = copy.deepcopy(model).requires_grad_(False).eval()
     optimizers = optimizers_of(model, config.learning_rate, config.weight_decay)
     first = _restore(folder / "state.pt", model, average, optimizers)
@@ -62,6 +91,7 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
         loss, figures = step_loss(step)
         model.zero_grad(set_to_none=True)
         loss.backward()
+        worker.average([weight.grad for weight in model.parameters() if weight.grad is not None])
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -72,10 +102,14 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
             seen.setdefault(name, []).append(value)
         if (step + 1) % config.log_every == 0:
             means = {name: round(fmean(values), 6) for name, values in seen.items()}
+            loss = torch.tensor(means["loss"])
+            worker.average([loss])
+            means["loss"] = round(loss.item(), 6)
             seconds = (time.monotonic() - started) / (step + 1 - first)
-            _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})
+            if worker.rank == 0:
+                _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})
             seen = {}
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+        if worker.rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             _save(folder / "state.pt", step + 1, model, average, optimizers)
     return average
 
@@ -91,7 +125,7 @@ def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 def _restore(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
@@ -20,38 +20,46 @@ from pipeline.training.diffusion import (
     train_diffusion,
 )
 from pipeline.training.inpainting import SHAPES_INPAINTING, train_inpainting
+from pipeline.training.loop import Worker
 from pipeline.training.upscaling import UPSCALER, train_upscaler
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One thing to train: what it needs in its folder first, and the training itself."""
+    """One thing to train: how, with which settings, and what must stand in its folder first."""
 
-    run: Callable[[Path], None]
+    train: Callable[[Any, Path, Worker], None]
+    config: Any
+    """A frozen dataclass with `loop`, and `source` where a user's own table can take its place."""
     needs: tuple[str, ...] = ()
     """Names of components, with the recipe that makes each in MAKERS."""
+
+    @property
+    def takes_data(self) -> bool:
+        return hasattr(self.config, "source")
+
+    @property
+    def width(self) -> int:
+        """Pixels of a training picture's side, where the recipe takes a user's table."""
+        return self.config.width
 
 
 MAKERS: Final = {
     "clip": "shapes-clip",
-    "vae": "shapes-autoencoder",
     "text_encoder": "shapes-diffusion",
     "unet": "shapes-diffusion",
+    "vae": "shapes-autoencoder",
 }
 
 RECIPES: Final[dict[str, Recipe]] = {
-    "shapes-clip": Recipe(lambda output: train_clip(SHAPES_CLIP, output)),
-    "shapes-autoencoder": Recipe(lambda output: train_autoencoder(SHAPES_AUTOENCODER, output)),
-    "shapes-autoencoder-adversarial": Recipe(
-        lambda output: train_autoencoder(SHAPES_AUTOENCODER_ADVERSARIAL, output), ("clip",)
-    ),
-    "shapes-vq": Recipe(lambda output: train_autoencoder(SHAPES_VQ, output)),
-    "shapes-diffusion": Recipe(lambda output: train_diffusion(SHAPES_DIFFUSION, output), ("vae",)),
-    "shapes-diffusion-frozen-clip": Recipe(
-        lambda output: train_diffusion(SHAPES_DIFFUSION_FROZEN_CLIP, output), ("clip", "vae")
-    ),
-    "shapes-diffusion-bert": Recipe(lambda output: train_diffusion(SHAPES_DIFFUSION_BERT, output), ("vae",)),
-    "shapes-inpainting": Recipe(lambda output: train_inpainting(SHAPES_INPAINTING, output), ("unet", "vae")),
-    "textures-autoencoder": Recipe(lambda output: train_autoencoder(TEXTURES_AUTOENCODER, output)),
-    "upscaler": Recipe(lambda output: train_upscaler(UPSCALER, output), ("vae", "text_encoder")),
+    "shapes-clip": Recipe(train_clip, SHAPES_CLIP),
+    "shapes-autoencoder": Recipe(train_autoencoder, SHAPES_AUTOENCODER),
+    "shapes-autoencoder-adversarial": Recipe(train_autoencoder, SHAPES_AUTOENCODER_ADVERSARIAL, ("clip",)),
+    "shapes-vq": Recipe(train_autoencoder, SHAPES_VQ),
+    "shapes-diffusion": Recipe(train_diffusion, SHAPES_DIFFUSION, ("vae",)),
+    "shapes-diffusion-frozen-clip": Recipe(train_diffusion, SHAPES_DIFFUSION_FROZEN_CLIP, ("clip", "vae")),
+    "shapes-diffusion-bert": Recipe(train_diffusion, SHAPES_DIFFUSION_BERT, ("vae",)),
+    "shapes-inpainting": Recipe(train_inpainting, SHAPES_INPAINTING, ("unet", "vae")),
+    "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),
+    "upscaler": Recipe(train_upscaler, UPSCALER, ("vae", "text_encoder")),
 }

@@ -18,9 +18,9 @@ from pipeline.models.checkpoint import load_autoencoder, load_text_encoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
 from pipeline.training.diffusion import SHAPES_DIFFUSION, drawn_timesteps
-from pipeline.training.loop import LoopConfig, draws_of, train
+from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_target, noised
-from pipeline.training.pictures import pixels_of_pictures, textures
+from pipeline.training.pictures import TEXTURES, Source, pixels_of
 from pipeline.training.save import save_component, write_json
 from pipeline.training.textures import degraded
 
@@ -32,6 +32,7 @@ class UpscalerRecipe:
     """What to train, on what, and how."""
 
     unet: UNetConfig
+    source: Source = TEXTURES
     width: int
     """Pixels of a training picture's side, large."""
     batch: int
@@ -75,39 +76,41 @@ UPSCALER: Final = UpscalerRecipe(
 )
 
 
-def train_upscaler(recipe: UpscalerRecipe, output: Path) -> None:
+def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = ALONE) -> None:
     """Train on textures, with the autoencoder and the text encoder of `output`; complete it to a checkpoint.
 
     The text encoder stays as it is and is told nothing; state and log stand in `output/upscaling`.
     """
     torch.manual_seed(recipe.seed)
-    autoencoder = channels_last(load_autoencoder(output / "vae"))
+    autoencoder = channels_last(load_autoencoder(output / "vae").to(worker.device))
     text = load_text_encoder(output / "text_encoder", output / "tokenizer")
-    nothing = text.encode([""])[0].clone()
+    nothing = text.encode([""])[0].clone().to(worker.device)
     unet = channels_last(UNet(recipe.unet))
-    alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float()
+    alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float().to(worker.device)
     low_res_alphas = NoiseScheduleConfig.from_dict(recipe.low_res_scheduler).alphas_cumprod().float()
     side, channels = recipe.width // SCALE, autoencoder.config.latent_channels
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         draws, random = draws_of(recipe.seed, step), Random(f"{recipe.seed}/{step}")
-        pictures = textures(recipe.seed, step * recipe.batch, recipe.batch, recipe.width)
-        small = pixels_of_pictures([degraded(picture, SCALE, random) for picture in pictures])
+        examples = recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width)
+        small = pixels_of([degraded(picture, SCALE, random) for picture, _ in examples])
         first = torch.randn(recipe.batch, channels, side, side, generator=draws)
         with torch.no_grad():
-            large = pixels_of_pictures(pictures).to(memory_format=torch.channels_last)
-            latents = autoencoder.encode(large, first)
+            latents = autoencoder.encode(worker.part(pixels_of(examples)), worker.part(first))
         levels = torch.randint(recipe.max_noise_level + 1, (recipe.batch,), generator=draws)
         shown = noised(small, torch.randn(small.shape, generator=draws), low_res_alphas[levels])
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
-        noise = torch.randn(latents.shape, generator=draws)
+        noise = torch.randn(first.shape, generator=draws)
+        shown, levels, timesteps, noise = (worker.part(part) for part in (shown, levels, timesteps, noise))
         noisy = torch.cat([noised(latents, noise, alphas[timesteps]), shown], dim=1)
-        states = nothing.expand(recipe.batch, -1, -1)
+        states = nothing.expand(len(noisy), -1, -1)
         told = unet(noisy.to(memory_format=torch.channels_last), timesteps, states, levels)
         target = denoising_target(latents, noise, alphas[timesteps], recipe.scheduler["prediction_type"])
         return (told - target).square().mean(), {}
 
-    average = train(unet, step_loss, recipe.loop, output / "upscaling")
+    average = train(unet, step_loss, recipe.loop, output / "upscaling", worker).cpu()
+    if worker.rank:
+        return
     _save(average, recipe, output)
 
 

@@ -20,6 +20,7 @@ from pipeline.training.autoencoder import (
     TEXTURES_AUTOENCODER,
     Players,
     autoencoder_loss,
+    scale_latents,
     train_autoencoder,
 )
 from pipeline.training.conditioning import Kind
@@ -27,7 +28,7 @@ from pipeline.training.contrastive import SHAPES_CLIP, train_clip
 from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
 from pipeline.training.inpainting import SHAPES_INPAINTING, removal, train_inpainting
 from pipeline.training.loop import LoopConfig
-from pipeline.training.pictures import pixels_of, scenes
+from pipeline.training.pictures import SCENES, pixels_of, scenes
 from pipeline.training.upscaling import UPSCALER, train_upscaler
 
 CLIP = replace(
@@ -56,7 +57,7 @@ def test_the_contrastive_loss_falls_and_the_clip_opens_in_transformers(output: P
     assert seen[-1] < seen[0] - 0.1
     clip = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32)
     tokens = CLIPTokenizer.from_pretrained(output / "clip")(["a red circle"], return_tensors="pt")
-    told = clip(input_ids=tokens.input_ids, pixel_values=pixels_of(scenes(0, 0, 1), 64))
+    told = clip(input_ids=tokens.input_ids, pixel_values=pixels_of(SCENES.examples(0, 0, 1, 64)))
     assert told.logits_per_image.shape == (1, 1)
 
 
@@ -64,7 +65,7 @@ def test_the_autoencoder_learns_and_its_latents_have_unit_deviation(output: Path
     seen = losses(output / "autoencoder")
     assert seen[-1] < 0.85 * seen[0]
     autoencoder = load_autoencoder(output / "vae")
-    latents = autoencoder.encode(pixels_of(scenes(5, 0, 64), 32))
+    latents = autoencoder.encode(pixels_of(SCENES.examples(5, 0, 64, 32)))
     assert latents.std().item() == pytest.approx(1.0, abs=0.15)
 
 
@@ -75,7 +76,7 @@ def test_a_codebook_is_learned_and_used(tmp_path: Path) -> None:
     assert lines[-1]["psnr"] > lines[0]["psnr"] + 0.5
     assert lines[-1]["codes_used"] > 4
     autoencoder = load_vq(tmp_path / "vqvae")
-    pixels = pixels_of(scenes(5, 0, 8), 32)
+    pixels = pixels_of(SCENES.examples(5, 0, 8, 32))
     with torch.inference_mode():
         rebuilt = autoencoder.decode(autoencoder.encode(pixels))
     assert (rebuilt - pixels).square().mean() < pixels.square().mean()
@@ -147,7 +148,7 @@ def test_a_diffusion_recipe_makes_a_checkpoint_that_loads_and_the_same_one_twice
 
 
 def test_an_autoencoder_can_learn_eight_pictures_by_heart() -> None:
-    pixels = pixels_of(scenes(1, 0, 8), 32)
+    pixels = pixels_of(SCENES.examples(1, 0, 8, 32))
     torch.manual_seed(0)
     config = AutoencoderConfig(
         sample_size=32,
@@ -217,3 +218,15 @@ def test_an_upscaler_learns_from_textures_and_opens_as_the_field_s(output: Path)
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
     assert pipeline.unet.config.in_channels == 7
     assert pipeline.config.max_noise_level == UPSCALER.max_noise_level
+
+
+def test_latents_can_be_made_larger_with_the_same_pictures_out() -> None:
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(replace(AUTOENCODER.model, block_out_channels=(8, 8, 8)))
+    pixels, noise = pixels_of(SCENES.examples(1, 0, 2, 32)), torch.randn(2, 4, 8, 8)
+    before = autoencoder.posterior(pixels).sample(noise)
+    rebuilt = autoencoder.decode_unscaled(before)
+    scale_latents(autoencoder, 5.4)
+    after = autoencoder.posterior(pixels).sample(noise)
+    torch.testing.assert_close(after, 5.4 * before, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(autoencoder.decode_unscaled(after), rebuilt, rtol=1e-4, atol=1e-4)

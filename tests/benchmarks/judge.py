@@ -1,0 +1,109 @@
+"""The judge of the embedded models' pictures, and the captions that it asks for.
+
+It is no network: it gives each pixel the nearest colour of the palette, takes the background from the border, each
+thing from the pixels of its colour, and its shape from the outline that covers them best.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.diffusion.engine import LaneEngine
+from pipeline.tasks.generate import Generate
+from pipeline.training.pictures import scenes
+from pipeline.training.scenes import COLOURS, SHAPES, Background, Scene, Thing, draw
+
+HELD_OUT = 1_000
+NAMES = tuple(COLOURS)
+PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
+Verdicts = Counter[tuple[str, bool]]
+
+
+def nearest_colours(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The palette's index for each pixel, (H, W)."""
+    distances = np.square(picture[:, :, None].astype(np.float32) - PALETTE).sum(-1)
+    return distances.argmin(-1)
+
+
+@cache
+def outline(shape: str) -> NDArray[np.bool_]:
+    """A shape's own pixels, cropped to it, at a size from which any is made."""
+    scene = Scene((Thing(shape, "black", "large", 0.5, 0.5, 0.35),), Background("plain", ("white",)))
+    return cropped(np.asarray(draw(scene, 128).convert("L")) < 128)
+
+
+def cropped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def shape_of(mask: NDArray[np.bool_]) -> str:
+    """The shape whose outline, stretched to the mask's box, overlaps the mask best."""
+    seen = cropped(mask)
+    height, width = seen.shape
+
+    def overlap(shape: str) -> float:
+        stretched = np.asarray(Image.fromarray(outline(shape)).resize((width, height))) > 0
+        return float((stretched & seen).sum() / (stretched | seen).sum())
+
+    return max(SHAPES, key=overlap)
+
+
+def judge(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
+    """What of a caption with a plain background is in the picture, attribute by attribute."""
+    colours = nearest_colours(picture)
+    border = np.concatenate([colours[0], colours[-1], colours[:, 0], colours[:, -1]])
+    yield "background", NAMES[np.bincount(border).argmax()] == scene.background.colours[0]
+    inner = colours[1:-1, 1:-1]
+    others = Counter(inner[inner != NAMES.index(scene.background.colours[0])].tolist())
+    found = {NAMES[index] for index, _ in others.most_common(len(scene.things))}
+    centres = []
+    for thing in scene.things:
+        mask = colours == NAMES.index(thing.colour)
+        there = thing.colour in found and mask.sum() >= 12
+        yield "colour", there
+        yield "shape", there and shape_of(mask) == thing.shape
+        centres.append(np.argwhere(mask).mean(0) if there else None)
+    if scene.relation in ("left of", "right of", "above", "below"):
+        axis, sign = (
+            (1 if scene.relation in ("left of", "right of") else 0),
+            (1 if scene.relation in ("left of", "above") else -1),
+        )
+        first, second = centres
+        yield "relation", first is not None and second is not None and sign * (second[axis] - first[axis]) > 4
+
+
+def held_out(things: int, count: int) -> list[Scene]:
+    """Scenes of so many things, on plain backgrounds, not one inside another."""
+    found: list[Scene] = []
+    start = 0
+    while len(found) < count:
+        batch = scenes(HELD_OUT, start, 200)
+        start += 200
+        found += [
+            s for s in batch if len(s.things) == things and s.background.pattern == "plain" and s.relation != "inside"
+        ]
+    return found[:count]
+
+
+def made(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: int = 16) -> list[NDArray[np.uint8]]:
+    """The rows' pictures, by the lane engine; a row's seed is its number where it has none."""
+    engine = LaneEngine(task.stack.denoise, lanes=lanes, device=task.stack.device, dtype=task.stack.dtype)
+    prepared = [task.prepare({"seed": index, **row}) for index, row in enumerate(rows)]
+    pictures: dict[int, NDArray[np.uint8]] = {}
+    for key, latents in engine.run(task.request(index, row) for index, row in enumerate(prepared)):
+        assert isinstance(key, int)
+        assert isinstance(latents, torch.Tensor)
+        pictures[key] = task.pixels(latents, prepared[key])
+    return [pictures[index] for index in range(len(rows))]
+
+
+def psnr(squared_error: float) -> float:
+    """In dB, of a mean squared error of 8-bit levels."""
+    return float(10 * np.log10(255**2 / squared_error))
