@@ -39,6 +39,9 @@ OUTPUT: Final[dict[str, pa.DataType]] = {
 
 PROVENANCE: Final[dict[str, pa.DataType]] = {
     **{name: kind for name, kind in PARAMETERS.items() if name not in ("width", "height")},
+    "mask_invert": pa.bool_(),
+    "mask_dilate": pa.int32(),
+    "mask_feather": pa.int32(),
     "task": pa.string(),
     "model": pa.string(),
     "weights_sha256": pa.string(),

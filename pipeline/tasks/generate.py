@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SamplerTable, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
-from pipeline.models.checkpoint import Stack
+from pipeline.models.checkpoint import CheckpointError, Stack
 
 FALLBACK_STEPS: Final = 50
 FALLBACK_GUIDANCE: Final = 7.5
@@ -23,6 +23,15 @@ FALLBACK_STRENGTH: Final = 0.8
 """What diffusers' Stable Diffusion pipelines take where neither row, run nor checkpoint says."""
 
 _KEPT_PROMPTS: Final = 256
+
+Form = Literal["text to image", "inpainting", "upscaling", "an unknown use"]
+
+
+def form_of(stack: Stack) -> Form:
+    """What a checkpoint is made for, by what its U-Net is shown beside the latents (Rombach et al. 2022, section 4)."""
+    channels = stack.latent_channels
+    forms: dict[int, Form] = {channels: "text to image", 2 * channels + 1: "inpainting", channels + 3: "upscaling"}
+    return forms.get(stack.unet.config.in_channels, "an unknown use")
 
 
 class Generate:
@@ -33,12 +42,24 @@ class Generate:
     the encoder's (image to image), the first latents', then one a step where the sampler needs it.
     """
 
+    FORMS: ClassVar[tuple[Form, ...]] = ("text to image",)
+    """The checkpoints that the task can use."""
+
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
+        if (form := form_of(stack)) not in self.FORMS:
+            raise CheckpointError(
+                f"{stack.name}: is made for {form} (its U-Net takes {stack.unet.config.in_channels} channels); "
+                f"{type(self).__name__.lower()} needs a checkpoint for {' or '.join(self.FORMS)}"
+            )
         self.stack = stack
         self.defaults = defaults
         self.schedule = NoiseScheduleConfig.from_dict(stack.schedule_config)
         self._embeds = functools.lru_cache(maxsize=_KEPT_PROMPTS)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_KEPT_PROMPTS)(self._sampler_table)
+
+    def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row as the other methods take it: with what is worked out once for it."""
+        return row
 
     def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Every parameter in force for the row, under the manifest's names; null where it does not apply."""
@@ -90,15 +111,13 @@ class Generate:
 
     def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> np.ndarray:
         """The picture of the row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone."""
-        decoded = self.stack.decode(latents[None])[0]
-        levels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return levels.permute(1, 2, 0).contiguous().cpu().numpy()
+        return levels_of(self.stack.decode(latents[None])[0])
 
     def _first_latents(
         self, table: SamplerTable, chosen: Mapping[str, Any], pixels: np.ndarray | None, generator: torch.Generator
     ) -> Tensor:
-        factor, channels = self.stack.downsample_factor, self.stack.autoencoder.config.latent_channels
-        shape = (1, channels, chosen["height"] // factor, chosen["width"] // factor)
+        factor = self.stack.downsample_factor
+        shape = (1, self.stack.latent_channels, chosen["height"] // factor, chosen["width"] // factor)
         if pixels is None:
             return table.start_noise * torch.randn(shape, generator=generator)[0]
         from_uint8 = torch.from_numpy(images.floats_of(pixels))[None]
@@ -116,16 +135,23 @@ class Generate:
         return max(width // factor, 1) * factor, max(height // factor, 1) * factor
 
     def _chunks(self, *prompts: str) -> int:
-        return max(self.stack.text.chunks(prompt) for prompt in prompts)
+        return max(self.stack.text.chunks(prompt) for prompt in prompts) if self.stack.text is not None else 0
 
     def _encode_prompt(self, prompt: str, chunks: int) -> Tensor:
-        return self.stack.text.encode([prompt], chunks=chunks)[0]
+        """(T, D); nothing for a U-Net that takes no text."""
+        return self.stack.text.encode([prompt], chunks=chunks)[0] if self.stack.text is not None else torch.zeros(0, 0)
 
     def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
         return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
 
     def _setting(self, row: Mapping[str, Any], name: str, advice: Mapping[str, Any], fallback: Any) -> Any:
         return _first(row.get(name), getattr(self.defaults, name), advice.get(name), fallback)
+
+
+def levels_of(pixels: Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1], clipped there, to uint8 (H, W, 3)."""
+    levels = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def _first(*values: Any) -> Any:
