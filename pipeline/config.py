@@ -1,11 +1,14 @@
 """What a run is: frozen, keyword-only dataclasses, filled by the command line and by nothing else."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 Task = Literal["generate", "inpaint", "upscale"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+SCALES: Final = (2, 4)
+"""How many times as wide and high a picture can be made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +28,16 @@ class RowDefaults:
     sampler: str | None = None
     eta: float | None = None
     strength: float | None = None
+    noise_level: int | None = None
+    """Of the noise on the picture that an upscaler is shown, in training steps."""
+    tile: int | None = None
+    """Pixels of a source picture's side that an upscaler is shown at once; `None`: what it was trained on."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; `None`: a quarter of the tile."""
+    scale: int = 4
+    """How many times as wide and high an upscaled picture is."""
+    correct_colours: bool = False
+    """An upscaled picture's low frequencies are drawn to its source's."""
     mask_invert: bool = False
     """Masks are black where the picture is repainted."""
     mask_dilate: int = 0

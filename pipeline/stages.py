@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.config import RunConfig
@@ -40,6 +41,9 @@ PIXELS: Final = "__pixels"
 ROW: Final = "__row"
 """The manifest's row as JSON, for the row that fails."""
 SOURCE_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
+TAGS: Final = "__tags"
+"""What the row's source said beside its pixels, for the encoder; there where a picture is to stay what it is."""
+TAGS_TYPE: Final = pa.struct([("icc_profile", pa.binary()), ("exif", pa.binary()), ("dpi", pa.list_(pa.float64()))])
 ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
 
 _EXTENSIONS: Final = {"png": "png", "webp": "webp", "jpeg": "jpg"}
@@ -56,7 +60,8 @@ class PrepareRows:
     """CPU stage: checks each row, fetches and decodes its pictures.
 
     Gives the columns `id`, the manifest's PARAMETERS as they are, what is carried, ROW, ERRORS, and for each of SOURCES
-    that the manifest has: `__image` (SOURCE_TYPE) and `source_sha256`; `__mask` and `mask_sha256`."""
+    that the manifest has: `__image` (SOURCE_TYPE) and `source_sha256`; `__mask` and `mask_sha256`. To upscale, a
+    picture keeps its channels, and TAGS are there."""
 
     config: RunConfig
     rules: Rules
@@ -76,6 +81,7 @@ class PrepareRows:
             present = carried.name in table.column_names
             columns[carried.name] = table[carried.name].cast(carried.type) if present else _nulls(carried.type, rows)
         names = [name for name in SOURCES if name in self.manifest.names]
+        names = ["image"] if self.config.task == "upscale" else names
         if names:
             columns |= self._sources(names, rows, errors)
         columns[ROW] = pa.array([row_as_json(row) for row in rows], pa.string())
@@ -92,7 +98,8 @@ class PrepareRows:
         roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
         caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
         deaths = self.journal.begin(caller, keys)
-        sources = {name: _Sources() for name in names}
+        keeps = self.config.task == "upscale"
+        sources = {name: _Sources(keeps=keeps) for name in names}
         for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
@@ -105,23 +112,32 @@ class PrepareRows:
                 self.report({"prepared": 1, **storage.taken_faults()})
         hashed = {"image": "source_sha256", "mask": "mask_sha256"}
         columns = {f"__{name}": pa.array(sources[name].pixels, SOURCE_TYPE) for name in names}
+        if keeps:
+            columns[TAGS] = pa.array(sources["image"].tags, TAGS_TYPE)
         return columns | {hashed[name]: pa.array(sources[name].hashes, pa.string()) for name in names}
 
 
 @dataclass
 class _Sources:
-    """One column's decoded pictures, and the sha256 of their files."""
+    """One column's decoded pictures, what their files say beside them, and the sha256 of these."""
 
+    keeps: bool = False
+    """Channels and tags are kept."""
     pixels: list[dict[str, Any] | None] = field(default_factory=list)
     hashes: list[str | None] = field(default_factory=list)
+    tags: list[dict[str, Any] | None] = field(default_factory=list)
 
     def add(self, name: str, source: Any, roots: storage.AllowedRoots) -> Exception | None:
         """Decode a row's picture, none for None; what is wrong with it."""
-        decoded = digest = error = None
+        decoded = digest = error = tags = None
         if source is not None:
             try:
                 data = _bytes_of(source, roots)
-                values = images.decode(data) if name == "image" else images.decode_mask(data)
+                if self.keeps:
+                    values, found = images.decode_kept(data)
+                    tags = asdict(found)
+                else:
+                    values = images.decode(data) if name == "image" else images.decode_mask(data)
                 decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
                 digest = sha256_of(data)
             except storage.StorageUnavailableError:
@@ -130,6 +146,7 @@ class _Sources:
                 error = type(found)(f"{name}: {found}")
         self.pixels.append(decoded)
         self.hashes.append(digest)
+        self.tags.append(tags)
         return error
 
 
@@ -191,7 +208,7 @@ class Denoise:
         for working, name in (("__image", "pixels"), ("__mask", "mask")):
             if (source := row.pop(working, None)) is not None:
                 values = np.frombuffer(source["pixels"], np.uint8).copy()  # torch wants to own it
-                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ()))
+                row[name] = values.reshape(source["height"], source["width"], *((-1,) if name == "pixels" else ()))
         return row
 
     def _with_outcomes(self, table: pa.Table, outcomes: "Sequence[Outcome | None]") -> pa.Table:
@@ -207,11 +224,12 @@ class Denoise:
         for name, values in hashes.items():
             for row, value in zip(varying, values, strict=True):
                 row[name] = value
-        columns = {name: table[name] for name in table.column_names if not name.startswith("__") or name == ROW}
+        kept = (ROW, TAGS)
+        columns = {name: table[name] for name in table.column_names if not name.startswith("__") or name in kept}
         columns |= provenance_columns(self._origin, varying)
         columns["width"] = pa.array([None if one is None else one.pixels.shape[1] for one in made], pa.int32())
         columns["height"] = pa.array([None if one is None else one.pixels.shape[0] for one in made], pa.int32())
-        columns[PIXELS] = pa.array([None if one is None else one.pixels.tobytes() for one in made], pa.large_binary())
+        columns[PIXELS] = _bytes_of_arrays([None if one is None else one.pixels for one in made])
         known = zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), failures, strict=True)
         errors = [(kind, message) if error is None else error_of(error) for kind, message, error in known]
         columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
@@ -246,10 +264,15 @@ class EncodeImages:
     manifest: pa.Schema
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        encoded = [
-            self._encode(pixels, row) if pixels.is_valid else None
-            for pixels, row in zip(table[PIXELS], table.drop_columns([PIXELS, ROW]).to_pylist(), strict=True)
-        ]
+        encoded: list[bytes | None] = []
+        errors = list(zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), strict=True))
+        for index, row in enumerate(table.drop_columns([PIXELS, ROW]).to_pylist()):
+            data, pixels = None, table[PIXELS][index]
+            try:
+                data = self._encode(pixels, row) if pixels.is_valid else None
+            except images.ImageError as error:
+                errors[index] = error_of(error)
+            encoded.append(data)
         ids = table["id"].to_pylist()
         images_of = [
             None if data is None else {"bytes": data, "path": file_name(row_id, self.config.format)}
@@ -263,14 +286,17 @@ class EncodeImages:
             "format": pa.repeat(pa.scalar(self.config.format), table.num_rows),
             "sha256": pa.array([None if data is None else sha256_of(data) for data in encoded], pa.string()),
         }
-        rest = [*PROVENANCE, *carried_columns(self.manifest).names, ROW, *ERRORS]
-        return pa.table(columns | {name: table[name] for name in rest})
+        columns |= {name: table[name] for name in (*PROVENANCE, *carried_columns(self.manifest).names, ROW)}
+        columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
+        return pa.table(columns)
 
     def _encode(self, pixels: pa.Scalar, row: Mapping[str, Any]) -> bytes:
-        values = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], 3)
+        values = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], -1)
         settings = {name: row[name] for name in PARAMETERS if row[name] is not None}
         metadata = {"Software": "latentmill", "parameters": json.dumps(settings, ensure_ascii=False)}
-        return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata)
+        found = row.get(TAGS)
+        tags = None if found is None else images.Tags(**{**found, "dpi": found["dpi"] and tuple(found["dpi"])})
+        return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata, tags=tags)
 
 
 def output_schema(manifest: pa.Schema) -> pa.Schema:
@@ -327,6 +353,16 @@ def _bytes_of(source: Any, roots: storage.AllowedRoots) -> bytes:
     if isinstance(source, bytes):
         return source
     return storage.read_bytes(roots.resolve(source), max_bytes=images.MAX_BYTES)
+
+
+def _bytes_of_arrays(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
+    """A column of their bytes; one alone is not copied, for it may be large."""
+    given = [np.ascontiguousarray(array).reshape(-1) for array in arrays if array is not None]
+    offsets = np.cumsum([0, *(0 if array is None else array.size for array in arrays)], dtype=np.int64)
+    data = given[0] if len(given) == 1 else np.concatenate([np.zeros(0, np.uint8), *given])
+    valid = pa.array([array is not None for array in arrays], pa.bool_()).buffers()[1]
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
 
 
 def _nulls(kind: pa.DataType, rows: Sequence[Any]) -> pa.Array:

@@ -3,35 +3,22 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import images
-from pipeline.config import RowDefaults
+from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SamplerTable, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
-from pipeline.models.checkpoint import CheckpointError, Stack
-
-FALLBACK_STEPS: Final = 50
-FALLBACK_GUIDANCE: Final = 7.5
-FALLBACK_STRENGTH: Final = 0.8
-"""What diffusers' Stable Diffusion pipelines take where neither row, run nor checkpoint says."""
+from pipeline.models.checkpoint import Stack
+from pipeline.models.configs import checked_form
 
 _KEPT_PROMPTS: Final = 256
-
-Form = Literal["text to image", "inpainting", "upscaling", "an unknown use"]
-
-
-def form_of(stack: Stack) -> Form:
-    """What a checkpoint is made for, by what its U-Net is shown beside the latents (Rombach et al. 2022, section 4)."""
-    channels = stack.latent_channels
-    forms: dict[int, Form] = {channels: "text to image", 2 * channels + 1: "inpainting", channels + 3: "upscaling"}
-    return forms.get(stack.unet.config.in_channels, "an unknown use")
 
 
 class Generate:
@@ -42,17 +29,15 @@ class Generate:
     the encoder's (image to image), the first latents', then one a step where the sampler needs it.
     """
 
-    FORMS: ClassVar[tuple[Form, ...]] = ("text to image",)
-    """The checkpoints that the task can use."""
+    TASK: ClassVar[Task] = "generate"
 
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
-        if (form := form_of(stack)) not in self.FORMS:
-            raise CheckpointError(
-                f"{stack.name}: is made for {form} (its U-Net takes {stack.unet.config.in_channels} channels); "
-                f"{type(self).__name__.lower()} needs a checkpoint for {' or '.join(self.FORMS)}"
-            )
+        channels = stack.unet.config.in_channels, stack.latent_channels
+        self.form = checked_form(stack.name, self.TASK, *channels)
         self.stack = stack
         self.defaults = defaults
+        self.fallbacks = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8}
+        """What diffusers' pipelines of this task take where neither row, run nor checkpoint says."""
         self.schedule = NoiseScheduleConfig.from_dict(stack.schedule_config)
         self._embeds = functools.lru_cache(maxsize=_KEPT_PROMPTS)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_KEPT_PROMPTS)(self._sampler_table)
@@ -71,12 +56,12 @@ class Generate:
             "seed": int(row["seed"]),
             "width": int(_first(row.get("width"), self.defaults.width, width)),
             "height": int(_first(row.get("height"), self.defaults.height, height)),
-            "num_inference_steps": int(self._setting(row, "num_inference_steps", advice, FALLBACK_STEPS)),
-            "guidance_scale": float(self._setting(row, "guidance_scale", advice, FALLBACK_GUIDANCE)),
+            "num_inference_steps": int(self._setting(row, "num_inference_steps", advice)),
+            "guidance_scale": float(self._setting(row, "guidance_scale", advice)),
             "guidance_rescale": float(self._setting(row, "guidance_rescale", advice, 0.0)),
             "sampler": self._setting(row, "sampler", advice, self.schedule.sampler),
             "eta": float(self._setting(row, "eta", advice, 0.0)),
-            "strength": None if pixels is None else float(self._setting(row, "strength", advice, FALLBACK_STRENGTH)),
+            "strength": None if pixels is None else float(self._setting(row, "strength", advice)),
             "noise_level": None,
         }
 
@@ -144,8 +129,9 @@ class Generate:
     def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
         return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
 
-    def _setting(self, row: Mapping[str, Any], name: str, advice: Mapping[str, Any], fallback: Any) -> Any:
-        return _first(row.get(name), getattr(self.defaults, name), advice.get(name), fallback)
+    def _setting(self, row: Mapping[str, Any], name: str, advice: Mapping[str, Any], fallback: Any = None) -> Any:
+        given = (row.get(name), getattr(self.defaults, name), advice.get(name))
+        return _first(*given, self.fallbacks.get(name, fallback))
 
 
 def levels_of(pixels: Tensor) -> np.ndarray:

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import images
-from pipeline.config import RowDefaults
+from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
 from pipeline.models.checkpoint import Stack
-from pipeline.tasks.generate import Form, Generate, form_of
+from pipeline.tasks.generate import Generate
 from pipeline.tasks.masks import Area, area_of, blended, opacity, white
 
 
@@ -33,16 +33,16 @@ class Inpaint(Generate):
     With 2 C + 1 input channels the U-Net is shown the mask and the masked picture's latents (Rombach et al. 2022,
     section 4.5); with C, what is known is put back at its noise level after each evaluation (Lugmayr et al. 2022).
 
-    A row is as Generate's, with `pixels` and `mask`, uint8 (H', W') of any size; `prepare` comes first. Noise is drawn in the order of
-    diffusers' pipeline: the picture's encoder's (where it is encoded), the first latents', the masked picture's
-    encoder's, then one a step where the sampler needs it.
+    A row is as Generate's, with `pixels` and `mask`, uint8 (H', W') of any size; `prepare` comes first. Noise is drawn
+    in the order of diffusers' pipeline: the picture's encoder's (where it is encoded), the first latents', the masked
+    picture's encoder's, then one a step where the sampler needs it.
     """
 
-    FORMS: ClassVar[tuple[Form, ...]] = ("inpainting", "text to image")
+    TASK: ClassVar[Task] = "inpaint"
 
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
         super().__init__(stack, defaults)
-        self._shown = form_of(stack) == "inpainting"
+        self._shown = self.form == "inpainting"
 
     def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """The row with its `hole` in place of its mask; a ValueError if it has none."""
