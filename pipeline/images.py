@@ -280,6 +280,8 @@ def _exif(metadata: Mapping[str, str] | None, tags: Tags | None = None) -> bytes
     exif = Image.Exif()
     if tags is not None and tags.exif:
         exif.load(tags.exif)
+    if tags is not None and tags.dpi and not {282, 283} & set(exif):  # for the format that has no other place for it
+        exif[282], exif[283], exif[296] = *tags.dpi, 2
     if metadata and 0x010E not in exif:
         exif[0x010E] = "\n".join(f"{key}: {value}" for key, value in metadata.items())
     return exif.tobytes() if len(exif) else b""
