@@ -23,6 +23,7 @@ class TiledRun:
         self.request, self.tiling, self._device = request, request.tiling, device
         self.failed = False
         self.latents = request.latents.to(device)
+        self._extra = None if request.extra_channels is None else request.extra_channels.to(device)
         self._anchor: Tensor | None = None
         self._kept: list[Tensor] = []  # the newest first
         self._depth = _depth(request.table)
@@ -39,12 +40,12 @@ class TiledRun:
 
     def pieces(self) -> list[DenoisingRequest]:
         """The current step's tiles: one evaluation each, which gives the network's guided output."""
-        request, scale = self.request, self._scales[self._index]
-        extra = request.extra_channels
+        request, extra, scale = self.request, self._extra, self._scales[self._index]
+        table = _evaluation(request.table, self._index)
         return [
             DenoisingRequest(
                 key=TileKey(self, tile),
-                table=_evaluation(request.table, self._index),
+                table=table,
                 latents=self.tiling.cut(self.latents, tile),
                 generator=request.generator,
                 prompt_embeds=request.prompt_embeds,
