@@ -111,7 +111,7 @@ class Upscale(Generate):
         return made
 
     def _noised(self, shown: Tensor, level: int, generator: torch.Generator) -> Tensor:
-        """The source at a noise level: what the network is shown (Ho et al. 2021, section 4.2)."""
+        """The source at a noise level: conditioning augmentation (Ho et al. 2022)."""
         assert self._alphas is not None
         most = min(self.stack.max_noise_level, len(self._alphas) - 1)
         if level > most:
