@@ -149,7 +149,7 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
     run = ("model", "seed", "lanes", "threads", "actors", "device", "dtype", "quality", "allow_roots", "skip_invalid")
-    run += ("retry_failed", "new_run", "patience", "grace")
+    run += ("retry_failed", "new_run", "patience", "grace", *(("store",) if "store" in options else ()))
     return RunConfig(
         task=task,
         manifest=manifest,

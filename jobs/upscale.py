@@ -33,6 +33,13 @@ UPSCALE_OPTIONS: Final = (
         callback=lambda context, parameter, value: int(value),
         help="2 is made of 4.",
     ),
+    click.option(
+        "--store",
+        type=click.Choice(["parquet", "files"]),
+        default="parquet",
+        show_default=True,
+        help="Where the pictures are: in the Parquet, or beside it in files as the sources' lay.",
+    ),
     click.option("--correct-colours", is_flag=True, help="Draw low frequencies and colours back to the source's."),
 )
 

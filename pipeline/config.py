@@ -6,6 +6,7 @@ from typing import Final, Literal
 Task = Literal["generate", "inpaint", "upscale"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Store = Literal["parquet", "files"]
 
 SCALES: Final = (2, 4)
 """How many times as wide and high a picture can be made."""
@@ -72,6 +73,8 @@ class RunConfig:
     format: ImageFormat = "png"
     quality: int = 95
     """Of webp and jpeg."""
+    store: Store = "parquet"
+    """Where an upscaled picture's bytes are: in the output's Parquet, or in a file of the output that it names."""
     allow_roots: tuple[str, ...] = ()
     """Folders beside the manifest's own from which pictures may be read."""
     skip_invalid: bool = False

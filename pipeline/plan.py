@@ -167,7 +167,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """RunError if the pictures of this attempt would be others than those that the output holds already."""
-    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality")
+    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store")
     options, was = now.get("config", {}), earlier.get("config", {})
     differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
     model = now.get("model", {}).get("weights_sha256"), earlier.get("model", {}).get("weights_sha256")

@@ -214,7 +214,9 @@ def _execute(
     journal = RemoteJournal(ray.remote(num_cpus=0)(Journal).options(scheduling_strategy=here).remote())  # pyright: ignore
     report = Reporter(figures)
     rows_a_file = plan.rows_a_file(config, actors.count)
-    sink = LedgerDatasink(config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file)
+    sink = LedgerDatasink(
+        config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file, store=config.store
+    )
     watch = Watch(
         poll=lambda: _total(figures),
         stop=journal.stop,

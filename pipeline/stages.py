@@ -25,6 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
+from pipeline.pictures import FILES, file_name, stored_name
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
 from pipeline.schema import IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
@@ -43,10 +44,11 @@ ROW: Final = "__row"
 SOURCE_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
 TAGS: Final = "__tags"
 """What the row's source said beside its pixels, for the encoder; there where a picture is to stay what it is."""
-TAGS_TYPE: Final = pa.struct([("icc_profile", pa.binary()), ("exif", pa.binary()), ("dpi", pa.list_(pa.float64()))])
+TAGS_TYPE: Final = pa.struct(
+    [("icc_profile", pa.binary()), ("exif", pa.binary()), ("dpi", pa.list_(pa.float64())), ("place", pa.string())]
+)
+"""`place`: where the source's file stands below its root; null where it is no file."""
 ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
-
-_EXTENSIONS: Final = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 
 def carried_columns(manifest: pa.Schema) -> pa.Schema:
@@ -96,6 +98,7 @@ class PrepareRows:
     ) -> dict[str, pa.Array]:
         """The columns of decoded pictures and of the sha256 of their files; what fails is put among `errors`."""
         roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
+        kept_out = storage.join(self.config.output, FILES)
         caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
         deaths = self.journal.begin(caller, keys)
         keeps = self.config.task == "upscale"
@@ -106,7 +109,8 @@ class PrepareRows:
             self.journal.started(caller, key)
             for name in names:
                 read = errors[index] is None and not is_missing(row.get(name))
-                errors[index] = sources[name].add(name, row[name] if read else None, roots) or errors[index]
+                source = row[name] if read else None
+                errors[index] = sources[name].add(name, source, roots, kept_out) or errors[index]
             self.journal.done(caller, key)
             if self.report is not None:
                 self.report({"prepared": 1, **storage.taken_faults()})
@@ -127,15 +131,15 @@ class _Sources:
     hashes: list[str | None] = field(default_factory=list)
     tags: list[dict[str, Any] | None] = field(default_factory=list)
 
-    def add(self, name: str, source: Any, roots: storage.AllowedRoots) -> Exception | None:
-        """Decode a row's picture, none for None; what is wrong with it."""
+    def add(self, name: str, source: Any, roots: storage.AllowedRoots, kept_out: str) -> Exception | None:
+        """Decode a row's picture, none for None, and none of the folder `kept_out`; what is wrong with it."""
         decoded = digest = error = tags = None
         if source is not None:
             try:
-                data = _bytes_of(source, roots)
+                data, place = _file_of(source, roots, kept_out)
                 if self.keeps:
                     values, found = images.decode_kept(data)
-                    tags = asdict(found)
+                    tags = {**asdict(found), "place": place}
                 else:
                     values = images.decode(data) if name == "image" else images.decode_mask(data)
                 decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
@@ -273,10 +277,9 @@ class EncodeImages:
             except images.ImageError as error:
                 errors[index] = error_of(error)
             encoded.append(data)
-        ids = table["id"].to_pylist()
+        places = self._places(table)
         images_of = [
-            None if data is None else {"bytes": data, "path": file_name(row_id, self.config.format)}
-            for row_id, data in zip(ids, encoded, strict=True)
+            None if data is None else {"bytes": data, "path": path} for path, data in zip(places, encoded, strict=True)
         ]
         columns: dict[str, Any] = {
             "id": table["id"],
@@ -290,12 +293,24 @@ class EncodeImages:
         columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
         return pa.table(columns)
 
+    def _places(self, table: pa.Table) -> list[str]:
+        """The names of the rows' pictures: their own, or the places of their files in the output."""
+        ids = table["id"].to_pylist()
+        if self.config.store == "parquet":
+            return [file_name(row_id, self.config.format) for row_id in ids]
+        tags = table[TAGS].to_pylist()
+        found = [tag and tag["place"] for tag in tags]
+        return [stored_name(row_id, place, self.config.format) for row_id, place in zip(ids, found, strict=True)]
+
     def _encode(self, pixels: pa.Scalar, row: Mapping[str, Any]) -> bytes:
         values = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], -1)
         settings = {name: row[name] for name in PARAMETERS if row[name] is not None}
         metadata = {"Software": "latentmill", "parameters": json.dumps(settings, ensure_ascii=False)}
         found = row.get(TAGS)
-        tags = None if found is None else images.Tags(**{**found, "dpi": found["dpi"] and tuple(found["dpi"])})
+        dpi = found and found["dpi"]
+        tags = found and images.Tags(
+            icc_profile=found["icc_profile"], exif=found["exif"], dpi=(dpi[0], dpi[1]) if dpi else None
+        )
         return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata, tags=tags)
 
 
@@ -316,12 +331,6 @@ def row_ids(table: pa.Table) -> list[str]:
 
 def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def file_name(row_id: str, image_format: str) -> str:
-    """A name for a row's picture that any file system takes."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in row_id).lstrip(".")
-    return f"{plain[:120] or 'image'}.{_EXTENSIONS[image_format]}"
 
 
 def row_as_json(row: Mapping[str, Any]) -> str:
@@ -347,12 +356,16 @@ def _without_bytes(value: Any) -> Any:
     return value
 
 
-def _bytes_of(source: Any, roots: storage.AllowedRoots) -> bytes:
+def _file_of(source: Any, roots: storage.AllowedRoots, kept_out: str) -> tuple[bytes, str | None]:
+    """A source's bytes, and where its file stands below its root; none if they came without one."""
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     if isinstance(source, bytes):
-        return source
-    return storage.read_bytes(roots.resolve(source), max_bytes=images.MAX_BYTES)
+        return source, None
+    url = roots.resolve(source)
+    if storage.is_below(url, kept_out):
+        raise storage.StorageError(f"{storage.shown(url)}: lies where this run writes its pictures")
+    return storage.read_bytes(url, max_bytes=images.MAX_BYTES), roots.place(url)
 
 
 def _bytes_of_arrays(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
