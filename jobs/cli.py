@@ -17,6 +17,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),
     "inpaint": ("jobs.inpaint", "Make the masked part of pictures anew, as Parquet in OUTPUT."),
     "manifest": ("jobs.manifest", "Build, validate and show manifests."),
+    "upscale": ("jobs.upscale", "Make pictures four times as wide and high, as Parquet in OUTPUT."),
     "submit": ("jobs.submit", "Run a command as a job on a Ray cluster: submit -- generate MANIFEST OUTPUT."),
     "list": ("jobs.cluster_jobs", "List the jobs of a cluster."),
     "status": ("jobs.cluster_jobs", "Say how a job stands."),

@@ -5,13 +5,21 @@ from typing import Any
 
 import click
 
-from jobs.options import ROW_OPTIONS, RUN_OPTIONS, SIZE_OPTIONS, config_of, with_options
+from jobs.options import (
+    ROW_OPTIONS,
+    RUN_OPTIONS,
+    SIZE_OPTIONS,
+    STRENGTH_OPTIONS,
+    config_of,
+    model_options,
+    with_options,
+)
 
 
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, SIZE_OPTIONS, RUN_OPTIONS)
+@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, SIZE_OPTIONS, model_options("shapes"), RUN_OPTIONS)
 @click.pass_context
 def generate(context: click.Context, manifest: str, output: str, **options: Any) -> int:
     """Make pictures of the rows of MANIFEST, as Parquet in OUTPUT.

@@ -27,6 +27,10 @@ ROW_OPTIONS: Final = (
     ),
     click.option("--sampler", metavar="NAME", help="ddim, euler, dpmpp_2m, ... [default: the model's]"),
     click.option("--eta", type=click.FloatRange(0, 1), metavar="PART", help="Noise of DDIM: 0 is none, 1 is DDPM's."),
+)
+"""What a row may say itself: these hold for the rows that do not."""
+
+STRENGTH_OPTIONS: Final = (
     click.option(
         "--strength",
         type=click.FloatRange(0, 1, min_open=True),
@@ -34,21 +38,27 @@ ROW_OPTIONS: Final = (
         help="How much of a row's image is made anew.",
     ),
 )
-"""What a row may say itself: these hold for the rows that do not."""
 
 SIZE_OPTIONS: Final = (
     click.option("--width", type=click.IntRange(8, 4096), metavar="PIXELS", help="[default: the model's]"),
     click.option("--height", type=click.IntRange(8, 4096), metavar="PIXELS", help="[default: the model's]"),
 )
 
+
+def model_options(default: str) -> tuple[Callable[[Any], Any], ...]:
+    """--model, with the embedded checkpoint of a task."""
+    return (
+        click.option(
+            "--model",
+            default=default,
+            show_default=True,
+            metavar="PATH_OR_URL",
+            help="A checkpoint folder, or an embedded checkpoint's name.",
+        ),
+    )
+
+
 RUN_OPTIONS: Final = (
-    click.option(
-        "--model",
-        default="shapes",
-        show_default=True,
-        metavar="PATH_OR_URL",
-        help="A checkpoint folder, or an embedded checkpoint's name.",
-    ),
     click.option(
         "--seed",
         type=int,
@@ -135,10 +145,11 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     """The run that a command line asks for; click.UsageError says what does not go together."""
     names = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale")
     names += ("guidance_interval", "sampler", "eta", "strength", "mask_invert", "mask_dilate", "mask_feather")
+    names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
     run = ("model", "seed", "lanes", "threads", "actors", "device", "dtype", "quality", "allow_roots", "skip_invalid")
-    run += ("retry_failed", "new_run", "patience", "grace")
+    run += ("retry_failed", "new_run", "patience", "grace", *(("store",) if "store" in options else ()))
     return RunConfig(
         task=task,
         manifest=manifest,

@@ -13,8 +13,9 @@ import click
 from jobs.generate import generate
 from jobs.inpaint import inpaint
 from jobs.ray_jobs import JobError, address_option, connect, find, follow, pack, rewritten, storage_settings
+from jobs.upscale import upscale
 
-SUBMITTABLE: Final[dict[str, click.Command]] = {"generate": generate, "inpaint": inpaint}
+SUBMITTABLE: Final[dict[str, click.Command]] = {"generate": generate, "inpaint": inpaint, "upscale": upscale}
 STOPPING: Final = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """A stopped job gets what Ctrl-C gives, and time to end."""
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pipeline import images, storage
 from pipeline.buckets import HashBuckets, among
 from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entries_of, orphans_of
+from pipeline.pictures import picture_bytes
 from pipeline.plan import ids_of, read_run
 from pipeline.stages import sha256_of
 
@@ -87,7 +88,7 @@ def _check_file(output: str, file: str, expected: int, found: HashBuckets, audit
             count += len(rows)
             if posixpath.dirname(file) == DATA:
                 for row in rows:
-                    _check_picture(file, row, audit)
+                    _check_picture(output, file, row, audit)
     except (storage.StorageError, OSError, ValueError) as error:
         audit.problem(f"{file}: cannot be read: {(str(error).splitlines() or [''])[0]}")
         return
@@ -107,11 +108,16 @@ def _rows_of(url: str) -> Iterator[list[dict[str, Any]]]:
             yield batch.to_pylist()
 
 
-def _check_picture(file: str, row: dict[str, Any], audit: Audit) -> None:
-    data = (row.get("image") or {}).get("bytes")
+def _check_picture(output: str, file: str, row: dict[str, Any], audit: Audit) -> None:
     where = f"{file}: row {row['id']!r}"
+    try:
+        data = picture_bytes(output, row)
+    except storage.StorageError as error:
+        return audit.problem(f"{where}: {error}")
     if data is None or sha256_of(data) != row["sha256"]:
         return audit.problem(f"{where}: its picture is not the one that its sha256 tells")
+    if row["width"] * row["height"] > images.MAX_PIXELS:
+        return None  # larger than is read from outside; its sha256 says that it is what was encoded
     try:
         height, width = images.decode(data).shape[:2]
     except images.ImageError as error:

@@ -1,11 +1,15 @@
 """What a run is: frozen, keyword-only dataclasses, filled by the command line and by nothing else."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 Task = Literal["generate", "inpaint", "upscale"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Store = Literal["parquet", "files"]
+
+SCALES: Final = (2, 4)
+"""How many times as wide and high a picture can be made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +29,16 @@ class RowDefaults:
     sampler: str | None = None
     eta: float | None = None
     strength: float | None = None
+    noise_level: int | None = None
+    """Of the noise on the picture that an upscaler is shown, in training steps."""
+    tile: int | None = None
+    """Pixels of a source picture's side that an upscaler is shown at once; `None`: what it was trained on."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share; `None`: a quarter of the tile."""
+    scale: int = 4
+    """How many times as wide and high an upscaled picture is."""
+    correct_colours: bool = False
+    """An upscaled picture's low frequencies are drawn to its source's."""
     mask_invert: bool = False
     """Masks are black where the picture is repainted."""
     mask_dilate: int = 0
@@ -59,6 +73,8 @@ class RunConfig:
     format: ImageFormat = "png"
     quality: int = 95
     """Of webp and jpeg."""
+    store: Store = "parquet"
+    """Where an upscaled picture's bytes are: in the output's Parquet, or in a file of the output that it names."""
     allow_roots: tuple[str, ...] = ()
     """Folders beside the manifest's own from which pictures may be read."""
     skip_invalid: bool = False

@@ -1,16 +1,18 @@
 """Image bytes <-> pixels, and resizing: the one place that decodes pictures from outside, which it does not trust.
 
 Two forms of pixels: uint8 (H, W, 3) as files hold them, and float32 (3, H, W) in [-1, 1] as the networks take them.
+Where a picture is to stay what it is, its file may also hold grey, grey and alpha, or RGBA: (H, W, C), C of 1 to 4.
 """
 
 import io
 import warnings
 from collections.abc import Mapping
-from typing import Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 MAX_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64 * 10**6
@@ -21,6 +23,14 @@ MAX_SIDE: Final = 16_384
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Pillow's decoders that are used; others (PSD, ICNS, EPS, which starts a program, ...) are never tried."""
+
+_MAX_SIDES: Final = {"jpeg": 65_535, "webp": 16_383}
+_SIXTEEN_BITS: Final = ("I;16", "I;16B", "I;16L", "I")
+_DECIDED_ANEW: Final = (
+    *(254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 288, 289, 317, 320),
+    *(322, 323, 324, 325, 330, 338, 339, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675),
+)
+"""TIFF's tags of size, orientation, layout, and of blocks that stand elsewhere in other files."""
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
 _FILTERS: Final = {
@@ -53,30 +63,72 @@ def decode_mask(image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: 
         return np.asarray(_flattened(_upright(picture), 0).convert("L"), np.uint8)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tags:
+    """What a file says of its pixels beside them, and another file of the same picture should say too."""
+
+    icc_profile: bytes | None = None
+    """Of the pixels' own colour space: grey or RGB."""
+    exif: bytes | None = None
+    """Without what the new file decides: orientation, size, layout."""
+    dpi: tuple[float, float] | None = None
+
+
+def decode_kept(
+    image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> tuple[NDArray[np.uint8], Tags]:
+    """The picture as `decode` gives it, but grey, grey and alpha, RGB or RGBA, as it is; and its tags.
+
+    Palettes become RGB or RGBA, CMYK RGB by its profile; 16-bit greys keep their upper eight bits. ImageError as of
+    `decode`, and for floating-point pixels."""
+    with _opened(image_bytes, max_pixels, max_bytes) as picture:
+        upright = _upright(picture)
+        try:
+            kept = _kept(upright)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError(f"the image is damaged: {_line(error)}") from error
+        values = np.asarray(kept, np.uint8)
+        return values if values.ndim == 3 else values[..., None], _tags_of(upright, kept)
+
+
 def encode(
     pixels: NDArray[np.uint8],
     image_format: Literal["png", "webp", "jpeg"] = "png",
     *,
     quality: int = 95,
     metadata: Mapping[str, str] | None = None,
+    tags: Tags | None = None,
 ) -> bytes:
-    """uint8 (H, W, 3) as a file: the same pixels, settings and Pillow give the same bytes.
+    """uint8 (H, W, C) as a file: the same pixels, settings and Pillow give the same bytes.
 
     `quality` (1 to 100) is of webp and jpeg. `metadata` goes into PNG text chunks, into the EXIF description (as
-    `key: value` lines) elsewhere."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise ValueError(f"pixels must be uint8 (H, W, 3), not {pixels.dtype} {pixels.shape}")
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    `key: value` lines) elsewhere, if `tags` have none. ImageError: alpha in a jpeg, or more pixels than the format
+    takes."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
+        raise ValueError(f"pixels must be uint8 (H, W, 1 to 4), not {pixels.dtype} {pixels.shape}")
+    if max(pixels.shape[:2]) > (most := _MAX_SIDES.get(image_format, 2**31)):
+        raise ImageError(
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too many for {image_format} ({most} a side)"
+        )
+    if image_format == "jpeg" and pixels.shape[2] in (2, 4):
+        raise ImageError("the picture is transparent in part, which jpeg cannot hold; give png or webp")
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     buffer = io.BytesIO()
+    kept = _options_of(tags or Tags())
     if image_format == "png":
         text = PngImagePlugin.PngInfo()
         for key, value in (metadata or {}).items():
             text.add_itxt(key, value) if not value.isascii() else text.add_text(key, value)
-        picture.save(buffer, "PNG", compress_level=6, pnginfo=text)
+        if tags is not None and tags.exif:
+            kept["exif"] = tags.exif
+        picture.save(buffer, "PNG", compress_level=6, pnginfo=text, **kept)
     elif image_format == "webp":
-        picture.save(buffer, "WEBP", quality=quality, method=4, exif=_exif(metadata))
+        picture.save(buffer, "WEBP", quality=quality, method=4, exif=_exif(metadata, tags), **kept)
     elif image_format == "jpeg":
-        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, exif=_exif(metadata))
+        subsampling = 0 if quality >= 90 else 2
+        picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling, exif=_exif(metadata, tags), **kept)
     else:
         raise ValueError(f"image format {image_format!r}: use png, webp or jpeg")
     return buffer.getvalue()
@@ -94,6 +146,11 @@ def resize_to_cover(pixels: NDArray[np.uint8], width: int, height: int, how: Fil
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), _FILTERS[how]), np.uint8)
+
+
+def grey_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The luma (H, W) of uint8 RGB (H, W, 3), by the weights of ITU-R BT.601."""
+    return np.asarray(Image.fromarray(pixels).convert("L"), np.uint8)
 
 
 def floats_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -152,9 +209,8 @@ def _upright(picture: Image.Image) -> Image.Image:
 def _flattened(picture: Image.Image, background: int) -> Image.Image:
     """RGB, with what is transparent laid on a grey."""
     try:
-        if picture.mode in ("I;16", "I;16B", "I;16L", "I"):
-            levels = np.asarray(picture).astype(np.int64)
-            return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        if picture.mode in _SIXTEEN_BITS:
+            return _eight_bits(picture).convert("RGB")
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
             base = Image.new("RGBA", layer.size, (background, background, background, 255))
@@ -164,12 +220,71 @@ def _flattened(picture: Image.Image, background: int) -> Image.Image:
         raise ImageError(f"the image is damaged: {_line(error)}") from error
 
 
-def _exif(metadata: Mapping[str, str] | None) -> bytes:
-    if not metadata:
-        return b""
+def _kept(picture: Image.Image) -> Image.Image:
+    """L, LA, RGB or RGBA, whichever the picture is."""
+    if picture.mode in _SIXTEEN_BITS:
+        return _eight_bits(picture)
+    if picture.mode == "F":
+        raise ImageError("the image has floating-point pixels; 8 or 16 bits are read")
+    if picture.mode == "CMYK":
+        return _rgb_of_cmyk(picture)
+    alpha = picture.has_transparency_data
+    if picture.mode in ("1", "L", "LA", "La"):
+        return picture.convert("LA" if alpha else "L")
+    return picture.convert("RGBA" if alpha else "RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    levels = np.asarray(picture).astype(np.int64)
+    return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
+
+
+def _rgb_of_cmyk(picture: Image.Image) -> Image.Image:
+    """sRGB by the picture's own profile; without a usable one, by plain subtraction."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        found = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (KeyError, TypeError, OSError, ImageCms.PyCMSError):
+        found = None
+    return picture.convert("RGB") if found is None else found
+
+
+def _tags_of(picture: Image.Image, kept: Image.Image) -> Tags:
+    """The tags of an upright picture that hold for what is kept of it."""
+    profile, dpi = picture.info.get("icc_profile"), picture.info.get("dpi")
+    space = b"GRAY" if kept.mode in ("L", "LA") else b"RGB "
+    exif: bytes | None = None
+    try:
+        found = picture.getexif()
+        for tag in _DECIDED_ANEW:
+            found.pop(tag, None)
+        for tag in (0xA002, 0xA003):
+            found.get_ifd(0x8769).pop(tag, None)
+        exif = found.tobytes() if len(found) else None
+    except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the pixels useless
+        exif = None
+    return Tags(
+        icc_profile=profile if profile and profile[16:20] == space else None,
+        exif=exif,
+        dpi=(float(dpi[0]), float(dpi[1])) if dpi and all(0 < float(value) < 1e6 for value in dpi) else None,
+    )
+
+
+def _options_of(tags: Tags) -> dict[str, Any]:
+    """What Pillow's writers take of the tags beside EXIF."""
+    options = {"icc_profile": tags.icc_profile, "dpi": tags.dpi}
+    return {name: value for name, value in options.items() if value}
+
+
+def _exif(metadata: Mapping[str, str] | None, tags: Tags | None = None) -> bytes:
     exif = Image.Exif()
-    exif[0x010E] = "\n".join(f"{key}: {value}" for key, value in metadata.items())
-    return exif.tobytes()
+    if tags is not None and tags.exif:
+        exif.load(tags.exif)
+    if tags is not None and tags.dpi and not {282, 283} & set(exif):  # for the format that has no other place for it
+        exif[282], exif[283], exif[296] = *tags.dpi, 2
+    if metadata and 0x010E not in exif:
+        exif[0x010E] = "\n".join(f"{key}: {value}" for key, value in metadata.items())
+    return exif.tobytes() if len(exif) else b""
 
 
 def _line(error: Exception) -> str:

@@ -25,6 +25,7 @@ _REPORT_SECONDS: Final = 0.5
 class Task(Protocol):
     """What turns a row into a denoising request (or, with nothing to denoise, a picture), and its latents into one."""
 
+    def prepare(self, row: Mapping[str, Any], /) -> Mapping[str, Any]: ...
     def parameters(self, row: Mapping[str, Any], /) -> dict[str, Any]: ...
     def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest | NDArray[np.uint8]: ...
     def pixels(self, latents: Tensor, row: Mapping[str, Any], /) -> NDArray[np.uint8]: ...
@@ -172,6 +173,7 @@ class LaneThread:
     def _start(self, place: _Place) -> None:
         place.started = time.perf_counter()
         try:
+            place.row = self._task.prepare(place.row)
             request = self._task.request(self._next_key, place.row)
             if isinstance(request, np.ndarray):
                 return self._settle(place, self._made(place, request))

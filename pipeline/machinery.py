@@ -29,8 +29,9 @@ def load_machinery(config: RunConfig, device: str) -> Machinery:
     from pipeline.models.checkpoint import load_stack
     from pipeline.tasks.generate import Generate
     from pipeline.tasks.inpaint import Inpaint
+    from pipeline.tasks.upscale import Upscale
 
-    tasks = {"generate": Generate, "inpaint": Inpaint}
+    tasks = {"generate": Generate, "inpaint": Inpaint, "upscale": Upscale}
     torch.set_num_threads(config.threads)
     dtype = config.dtype or ("float16" if device == "cuda" else "float32")
     stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))

@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
+from pipeline.ledger import DATA
 from pipeline.manifest_rules import DUPLICATE, Problem, Rule, Rules, problems_of, rules_for, schema_problems
-from pipeline.schema import PARAMETERS, SOURCES
+from pipeline.schema import OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
 _BATCH_ROWS: Final = 16_384
+_TAKEN_UP: Final = frozenset({"id", "image", "prompt", "negative_prompt", "seed"})
+"""Of an output that is a manifest: what its pictures are. Columns that no run wrote are carried through as ever."""
 
 
 class ManifestError(ValueError):
@@ -29,14 +32,32 @@ class ManifestError(ValueError):
 def manifest_files(path: str) -> list[str]:
     """The Parquet files of a manifest: the file itself, or those in a folder, sorted."""
     try:
-        files = storage.list_files(path, ".parquet") if storage.is_folder(path) else [path]
+        place = storage.join(path, DATA) if is_output(path) else path
+        files = storage.list_files(place, ".parquet") if storage.is_folder(place) else [place]
         if not files:
             raise ManifestError(f"{storage.shown(path)}: the folder holds no .parquet file")
-        if files == [path] and not storage.exists(path):
+        if files == [place] and not storage.exists(path):
             raise ManifestError(f"{storage.shown(path)}: there is no such file or folder")
     except storage.StorageError as error:
         raise ManifestError(str(error)) from error
     return files
+
+
+def is_output(path: str) -> bool:
+    """Whether a manifest is the output folder of a finished run, whose pictures another run takes up.
+
+    ManifestError if the run is not finished."""
+    run = storage.join(path, "run.json")
+    if path.endswith(".parquet") or not storage.exists(run) or not storage.is_folder(storage.join(path, DATA)):
+        return False
+    if b'"status": "finished"' not in storage.read_bytes(run):
+        raise ManifestError(f"{storage.shown(path)}: holds a run that has not finished; the same command ends it")
+    return True
+
+
+def hidden_columns(path: str) -> frozenset[str]:
+    """Columns of an output that say how its pictures were made: not how those of a run that takes them up will be."""
+    return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _TAKEN_UP) if is_output(path) else frozenset()
 
 
 def open_file(path: str) -> pq.ParquetFile:
@@ -55,7 +76,9 @@ def open_file(path: str) -> pq.ParquetFile:
 def read_schema(path: str) -> pa.Schema:
     """The columns of a manifest: those of all its files together."""
     try:
-        return pa.unify_schemas([open_file(file).schema_arrow for file in manifest_files(path)])
+        schema = pa.unify_schemas([open_file(file).schema_arrow for file in manifest_files(path)])
+        hidden = hidden_columns(path)
+        return pa.schema([field for field in schema if field.name not in hidden]) if hidden else schema
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         reason = str(error).splitlines()[0]
         raise ManifestError(f"{storage.shown(path)}: its files differ in their columns: {reason}") from error
@@ -67,10 +90,11 @@ def count_rows(path: str) -> int:
 
 def read_batches(path: str, columns: list[str] | None = None, rows: int = _BATCH_ROWS) -> Iterator[pa.RecordBatch]:
     """The rows, a batch at a time; columns that a file lacks are left out of its batches."""
+    hidden = hidden_columns(path)
     for file in manifest_files(path):
         opened = open_file(file)
-        names = opened.schema_arrow.names
-        wanted = None if columns is None else [name for name in columns if name in names]
+        names = [name for name in opened.schema_arrow.names if name not in hidden]
+        wanted = names if columns is None else [name for name in columns if name in names]
         try:
             yield from opened.iter_batches(batch_size=rows, columns=wanted)
         except (pa.ArrowException, OSError) as error:

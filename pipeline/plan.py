@@ -14,12 +14,12 @@ import pyarrow as pa
 from pipeline import manifest, storage
 from pipeline.buckets import HashBuckets, among
 from pipeline.checkpoint_files import local_checkpoint
-from pipeline.config import RunConfig
+from pipeline.config import SCALES, RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.lease import Lease
 from pipeline.ledger import Committed, delete_uncommitted, forget_all, forget_failed, read_ledger
 from pipeline.manifest_rules import Problem, Rules
-from pipeline.models.configs import CheckpointError
+from pipeline.models.configs import CheckpointError, checked_form
 from pipeline.provenance import now, software_versions
 
 _SHOWN_PROBLEMS: Final = 3
@@ -28,6 +28,8 @@ _MAX_BLOCK_ROWS: Final = 1024
 _BLOCKS_AN_ACTOR: Final = 8
 _FILE_BYTES: Final = 256 * 2**20
 _BYTES_A_PIXEL: Final = {"png": 1.5, "webp": 0.4, "jpeg": 0.4}
+_MAX_FILE_ROWS: Final = 16
+"""Where pictures may be of any size."""
 _FILES_AN_ACTOR: Final = 16
 """At least so many in a run: a short run commits often."""
 
@@ -75,6 +77,8 @@ class RunPlan:
 
     def rows_a_block(self, config: RunConfig, actors: int) -> int:
         """Rows of one part of the output: enough to fill the lanes, few enough for memory and to share among actors."""
+        if config.task == "upscale":
+            return 1  # its pictures are of any size
         size = (config.defaults.width or 0) * (config.defaults.height or 0)
         most = min(_MAX_BLOCK_ROWS, _BLOCK_BYTES // (3 * max(size, self.checkpoint.native_pixels)))
         return max(config.lanes, min(most, math.ceil(self.todo / (_BLOCKS_AN_ACTOR * actors))), 1)
@@ -84,6 +88,7 @@ class RunPlan:
         size = (config.defaults.width or 0) * (config.defaults.height or 0)
         picture = max(size, self.checkpoint.native_pixels) * _BYTES_A_PIXEL[config.format]
         most = max(1, int(_FILE_BYTES // picture))
+        most = min(most, _MAX_FILE_ROWS) if config.task == "upscale" else most
         return max(1, min(most, math.ceil(self.todo / (_FILES_AN_ACTOR * actors))))
 
 
@@ -162,7 +167,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """RunError if the pictures of this attempt would be others than those that the output holds already."""
-    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality")
+    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store")
     options, was = now.get("config", {}), earlier.get("config", {})
     differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
     model = now.get("model", {}).get("weights_sha256"), earlier.get("model", {}).get("weights_sha256")
@@ -191,6 +196,11 @@ def _check(config: RunConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise RunError(f"{name} is {value}; give 1 or more")
+    tile, overlap = config.defaults.tile, config.defaults.overlap
+    if config.defaults.scale not in SCALES:
+        raise RunError(f"scale is {config.defaults.scale}; give {' or '.join(map(str, SCALES))}")
+    if tile is not None and overlap is not None and overlap > tile // 2:
+        raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
     if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
         raise RunError(f"sampler {config.defaults.sampler!r} does not exist; there are {', '.join(SAMPLERS)}")
     if storage.exists(config.output) and not storage.is_folder(config.output):
@@ -201,14 +211,16 @@ def _facts(config: RunConfig) -> CheckpointFacts:
     folder = local_checkpoint(config.model)
     try:
         autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
-        blocks = json.loads((autoencoder / "config.json").read_text())["block_out_channels"]
-        side = json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
-        factor = 2 ** (len(blocks) - 1)
+        latents = json.loads((autoencoder / "config.json").read_text())
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        channels = unet["in_channels"], latents.get("vq_embed_dim") or latents["latent_channels"]
+        side, factor = unet["sample_size"], 2 ** (len(latents["block_out_channels"]) - 1)
         native = (side[0] * side[1] if isinstance(side, list) else side * side) * factor**2
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{folder}: vae/config.json and unet/config.json must give block_out_channels and sample_size ({error})"
+            f"{folder}: vae/config.json and unet/config.json must give their channels and sample_size ({error})"
         ) from error
+    checked_form(folder.name, config.task, *channels)
     size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
     return CheckpointFacts(folder=folder, size_bytes=size, downsample_factor=factor, native_pixels=native)
 

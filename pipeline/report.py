@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import storage
+from pipeline.images import MAX_PIXELS
 from pipeline.ledger import DATA, FAILED_FOLDER
+from pipeline.pictures import picture_bytes
 from pipeline.plan import RunError, read_run
 from pipeline.progress import duration_of
 from pipeline.schema import PARAMETERS
@@ -35,7 +37,7 @@ def write_report(output: str) -> str:
     data = storage.list_files(storage.join(output, DATA), ".parquet")
     if not data and not run:
         raise RunError(f"{storage.shown(output)}: is no run's output; there is no run.json and no data")
-    rows = _sample(data, MAX_PICTURES)
+    rows = _sample(output, data, MAX_PICTURES)
     failures = _failures(storage.list_files(storage.join(output, FAILED_FOLDER), ".parquet"))
     folder = storage.join(output, "report")
     if rows:
@@ -107,11 +109,14 @@ def figures_of(run: Mapping[str, Any], shown: int) -> dict[str, str]:
     return figures
 
 
-def _sample(files: Sequence[str], most: int) -> list[dict[str, Any]]:
-    """At most `most` rows, evenly from at most that many files; a damaged file is one line."""
+def _sample(output: str, files: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """At most `most` rows, evenly from at most that many files, but for what is too large to show.
+
+    A damaged file is one line."""
     chosen = [files[index * len(files) // most] for index in range(most)] if len(files) > most else list(files)
     each = -(-most // max(1, len(chosen)))
-    rows = [row for file in chosen for row in _rows(file, each)]
+    rows = [row for file in chosen for row in _rows(file, each) if row["width"] * row["height"] <= MAX_PIXELS]
+    rows = [{**row, "image": {"bytes": picture_bytes(output, row)}} for row in rows]
     return sorted(rows, key=lambda row: str(row["id"]))[:most]
 
 

@@ -42,6 +42,8 @@ __all__ = ["InvalidManifestError", "RunError", "RunSummary", "run_job"]
 
 _CALLS_AN_ACTOR: Final = 2
 """Batches that share an actor's lanes: while the first one's last rows run, the second fills the lanes."""
+_MAX_UPSCALES_AN_ACTOR: Final = 16
+"""The same where each holds but one picture, for pictures of any size: as many as there are lanes, up to this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,6 +159,7 @@ def _graph(
         report=report,
     )
     encode = EncodeImages(config=config, manifest=plan.schema)
+    calls = min(config.lanes, _MAX_UPSCALES_AN_ACTOR) if config.task == "upscale" else _CALLS_AN_ACTOR
 
     rows = _read(config, plan)
     if plan.committed.hashes.count:
@@ -172,8 +175,8 @@ def _graph(
         num_gpus=actors.gpus,
         compute=ActorPoolStrategy(
             size=actors.count,
-            max_tasks_in_flight_per_actor=_CALLS_AN_ACTOR + 1,
-            max_concurrent_calls_per_actor=_CALLS_AN_ACTOR,
+            max_tasks_in_flight_per_actor=calls + 1,
+            max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=True,
         ),
     )
@@ -186,9 +189,10 @@ def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
         return ray.data.from_arrow([pa.Table.from_batches([batch]) for batch in batches])
     filesystem = storage.arrow_filesystem(config.manifest)[0]
     paths = [storage.arrow_filesystem(file)[1] for file in manifest.manifest_files(config.manifest)]
-    return ray.data.read_parquet(
+    rows = ray.data.read_parquet(
         paths, filesystem=filesystem, schema=plan.schema, partitioning=None, file_extensions=None
     )
+    return rows.select_columns(plan.schema.names) if manifest.hidden_columns(config.manifest) else rows
 
 
 def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
@@ -210,7 +214,9 @@ def _execute(
     journal = RemoteJournal(ray.remote(num_cpus=0)(Journal).options(scheduling_strategy=here).remote())  # pyright: ignore
     report = Reporter(figures)
     rows_a_file = plan.rows_a_file(config, actors.count)
-    sink = LedgerDatasink(config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file)
+    sink = LedgerDatasink(
+        config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file, store=config.store
+    )
     watch = Watch(
         poll=lambda: _total(figures),
         stop=journal.stop,

@@ -39,6 +39,13 @@ OUTPUT: Final[dict[str, pa.DataType]] = {
 
 PROVENANCE: Final[dict[str, pa.DataType]] = {
     **{name: kind for name, kind in PARAMETERS.items() if name not in ("width", "height")},
+    "upscale_factor": pa.int32(),
+    "tile_size": pa.int32(),
+    "tile_overlap": pa.int32(),
+    "colours_corrected": pa.bool_(),
+    "mask_invert": pa.bool_(),
+    "mask_dilate": pa.int32(),
+    "mask_feather": pa.int32(),
     "task": pa.string(),
     "model": pa.string(),
     "weights_sha256": pa.string(),

@@ -11,8 +11,9 @@ from ray.data import Datasink
 from ray.data.datasource.datasink import WriteResult
 
 from pipeline import storage
+from pipeline.config import Store
 from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entry_bytes, entry_url, part_key
-from pipeline.schema import FAILED, MAX_ROW_GROUP_ROWS
+from pipeline.schema import FAILED, IMAGE_TYPE, MAX_ROW_GROUP_ROWS
 from pipeline.stages import ROW, Report, output_schema
 
 MAX_FILE_BYTES: Final = 256 * 2**20
@@ -30,12 +31,19 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
     one PUT or one rename, so that no reader sees half of one."""
 
     def __init__(
-        self, output: str, manifest: pa.Schema, report: Report, *, fence: str | None = None, rows_a_file: int = 1
+        self,
+        output: str,
+        manifest: pa.Schema,
+        report: Report,
+        *,
+        fence: str | None = None,
+        rows_a_file: int = 1,
+        store: Store = "parquet",
     ) -> None:
         """`fence`: a file whose existence says that the output belongs to another run by now. `rows_a_file`: small
-        blocks are put together until they have as many."""
+        blocks are put together until they have as many. `store`: "files" for pictures outside of the Parquet."""
         self.output = output
-        self._fence, self._rows_a_file = fence, rows_a_file
+        self._fence, self._rows_a_file, self._store = fence, rows_a_file, store
         self.report = report
         self.ok = self.failed = 0
         """Rows written, once the run is complete."""
@@ -63,6 +71,16 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         self.report({"ok": good.num_rows, "failed": failed.num_rows, **storage.taken_faults()})
         return good.num_rows, failed.num_rows
 
+    def _stored(self, rows: pa.Table) -> pa.Table:
+        """The rows with their pictures' bytes in files of the output, at the paths that they have."""
+        pictures: list[Any] = []
+        for picture in rows["image"]:
+            image = picture.as_py()
+            storage.write_bytes(storage.join(self.output, image["path"]), image["bytes"])
+            pictures.append({**image, "bytes": None})
+        place = rows.schema.get_field_index("image")
+        return rows.set_column(place, "image", pa.array(pictures, IMAGE_TYPE))
+
     def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> None:
         ids, statuses, files = [], [], []
         if failed.num_rows:
@@ -71,6 +89,7 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
             ids += failed["id"].to_pylist()
             statuses += [FAILED_STATUS] * failed.num_rows
             files += [file] * failed.num_rows
+        good = self._stored(good) if self._store == "files" else good
         for number, part in enumerate(_in_files(good)):
             file = f"{DATA}/{key}{f'-{number}' if number else ''}.parquet"
             storage.write_bytes(storage.join(self.output, file), data_file(part, self._schema))
@@ -119,6 +138,7 @@ def _in_files(rows: pa.Table) -> Iterator[pa.Table]:
     start = size = 0
     lengths = pc.call_function("binary_length", [rows["image"].combine_chunks().field("bytes")]).to_pylist()
     for index, length in enumerate(lengths):
+        length = length or 0  # null where they are files
         if index > start and size + length > MAX_FILE_BYTES:
             yield rows.slice(start, index - start)
             start, size = index, 0

@@ -12,18 +12,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.config import RunConfig
 from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
+from pipeline.pictures import FILES, file_name, stored_name
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
 from pipeline.schema import IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
@@ -40,9 +42,13 @@ PIXELS: Final = "__pixels"
 ROW: Final = "__row"
 """The manifest's row as JSON, for the row that fails."""
 SOURCE_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
+TAGS: Final = "__tags"
+"""What the row's source said beside its pixels, for the encoder; there where a picture is to stay what it is."""
+TAGS_TYPE: Final = pa.struct(
+    [("icc_profile", pa.binary()), ("exif", pa.binary()), ("dpi", pa.list_(pa.float64())), ("place", pa.string())]
+)
+"""`place`: where the source's file stands below its root; null where it is no file."""
 ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
-
-_EXTENSIONS: Final = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 
 def carried_columns(manifest: pa.Schema) -> pa.Schema:
@@ -56,7 +62,8 @@ class PrepareRows:
     """CPU stage: checks each row, fetches and decodes its pictures.
 
     Gives the columns `id`, the manifest's PARAMETERS as they are, what is carried, ROW, ERRORS, and for each of SOURCES
-    that the manifest has: `__image` (SOURCE_TYPE) and `source_sha256`; `__mask` and `mask_sha256`."""
+    that the manifest has: `__image` (SOURCE_TYPE) and `source_sha256`; `__mask` and `mask_sha256`. To upscale, a
+    picture keeps its channels, and TAGS are there."""
 
     config: RunConfig
     rules: Rules
@@ -76,6 +83,7 @@ class PrepareRows:
             present = carried.name in table.column_names
             columns[carried.name] = table[carried.name].cast(carried.type) if present else _nulls(carried.type, rows)
         names = [name for name in SOURCES if name in self.manifest.names]
+        names = ["image"] if self.config.task == "upscale" else names
         if names:
             columns |= self._sources(names, rows, errors)
         columns[ROW] = pa.array([row_as_json(row) for row in rows], pa.string())
@@ -90,38 +98,50 @@ class PrepareRows:
     ) -> dict[str, pa.Array]:
         """The columns of decoded pictures and of the sha256 of their files; what fails is put among `errors`."""
         roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
+        kept_out = storage.join(self.config.output, FILES)
         caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
         deaths = self.journal.begin(caller, keys)
-        sources = {name: _Sources() for name in names}
+        keeps = self.config.task == "upscale"
+        sources = {name: _Sources(keeps=keeps) for name in names}
         for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
             self.journal.started(caller, [key])
             for name in names:
                 read = errors[index] is None and not is_missing(row.get(name))
-                errors[index] = sources[name].add(name, row[name] if read else None, roots) or errors[index]
+                source = row[name] if read else None
+                errors[index] = sources[name].add(name, source, roots, kept_out) or errors[index]
             self.journal.done(caller, [key])
             if self.report is not None:
                 self.report({"prepared": 1, **storage.taken_faults()})
         hashed = {"image": "source_sha256", "mask": "mask_sha256"}
         columns = {f"__{name}": pa.array(sources[name].pixels, SOURCE_TYPE) for name in names}
+        if keeps:
+            columns[TAGS] = pa.array(sources["image"].tags, TAGS_TYPE)
         return columns | {hashed[name]: pa.array(sources[name].hashes, pa.string()) for name in names}
 
 
 @dataclass
 class _Sources:
-    """One column's decoded pictures, and the sha256 of their files."""
+    """One column's decoded pictures, what their files say beside them, and the sha256 of these."""
 
+    keeps: bool = False
+    """Channels and tags are kept."""
     pixels: list[dict[str, Any] | None] = field(default_factory=list)
     hashes: list[str | None] = field(default_factory=list)
+    tags: list[dict[str, Any] | None] = field(default_factory=list)
 
-    def add(self, name: str, source: Any, roots: storage.AllowedRoots) -> Exception | None:
-        """Decode a row's picture, none for None; what is wrong with it."""
-        decoded = digest = error = None
+    def add(self, name: str, source: Any, roots: storage.AllowedRoots, kept_out: str) -> Exception | None:
+        """Decode a row's picture, none for None, and none of the folder `kept_out`; what is wrong with it."""
+        decoded = digest = error = tags = None
         if source is not None:
             try:
-                data = source_bytes(source, roots)
-                values = images.decode(data) if name == "image" else images.decode_mask(data)
+                data, place = source_file(source, roots, kept_out)
+                if self.keeps:
+                    values, found = images.decode_kept(data)
+                    tags = {**asdict(found), "place": place}
+                else:
+                    values = images.decode(data) if name == "image" else images.decode_mask(data)
                 decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
                 digest = sha256_of(data)
             except storage.StorageUnavailableError:
@@ -130,6 +150,7 @@ class _Sources:
                 error = type(found)(f"{name}: {found}")
         self.pixels.append(decoded)
         self.hashes.append(digest)
+        self.tags.append(tags)
         return error
 
 
@@ -191,7 +212,7 @@ class Denoise:
         for working, name in (("__image", "pixels"), ("__mask", "mask")):
             if (source := row.pop(working, None)) is not None:
                 values = np.frombuffer(source["pixels"], np.uint8).copy()  # torch wants to own it
-                row[name] = values.reshape(source["height"], source["width"], *((3,) if name == "pixels" else ()))
+                row[name] = values.reshape(source["height"], source["width"], *((-1,) if name == "pixels" else ()))
         return row
 
     def _with_outcomes(self, table: pa.Table, outcomes: "Sequence[Outcome | None]") -> pa.Table:
@@ -207,11 +228,12 @@ class Denoise:
         for name, values in hashes.items():
             for row, value in zip(varying, values, strict=True):
                 row[name] = value
-        columns = {name: table[name] for name in table.column_names if not name.startswith("__") or name == ROW}
+        kept = (ROW, TAGS)
+        columns = {name: table[name] for name in table.column_names if not name.startswith("__") or name in kept}
         columns |= provenance_columns(self._origin, varying)
         columns["width"] = pa.array([None if one is None else one.pixels.shape[1] for one in made], pa.int32())
         columns["height"] = pa.array([None if one is None else one.pixels.shape[0] for one in made], pa.int32())
-        columns[PIXELS] = pa.array([None if one is None else one.pixels.tobytes() for one in made], pa.large_binary())
+        columns[PIXELS] = _bytes_of_arrays([None if one is None else one.pixels for one in made])
         known = zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), failures, strict=True)
         errors = [(kind, message) if error is None else error_of(error) for kind, message, error in known]
         columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
@@ -246,14 +268,18 @@ class EncodeImages:
     manifest: pa.Schema
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        encoded = [
-            self._encode(pixels, row) if pixels.is_valid else None
-            for pixels, row in zip(table[PIXELS], table.drop_columns([PIXELS, ROW]).to_pylist(), strict=True)
-        ]
-        ids = table["id"].to_pylist()
+        encoded: list[bytes | None] = []
+        errors = list(zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), strict=True))
+        for index, row in enumerate(table.drop_columns([PIXELS, ROW]).to_pylist()):
+            data, pixels = None, table[PIXELS][index]
+            try:
+                data = self._encode(pixels, row) if pixels.is_valid else None
+            except images.ImageError as error:
+                errors[index] = error_of(error)
+            encoded.append(data)
+        places = self._places(table)
         images_of = [
-            None if data is None else {"bytes": data, "path": file_name(row_id, self.config.format)}
-            for row_id, data in zip(ids, encoded, strict=True)
+            None if data is None else {"bytes": data, "path": path} for path, data in zip(places, encoded, strict=True)
         ]
         columns: dict[str, Any] = {
             "id": table["id"],
@@ -263,14 +289,29 @@ class EncodeImages:
             "format": pa.repeat(pa.scalar(self.config.format), table.num_rows),
             "sha256": pa.array([None if data is None else sha256_of(data) for data in encoded], pa.string()),
         }
-        rest = [*PROVENANCE, *carried_columns(self.manifest).names, ROW, *ERRORS]
-        return pa.table(columns | {name: table[name] for name in rest})
+        columns |= {name: table[name] for name in (*PROVENANCE, *carried_columns(self.manifest).names, ROW)}
+        columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
+        return pa.table(columns)
+
+    def _places(self, table: pa.Table) -> list[str]:
+        """The names of the rows' pictures: their own, or the places of their files in the output."""
+        ids = table["id"].to_pylist()
+        if self.config.store == "parquet":
+            return [file_name(row_id, self.config.format) for row_id in ids]
+        tags = table[TAGS].to_pylist()
+        found = [tag and tag["place"] for tag in tags]
+        return [stored_name(row_id, place, self.config.format) for row_id, place in zip(ids, found, strict=True)]
 
     def _encode(self, pixels: pa.Scalar, row: Mapping[str, Any]) -> bytes:
-        values = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], 3)
+        values = np.frombuffer(pixels.as_buffer(), np.uint8).reshape(row["height"], row["width"], -1)
         settings = {name: row[name] for name in PARAMETERS if row[name] is not None}
         metadata = {"Software": "latentmill", "parameters": json.dumps(settings, ensure_ascii=False)}
-        return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata)
+        found = row.get(TAGS)
+        dpi = found and found["dpi"]
+        tags = found and images.Tags(
+            icc_profile=found["icc_profile"], exif=found["exif"], dpi=(dpi[0], dpi[1]) if dpi else None
+        )
+        return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata, tags=tags)
 
 
 def output_schema(manifest: pa.Schema) -> pa.Schema:
@@ -290,12 +331,6 @@ def row_ids(table: pa.Table) -> list[str]:
 
 def sha256_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def file_name(row_id: str, image_format: str) -> str:
-    """A name for a row's picture that any file system takes."""
-    plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in row_id).lstrip(".")
-    return f"{plain[:120] or 'image'}.{_EXTENSIONS[image_format]}"
 
 
 def row_as_json(row: Mapping[str, Any]) -> str:
@@ -321,13 +356,28 @@ def _without_bytes(value: Any) -> Any:
     return value
 
 
-def source_bytes(source: Any, roots: storage.AllowedRoots) -> bytes:
-    """The file that a manifest's `image` or `mask` names or holds."""
+def source_file(source: Any, roots: storage.AllowedRoots, kept_out: str | None = None) -> tuple[bytes, str | None]:
+    """The bytes of a manifest's `image` or `mask`, and where their file stands below its root, if it is one.
+
+    A StorageError where that is below the folder `kept_out`."""
     if isinstance(source, Mapping):
         source = source.get("bytes") or source.get("path")
     if isinstance(source, bytes):
-        return source
-    return storage.read_bytes(roots.resolve(source), max_bytes=images.MAX_BYTES)
+        return source, None
+    url = roots.resolve(source)
+    if kept_out is not None and storage.is_below(url, kept_out):
+        raise storage.StorageError(f"{storage.shown(url)}: lies where this run writes its pictures")
+    return storage.read_bytes(url, max_bytes=images.MAX_BYTES), roots.place(url)
+
+
+def _bytes_of_arrays(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.Array:
+    """A column of their bytes; one alone is not copied, for it may be large."""
+    given = [np.ascontiguousarray(array).reshape(-1) for array in arrays if array is not None]
+    offsets = np.cumsum([0, *(0 if array is None else array.size for array in arrays)], dtype=np.int64)
+    data = given[0] if len(given) == 1 else np.concatenate([np.zeros(0, np.uint8), *given])
+    valid = pa.array([array is not None for array in arrays], pa.bool_()).buffers()[1]
+    buffers = [valid, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.Array.from_buffers(pa.large_binary(), len(arrays), buffers)
 
 
 def _nulls(kind: pa.DataType, rows: Sequence[Any]) -> pa.Array:

@@ -388,10 +388,29 @@ class AllowedRoots:
         if ".." in reference.split("/"):
             raise StorageError(f"{shown(reference)}: may not hold '..'")
         scheme, path = _canonical(url)
+        if self._below(scheme, path) is not None:
+            return path if scheme == "file" else url
+        raise StorageError(f"{shown(reference)}: not below the manifest's folder or a folder given by --allow-root")
+
+    def place(self, url: str) -> str:
+        """Where what `resolve` gave stands below its root: `shelf/a.png`."""
+        scheme, path = _canonical(url)
+        root = self._below(scheme, path)
+        return posixpath.basename(path) if root is None else path.removeprefix(root).lstrip("/")
+
+    def _below(self, scheme: str, path: str) -> str | None:
+        """The root that holds a path."""
         for root_scheme, root in self.roots:
             if scheme == root_scheme and (path == root or path.startswith(root.rstrip("/") + "/")):
-                return path if scheme == "file" else url
-        raise StorageError(f"{shown(reference)}: not below the manifest's folder or a folder given by --allow-root")
+                return root
+        return None
+
+
+def is_below(url: str, folder: str) -> bool:
+    """Whether a file is in a folder or below it, symbolic links followed."""
+    scheme, path = _canonical(url)
+    folder_scheme, root = _canonical(folder)
+    return scheme == folder_scheme and path.startswith(root.rstrip("/") + "/")
 
 
 def _looks_like_file(url: str) -> bool:

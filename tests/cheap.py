@@ -27,6 +27,9 @@ class CheapTask:
         self.table = sampler_table(NoiseScheduleConfig(), "ddim", 1)
         self.embeds = torch.zeros(1, 1)
 
+    def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        return row
+
     def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
         return {"prompt": row["prompt"], "seed": row["seed"], "width": SIDE, "height": SIDE, "num_inference_steps": 1}
 

@@ -99,6 +99,89 @@ def tiny_checkpoint(folder: Path, family: Family = "sd15") -> Path:
     return folder
 
 
+UPSCALER_SIDE: Final = 32
+"""Pixels of the tile that the small upscalers were made for."""
+
+_UPSCALER_LEVELS: Final[dict[str, Any]] = {
+    "sample_size": UPSCALER_SIDE,
+    "block_out_channels": (32, 32, 64),
+    "layers_per_block": 1,
+}
+_UPSCALER_AUTOENCODER: Final[dict[str, Any]] = {
+    "block_out_channels": (32, 32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "layers_per_block": 1,
+}
+_UPSCALER_BETAS: Final[dict[str, Any]] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
+
+
+def tiny_upscaler(folder: Path) -> Path:
+    """Save an x4 upscaler in Stable Diffusion's form, of random weights: 7 input channels, a noise level, text."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale import StableDiffusionUpscalePipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from transformers import CLIPTextModel
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    with torch.random.fork_rng():
+        torch.manual_seed(21)
+        unet = UNet2DConditionModel(
+            in_channels=7,
+            num_class_embeds=1000,
+            attention_head_dim=4,
+            use_linear_projection=True,
+            only_cross_attention=(True, True, False),
+            cross_attention_dim=TEXT_WIDTH,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            **_UPSCALER_LEVELS,
+        )
+        autoencoder = AutoencoderKL(**_UPSCALER_AUTOENCODER, latent_channels=4, scaling_factor=0.08333)
+        text_encoder = CLIPTextModel(_text_config("sd21"))
+        _make_lively(unet, autoencoder, text_encoder)
+    pipeline = StableDiffusionUpscalePipeline(
+        vae=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=word_tokenizer(WORDS, WINDOW),
+        unet=unet,
+        low_res_scheduler=DDPMScheduler(**_UPSCALER_BETAS),
+        scheduler=DDIMScheduler(**_UPSCALER_BETAS, clip_sample=False, prediction_type="v_prediction"),
+    )
+    pipeline.save_pretrained(folder)
+    _save_old_tokenizer(folder / "tokenizer", pad_token="!")
+    return folder
+
+
+def tiny_paper_upscaler(folder: Path) -> Path:
+    """Save an upscaler in the paper's form, of random weights: an unconditional U-Net and a VQ autoencoder."""
+    from diffusers.models.autoencoders.vq_model import VQModel
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion_superresolution import (
+        LDMSuperResolutionPipeline,
+    )
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    with torch.random.fork_rng():
+        torch.manual_seed(22)
+        unet = UNet2DModel(
+            in_channels=6,
+            out_channels=3,
+            attention_head_dim=16,
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            **_UPSCALER_LEVELS,
+        )
+        autoencoder = VQModel(**_UPSCALER_AUTOENCODER, latent_channels=3, num_vq_embeddings=64)
+        autoencoder.quantize.embedding.weight.data.normal_()
+        autoencoder.decoder.conv_out.weight.data.mul_(2)
+    scheduler = DDIMScheduler(beta_start=0.0015, beta_end=0.0155, beta_schedule="scaled_linear", clip_sample=False)
+    LDMSuperResolutionPipeline(vqvae=autoencoder, unet=unet, scheduler=scheduler).save_pretrained(folder)
+    return folder
+
+
 def _text_config(family: Family) -> Any:
     from transformers import CLIPTextConfig
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pipeline import images
 from pipeline.images import ImageError
@@ -146,3 +146,68 @@ def test_covering_keeps_proportions() -> None:
 def test_pixels_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         images.encode(np.zeros((2, 2, 3), np.float32))  # type: ignore[arg-type]
+
+
+def photograph(**options: object) -> bytes:
+    """A JPEG that lies on its side, with a colour profile, 300 dots an inch, and who took it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "A. Photographer"
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
+    exif.get_ifd(0x8769)[0xA002] = 20
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return file_of(Image.fromarray(ramp()), "JPEG", exif=exif.tobytes(), icc_profile=profile, dpi=(300, 300))
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_what_a_file_says_beside_its_pixels_is_kept(image_format: str) -> None:
+    pixels, tags = images.decode_kept(source := photograph())
+    assert pixels.shape == (20, 12, 3)
+    assert np.abs(pixels.astype(int) - np.rot90(ramp(), 3)).mean() < 6
+    written = images.encode(pixels, image_format, metadata={"seed": "7"}, tags=tags)  # type: ignore[arg-type]
+    again = Image.open(io.BytesIO(written))
+    assert again.info["icc_profile"] == Image.open(io.BytesIO(source)).info["icc_profile"]
+    exif = again.getexif()
+    assert exif[0x013B] == "A. Photographer"
+    assert exif.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
+    assert 0x0112 not in exif and 0xA002 not in exif.get_ifd(0x8769)
+    dpi = again.info["dpi"] if image_format != "webp" else (exif[0x011A], exif[0x011B])
+    assert [round(float(value)) for value in dpi] == [300, 300]
+    assert images.encode(pixels, image_format, tags=tags) == images.encode(pixels, image_format, tags=tags)  # type: ignore[arg-type]
+
+
+def test_a_picture_keeps_the_channels_that_it_has() -> None:
+    grey, rgb = ramp()[..., 0], ramp()
+    alpha = np.where(np.arange(20) < 10, 0, 255).astype(np.uint8)[None].repeat(12, 0)
+    palette = Image.fromarray(rgb).quantize(8)
+    see_through = palette.copy()
+    see_through.info["transparency"] = 0
+    sixteen = Image.fromarray((grey.astype(np.uint16) << 8) + 77)
+    for picture, channels in [
+        (Image.fromarray(grey), 1),
+        (Image.fromarray(grey).convert("1"), 1),
+        (Image.fromarray(np.dstack([grey, alpha])), 2),
+        (Image.fromarray(rgb), 3),
+        (palette, 3),
+        (see_through, 4),
+        (Image.fromarray(np.dstack([rgb, alpha])), 4),
+        (sixteen, 1),
+    ]:
+        pixels, _ = images.decode_kept(file_of(picture))
+        assert pixels.shape == (12, 20, channels), picture.mode
+        if picture.mode in ("L", "LA", "RGB", "RGBA"):
+            assert (images.decode_kept(images.encode(pixels, "png"))[0] == pixels).all()
+            assert (pixels == np.asarray(picture).reshape(pixels.shape)).all()
+        if channels == 1 and picture.mode != "1":
+            assert (pixels[..., 0] == grey).all()
+    cmyk, tags = images.decode_kept(file_of(Image.fromarray(rgb).convert("CMYK"), "TIFF", icc_profile=b"broken" * 40))
+    assert np.abs(cmyk.astype(int) - rgb).max() <= 1
+    assert tags.icc_profile is None
+    with pytest.raises(ImageError, match="floating-point pixels"):
+        images.decode_kept(file_of(Image.fromarray(grey.astype(np.float32)), "TIFF"))
+
+
+def test_what_a_format_cannot_hold_is_said() -> None:
+    with pytest.raises(ImageError, match="transparent in part, which jpeg cannot hold; give png or webp"):
+        images.encode(np.zeros((2, 2, 4), np.uint8), "jpeg")
+    with pytest.raises(ImageError, match=r"16400 x 1 pixels are too many for webp \(16383 a side\)"):
+        images.encode(np.zeros((1, 16_400, 3), np.uint8), "webp")

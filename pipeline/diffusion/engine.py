@@ -1,6 +1,7 @@
 """The lane engine: rows of every sampler, step count and guidance share one batch shape, refilled at every step."""
 
 import time
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.lanes import Call, DenoisingRequest, KnownLatents, LaneBatch, Result
+from pipeline.diffusion.tiled import TiledRun, TileKey
 
 __all__ = ["Denoise", "DenoisingRequest", "EngineStats", "KnownLatents", "LaneEngine", "Result"]
 
@@ -43,8 +45,9 @@ class LaneEngine:
     """Runs requests through a network at `lanes` evaluations a call.
 
     A step that guidance acts on takes two evaluations, any other takes one; lanes are given out anew at every call.
-    Rows of one shape share calls; of several shapes, the one that fills the most lanes goes first. A row's result
-    depends on the row alone: the batch shape never changes, and everything between two calls is elementwise.
+    A row that is cut into tiles takes a lane or two for each of them, beside other rows and their tiles. What has one
+    shape shares calls; of several shapes, the one that fills the most lanes goes first. A row's result depends on the
+    row alone: the batch shape never changes, and everything between two calls is elementwise.
     """
 
     def __init__(self, denoise: Denoise, *, lanes: int, device: torch.device | str, dtype: torch.dtype) -> None:
@@ -66,11 +69,21 @@ class LaneEngine:
 
     @property
     def backlog(self) -> int:
-        """How many requests wait for lanes."""
+        """How many requests, or tiles of them, wait for lanes."""
         return sum(len(batch.waiting) for batch in self._batches.values())
 
     def add(self, request: DenoisingRequest) -> None:
         """Let a request wait for its lanes."""
+        if request.tiling is None or request.tiling.count == 1:
+            self._wait(request)
+        else:
+            self._wait_for_tiles(TiledRun(request, self.device))
+
+    def _wait_for_tiles(self, run: TiledRun) -> None:
+        for piece in run.pieces():
+            self._wait(piece)
+
+    def _wait(self, request: DenoisingRequest) -> None:
         batch = self._batches.get(request.group)
         if batch is None:
             batch = self._batches[request.group] = LaneBatch(request, self.lanes, self.device, self.dtype)
@@ -86,7 +99,10 @@ class LaneEngine:
         self.stats.calls += 1
         self.stats.lanes_run += self.lanes
         self.stats.lanes_filled += filled
-        return batch.take(self._evaluate(call))
+        results: list[Result] = []
+        for key, value in batch.take(self._evaluate(call)):
+            results += self._take_tile(key, value) if isinstance(key, TileKey) else [(key, value)]
+        return results
 
     def run(self, requests: Iterable[DenoisingRequest]) -> Iterator[Result]:
         """Run all requests, taking them as lanes get free; results come as rows finish, in no set order."""
@@ -100,6 +116,24 @@ class LaneEngine:
                 else:
                     self.add(request)
             yield from self.step()
+
+    def _take_tile(self, key: TileKey, value: Tensor | ValueError) -> list[Result]:
+        """The result of a tile's row, once there is one; a tile that fails fails its row."""
+        run = key.run
+        if run.failed:
+            return []
+        if isinstance(value, ValueError):
+            run.failed = True
+            for batch in self._batches.values():
+                others = (one for one in batch.waiting if not (isinstance(one.key, TileKey) and one.key.run is run))
+                batch.waiting = deque(others)
+            return [(run.request.key, value)]
+        if not run.take(key.tile, value):
+            return []
+        if run.done:
+            return [(run.request.key, run.latents)]
+        self._wait_for_tiles(run)
+        return []
 
     def _turn(self) -> LaneBatch | None:
         """The group whose call is next: one that has waited for too long, else the one that fills the most lanes."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.diffusion.guidance import Guidance, guided, rescaled
 from pipeline.diffusion.table import HISTORY, TERMS, SamplerTable
+from pipeline.diffusion.tiles import Tiling
 
 Result = tuple[Hashable, Tensor | ValueError]
 """A request's key, and its latents (C, h, w) in float32 on the engine's device, or why there are none."""
@@ -42,6 +43,8 @@ class DenoisingRequest:
     extra_channels: Tensor | None = None  # (C2, h, w), put behind the latents in the network's input
     class_label: int | None = None
     known: KnownLatents | None = None
+    tiling: Tiling | None = None
+    """How the latents are cut, where they are larger than the network takes; not with `known`."""
 
     def __post_init__(self) -> None:
         if self.negative_prompt_embeds is None:

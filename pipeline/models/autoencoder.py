@@ -213,9 +213,13 @@ class Codebook(nn.Module):
         return self.embedding(numbers).permute(0, 3, 1, 2).contiguous()
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """The number of each position's vector, (B, h, w)."""
+        """The number of each position's vector, (B, h, w); distances are taken in float32."""
         positions = latents.permute(0, 2, 3, 1)
-        return torch.cdist(positions.flatten(0, 2), self.embedding.weight).argmin(dim=1).view(positions.shape[:3])
+        return (
+            torch.cdist(positions.flatten(0, 2).float(), self.embedding.weight.float())
+            .argmin(dim=1)
+            .view(positions.shape[:3])
+        )
 
 
 class VQModel(nn.Module):

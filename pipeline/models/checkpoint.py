@@ -1,6 +1,6 @@
 """Loading a checkpoint folder of the field: model_index.json, and a folder a component."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,17 +22,21 @@ ConfigKind = TypeVar("ConfigKind", bound=AutoencoderConfig)
 AutoencoderKind = TypeVar("AutoencoderKind", AutoencoderKL, VQModel)
 
 CLASSES: Final = {
-    "unet": ("UNet2DConditionModel",),
+    "unet": ("UNet2DConditionModel", "UNet2DModel"),
     "vae": ("AutoencoderKL",),
-    "vqvae": ("AutoencoderKL",),
+    "vqvae": ("AutoencoderKL", "VQModel"),
     "text_encoder": ("CLIPTextModel",),
     "bert": ("LDMBertModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast"),
 }
 """The classes that a component of model_index.json may have."""
 
-COMPONENTS: Final = (("unet",), ("vae", "vqvae"), ("text_encoder", "bert"), ("tokenizer",))
-"""What a text-to-image checkpoint is made of; the paper's own text model has the second names."""
+NETWORKS: Final = (("unet",), ("vae", "vqvae"))
+TEXT: Final = (("text_encoder", "bert"), ("tokenizer",))
+"""What a checkpoint is made of (the paper's own models have the second names); with a UNet2DModel it has no text."""
+
+MAX_NOISE_LEVEL: Final = 350
+"""Of a picture that an upscaler is shown, where its model_index.json does not say; as in diffusers."""
 
 UNET_BLOCKS: Final = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -60,9 +64,14 @@ class Stack:
     name: str
     weights_sha256: str
     unet: UNet
-    autoencoder: AutoencoderKL
-    text: TextEncoder
+    autoencoder: AutoencoderKL | VQModel
+    text: TextEncoder | None
+    """None where the U-Net takes no text."""
     schedule_config: dict[str, Any]
+    low_res_schedule_config: dict[str, Any] | None
+    """By which noise is put on the picture that an upscaler is shown; None where there is none."""
+    max_noise_level: int
+    """Of that noise."""
     generation_config: dict[str, Any]
     """What the checkpoint says of its use: num_inference_steps, guidance_scale; empty where it says nothing."""
     device: torch.device
@@ -72,6 +81,11 @@ class Stack:
     def downsample_factor(self) -> int:
         """Pixels of a latent's side: what a picture's width and height must be multiples of."""
         return self.autoencoder.config.downsample_factor
+
+    @property
+    def latent_channels(self) -> int:
+        config = self.autoencoder.config
+        return config.embed_dim if isinstance(config, VQConfig) else config.latent_channels
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -89,10 +103,14 @@ class Stack:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Scaled latents of pixels (B, 3, H, W) in [-1, 1], drawn with `noise` from the encoder's Gaussian; float32."""
+        """Scaled latents of pixels (B, 3, H, W) in [-1, 1]; float32.
+
+        Drawn with `noise` from the encoder's Gaussian; a codebook's encoder has none."""
         dtype = next(self.autoencoder.parameters()).dtype
-        encoded = self.autoencoder.encode(pixels.to(self.device, dtype), noise.to(self.device, dtype))
-        return encoded.float()
+        pixels = pixels.to(self.device, dtype)
+        if isinstance(self.autoencoder, VQModel):
+            return self.autoencoder.encode(pixels).float()
+        return self.autoencoder.encode(pixels, noise.to(self.device, dtype)).float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
@@ -104,21 +122,27 @@ class Stack:
 
 def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
     """Load every component of a checkpoint folder; a CheckpointError names the file and what is wrong with it."""
-    unet_folder, autoencoder_folder, text_folder, _ = _component_folders(folder)
+    index = read_json(folder / "model_index.json")
+    unet_name, autoencoder_name = _components(folder, index, NETWORKS)
     half = dtype == torch.float16
     place = torch.device(device)
-    unet = channels_last(load_unet(unet_folder, half=half).to(place, dtype))
-    autoencoder = load_autoencoder(autoencoder_folder, half=half)
+    unet = channels_last(load_unet(folder / unet_name, half=half).to(place, dtype))
+    quantised = index[autoencoder_name][1] == "VQModel"
+    autoencoder = (load_vq if quantised else load_autoencoder)(folder / autoencoder_name, half=half)
     upcast = autoencoder.config.force_upcast and half
     channels_last(autoencoder.to(place, torch.float32 if upcast else dtype))
-    text = load_text_encoder(text_folder, folder / "tokenizer", half=half)
-    text.model.to(place, dtype)  # pyright: ignore[reportArgumentType]
-    if text.model.config.hidden_size != unet.config.cross_attention_dim:
-        raise CheckpointError(
-            f"{folder}: {text_folder.name}'s hidden_size is {text.model.config.hidden_size}, "
-            f"unet's cross_attention_dim {unet.config.cross_attention_dim}; they must be equal"
-        )
+    text = None
+    if not isinstance(unet.config, UnconditionalUNetConfig):
+        text_name, tokenizer_name = _components(folder, index, TEXT)
+        text = load_text_encoder(folder / text_name, folder / tokenizer_name, half=half)
+        text.model.to(place, dtype)  # pyright: ignore[reportArgumentType]
+        if text.model.config.hidden_size != unet.config.cross_attention_dim:
+            raise CheckpointError(
+                f"{folder}: {text_name}'s hidden_size is {text.model.config.hidden_size}, "
+                f"unet's cross_attention_dim {unet.config.cross_attention_dim}; they must be equal"
+            )
     advice = folder / "generation_config.json"
+    low_res = folder / "low_res_scheduler" / "scheduler_config.json"
     return Stack(
         name=folder.name,
         weights_sha256=weights_digest(folder, half=half),
@@ -126,6 +150,8 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
         autoencoder=autoencoder,
         text=text,
         schedule_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        low_res_schedule_config=read_json(low_res) if "low_res_scheduler" in index else None,
+        max_noise_level=int(index.get("max_noise_level", MAX_NOISE_LEVEL)),
         generation_config=read_json(advice) if advice.exists() else {},
         device=place,
         dtype=dtype,
@@ -204,17 +230,16 @@ def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, t
                 raise CheckpointError(f"{path}: {key} has the unknown class {name}; known: {', '.join(known)}")
 
 
-def _component_folders(folder: Path) -> list[Path]:
-    """Where each of COMPONENTS stands; a CheckpointError where model_index.json lacks one or has an unknown class."""
+def _components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tuple[str, ...]]) -> list[str]:
+    """Which of each component's names model_index.json has; a CheckpointError for none, or for an unknown class."""
     path = folder / "model_index.json"
-    index = read_json(path)
-    found: list[Path] = []
-    for names in COMPONENTS:
+    found: list[str] = []
+    for names in wanted:
         name = next((name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2), None)
         if name is None:
-            raise CheckpointError(f"{path}: names no {names[0]}; a text-to-image checkpoint needs one")
+            raise CheckpointError(f"{path}: names no {names[0]}; such a checkpoint needs one")
         class_name, known = index[name][1], CLASSES[name]
         if class_name not in known:
             raise CheckpointError(f"{path}: {name} is of the unknown class {class_name}; known is {known[0]}")
-        found.append(folder / name)
+        found.append(name)
     return found

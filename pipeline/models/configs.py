@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Literal, Self
+
+from pipeline.config import Task
 
 EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
@@ -27,6 +29,35 @@ class Config:
                 raise CheckpointError(f"{source}: {key} is {config[key]!r}; only {allowed[0]!r} is supported")
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in names}
         return cls(**values)
+
+
+Form = Literal["text to image", "inpainting", "upscaling", "an unknown use"]
+
+FORMS: Final[dict[Task, tuple[Form, ...]]] = {
+    "generate": ("text to image",),
+    "inpaint": ("inpainting", "text to image"),
+    "upscale": ("upscaling",),
+}
+"""The checkpoints that a task can use."""
+
+
+def checked_form(name: str, task: Task, in_channels: int, latent_channels: int) -> Form:
+    """What a checkpoint is made for, by what its U-Net is shown beside the latents (Rombach et al. 2022, section 4).
+
+    The latents alone; a mask and the masked picture's latents too; or an RGB picture. CheckpointError if the task has
+    no use for it."""
+    forms: dict[int, Form] = {
+        latent_channels: "text to image",
+        2 * latent_channels + 1: "inpainting",
+        latent_channels + 3: "upscaling",
+    }
+    form = forms.get(in_channels, "an unknown use")
+    if form not in FORMS[task]:
+        raise CheckpointError(
+            f"{name}: is made for {form} (its U-Net takes {in_channels} channels); "
+            f"{task} needs a checkpoint made for {' or '.join(FORMS[task])}"
+        )
+    return form
 
 
 def is_embedded(model: str) -> bool:

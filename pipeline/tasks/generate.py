@@ -3,24 +3,20 @@
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline import images
-from pipeline.config import RowDefaults
+from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SamplerTable, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.checkpoint import Stack
-
-FALLBACK_STEPS: Final = 50
-FALLBACK_GUIDANCE: Final = 7.5
-FALLBACK_STRENGTH: Final = 0.8
-"""What diffusers' Stable Diffusion pipelines take where neither row, run nor checkpoint says."""
+from pipeline.models.configs import checked_form
 
 _KEPT_PROMPTS: Final = 256
 
@@ -33,12 +29,22 @@ class Generate:
     the encoder's (image to image), the first latents', then one a step where the sampler needs it.
     """
 
+    TASK: ClassVar[Task] = "generate"
+
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
+        channels = stack.unet.config.in_channels, stack.latent_channels
+        self.form = checked_form(stack.name, self.TASK, *channels)
         self.stack = stack
         self.defaults = defaults
+        self.fallbacks = {"num_inference_steps": 50, "guidance_scale": 7.5, "strength": 0.8}
+        """What diffusers' pipelines of this task take where neither row, run nor checkpoint says."""
         self.schedule = NoiseScheduleConfig.from_dict(stack.schedule_config)
         self._embeds = functools.lru_cache(maxsize=_KEPT_PROMPTS)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_KEPT_PROMPTS)(self._sampler_table)
+
+    def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row as the other methods take it: with what is worked out once for it."""
+        return row
 
     def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Every parameter in force for the row, under the manifest's names; null where it does not apply."""
@@ -50,12 +56,12 @@ class Generate:
             "seed": int(row["seed"]),
             "width": int(_first(row.get("width"), self.defaults.width, width)),
             "height": int(_first(row.get("height"), self.defaults.height, height)),
-            "num_inference_steps": int(self._setting(row, "num_inference_steps", advice, FALLBACK_STEPS)),
-            "guidance_scale": float(self._setting(row, "guidance_scale", advice, FALLBACK_GUIDANCE)),
+            "num_inference_steps": int(self._setting(row, "num_inference_steps", advice)),
+            "guidance_scale": float(self._setting(row, "guidance_scale", advice)),
             "guidance_rescale": float(self._setting(row, "guidance_rescale", advice, 0.0)),
             "sampler": self._setting(row, "sampler", advice, self.schedule.sampler),
             "eta": float(self._setting(row, "eta", advice, 0.0)),
-            "strength": None if pixels is None else float(self._setting(row, "strength", advice, FALLBACK_STRENGTH)),
+            "strength": None if pixels is None else float(self._setting(row, "strength", advice)),
             "noise_level": None,
         }
 
@@ -90,15 +96,13 @@ class Generate:
 
     def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> np.ndarray:
         """The picture of the row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone."""
-        decoded = self.stack.decode(latents[None])[0]
-        levels = (decoded / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return levels.permute(1, 2, 0).contiguous().cpu().numpy()
+        return levels_of(self.stack.decode(latents[None])[0])
 
     def _first_latents(
         self, table: SamplerTable, chosen: Mapping[str, Any], pixels: np.ndarray | None, generator: torch.Generator
     ) -> Tensor:
-        factor, channels = self.stack.downsample_factor, self.stack.autoencoder.config.latent_channels
-        shape = (1, channels, chosen["height"] // factor, chosen["width"] // factor)
+        factor = self.stack.downsample_factor
+        shape = (1, self.stack.latent_channels, chosen["height"] // factor, chosen["width"] // factor)
         if pixels is None:
             return table.start_noise * torch.randn(shape, generator=generator)[0]
         from_uint8 = torch.from_numpy(images.floats_of(pixels))[None]
@@ -116,16 +120,24 @@ class Generate:
         return max(width // factor, 1) * factor, max(height // factor, 1) * factor
 
     def _chunks(self, *prompts: str) -> int:
-        return max(self.stack.text.chunks(prompt) for prompt in prompts)
+        return max(self.stack.text.chunks(prompt) for prompt in prompts) if self.stack.text is not None else 0
 
     def _encode_prompt(self, prompt: str, chunks: int) -> Tensor:
-        return self.stack.text.encode([prompt], chunks=chunks)[0]
+        """(T, D); nothing for a U-Net that takes no text."""
+        return self.stack.text.encode([prompt], chunks=chunks)[0] if self.stack.text is not None else torch.zeros(0, 0)
 
     def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
         return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
 
-    def _setting(self, row: Mapping[str, Any], name: str, advice: Mapping[str, Any], fallback: Any) -> Any:
-        return _first(row.get(name), getattr(self.defaults, name), advice.get(name), fallback)
+    def _setting(self, row: Mapping[str, Any], name: str, advice: Mapping[str, Any], fallback: Any = None) -> Any:
+        given = (row.get(name), getattr(self.defaults, name), advice.get(name))
+        return _first(*given, self.fallbacks.get(name, fallback))
+
+
+def levels_of(pixels: Tensor) -> np.ndarray:
+    """(3, H, W) in [-1, 1], clipped there, to uint8 (H, W, 3)."""
+    levels = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return levels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def _first(*values: Any) -> Any:

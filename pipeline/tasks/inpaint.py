@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import images
-from pipeline.config import RowDefaults
+from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
-from pipeline.models.checkpoint import CheckpointError, Stack
+from pipeline.models.checkpoint import Stack
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.masks import Area, area_of, blended, opacity, white
 
@@ -23,7 +23,8 @@ class _Hole:
     """What of a row's picture is painted, and where the network works on it."""
 
     part: NDArray[np.float32]  # (H, W) in [0, 1]: how much of each pixel is new
-    area: Area
+    area: Area | None
+    """None where nothing is painted."""
 
 
 class Inpaint(Generate):
@@ -32,35 +33,44 @@ class Inpaint(Generate):
     With 2 C + 1 input channels the U-Net is shown the mask and the masked picture's latents (Rombach et al. 2022,
     section 4.5); with C, what is known is put back at its noise level after each evaluation (Lugmayr et al. 2022).
 
-    A row is as Generate's, with `pixels` and `mask`, uint8 (H', W') of any size. Noise is drawn in the order of
-    diffusers' pipeline: the picture's encoder's (where it is encoded), the first latents', the masked picture's
-    encoder's, then one a step where the sampler needs it.
+    A row is as Generate's, with `pixels` and `mask`, uint8 (H', W') of any size; `prepare` comes first. Noise is drawn
+    in the order of diffusers' pipeline: the picture's encoder's (where it is encoded), the first latents', the masked
+    picture's encoder's, then one a step where the sampler needs it.
     """
+
+    TASK: ClassVar[Task] = "inpaint"
 
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
         super().__init__(stack, defaults)
-        latents, channels = stack.autoencoder.config.latent_channels, stack.unet.config.in_channels
-        if channels not in (latents, 2 * latents + 1):
-            raise CheckpointError(
-                f"{stack.name}: its U-Net takes {channels} channels; inpainting needs {latents} or {2 * latents + 1}"
-            )
-        self._shown = channels != latents
+        self._shown = self.form == "inpainting"
+
+    def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row with its `hole` in place of its mask; a ValueError if it has none."""
+        if row.get("mask") is None:
+            raise ValueError("it has no mask, which inpaint needs")
+        height, width = row["pixels"].shape[:2]
+        chosen = white(row["mask"], width, height, inverted=self.defaults.mask_invert)
+        part = opacity(chosen, dilate=self.defaults.mask_dilate, feather=self.defaults.mask_feather)
+        painted = part > 0
+        area = area_of(painted, self.stack.native_size, self.stack.downsample_factor) if painted.any() else None
+        return {**row, "mask": None, "hole": _Hole(part, area)}
 
     def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """As Generate's; `num_inference_steps` and `strength` are 0 where the mask is empty and nothing was made."""
         height, width = row["pixels"].shape[:2]
         chosen = super().parameters({**row, "strength": self._strength(row)})
         chosen |= {"width": width, "height": height}
-        if not self._chosen(row).any():
+        chosen |= {name: getattr(self.defaults, name) for name in ("mask_invert", "mask_dilate", "mask_feather")}
+        if row["hole"].area is None:
             chosen |= {"num_inference_steps": 0, "strength": 0.0}
         return chosen
 
     def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest | NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What the lane engine runs for the row; the picture itself where the mask is empty."""
         chosen = self.parameters(row)
-        if not chosen["num_inference_steps"]:
+        hole: _Hole = row["hole"]
+        if hole.area is None:
             return row["pixels"]
-        hole = self._hole(row)
         source = torch.from_numpy(images.floats_of(hole.area.canvas(row["pixels"])))[None]
         mask = torch.from_numpy(hole.area.canvas_mask(hole.part > 0).astype(np.float32))[None, None]
         started = None if chosen["strength"] >= 1 else chosen["strength"]
@@ -69,7 +79,7 @@ class Inpaint(Generate):
 
     def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
         """The row's picture with the painted part put in: uint8 (H, W, 3)."""
-        hole, picture = self._hole(row), row["pixels"].copy()
+        hole, picture = row["hole"], row["pixels"].copy()
         made = hole.area.back(super().pixels(latents, row))
         hole.area.cut(picture)[:] = blended(hole.area.cut(picture), made, hole.area.cut(hole.part))
         return picture
@@ -80,7 +90,7 @@ class Inpaint(Generate):
         """The request with its first latents and what else it is shown of pixels and mask (1, 1 or 3, H, W)."""
         factor, generator, table = self.stack.downsample_factor, request.generator, request.table
         size = (source.shape[2] // factor, source.shape[3] // factor)
-        shape = (1, self.stack.autoencoder.config.latent_channels, *size)
+        shape = (1, self.stack.latent_channels, *size)
         encoded = self._encoded(source, shape, generator) if encodes else torch.zeros(shape)
         noise = torch.randn(shape, generator=generator)
         latents = (table.start_signal * encoded + table.start_noise * noise)[0]
@@ -99,13 +109,3 @@ class Inpaint(Generate):
         """1, where neither row nor run says: the hole's old contents are not wanted."""
         given = row.get("strength") if row.get("strength") is not None else self.defaults.strength
         return 1.0 if given is None else given
-
-    def _chosen(self, row: Mapping[str, Any]) -> NDArray[np.bool_]:
-        if row.get("mask") is None:
-            raise ValueError("it has no mask, which inpaint needs")
-        height, width = row["pixels"].shape[:2]
-        return white(row["mask"], width, height, inverted=self.defaults.mask_invert)
-
-    def _hole(self, row: Mapping[str, Any]) -> _Hole:
-        part = opacity(self._chosen(row), dilate=self.defaults.mask_dilate, feather=self.defaults.mask_feather)
-        return _Hole(part, area_of(part > 0, self.stack.native_size, self.stack.downsample_factor))

@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 
 from pipeline import images, storage
-from pipeline.stages import source_bytes
+from pipeline.stages import source_file
 from pipeline.training.loop import Worker
 from pipeline.training.pictures import CAPTIONS_FILE, PICTURES_FILE, Table
 from pipeline.training.recipes import RECIPES
@@ -121,7 +121,7 @@ class _Prepare:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            encoded = source_bytes(row["image"], storage.AllowedRoots(self.data))
+            encoded, _ = source_file(row["image"], storage.AllowedRoots(self.data))
             pixels = images.resize_to_cover(images.decode(encoded), self.width, self.width)
         except (images.ImageError, storage.StorageError, TypeError) as error:
             return {"pixels": b"", "prompt": "", "error": str(error)}

@@ -13,6 +13,7 @@ from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.lane_thread import LaneThread, Made
 from pipeline.models.checkpoint import Stack, load_stack
+from pipeline.tasks import masks
 from pipeline.tasks.inpaint import Inpaint
 from tests.checkpoints import Family, tiny_checkpoint
 
@@ -72,11 +73,12 @@ def test_what_is_painted_is_diffusers_picture(folder: Path, stack: Stack, streng
     assert np.abs(made.pixels[white].astype(int) - theirs[white]).max() <= 1
     assert (made.pixels[~white] == row["pixels"][~white]).all()
     whole = Inpaint(stack, RowDefaults())
+    prepared = whole.prepare(row)
     [(_, latents)] = LaneEngine(stack.denoise, lanes=2, device="cpu", dtype=torch.float32).run(
-        [request for request in [whole.request("only", row)] if not isinstance(request, np.ndarray)]
+        [request for request in [whole.request("only", prepared)] if not isinstance(request, np.ndarray)]
     )
     assert isinstance(latents, torch.Tensor)
-    decoded = super(Inpaint, whole).pixels(latents, row)
+    decoded = super(Inpaint, whole).pixels(latents, prepared)
     assert np.abs(decoded.astype(int) - theirs).max() <= 1
 
 
@@ -97,3 +99,19 @@ def test_an_empty_mask_gives_the_picture_back_and_says_that_nothing_was_made(sta
     assert (left.parameters["num_inference_steps"], left.parameters["strength"]) == (0, 0.0)
     assert (made.pixels != full["pixels"]).any(2).mean() > 0.9
     assert (made.parameters["num_inference_steps"], made.parameters["strength"]) == (5, 1.0)
+
+
+def test_the_masks_settings_are_told_and_a_mask_is_worked_out_once(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return masks.opacity(*arguments, **options)
+
+    monkeypatch.setattr("pipeline.tasks.inpaint.opacity", counted)
+    [made] = painted(stack, row_of(), mask_dilate=2, mask_feather=4)
+    told = [made.parameters[name] for name in ("mask_invert", "mask_dilate", "mask_feather")]
+    assert told == [False, 2, 4]
+    assert len(calls) == 1

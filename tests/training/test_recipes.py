@@ -126,6 +126,7 @@ def test_every_conditioning_makes_a_checkpoint_that_loads(output: Path, kind: Ki
     folder = beside(output, kind)
     train_diffusion(replace(DIFFUSION, conditioning=kind, loop=replace(DIFFUSION.loop, steps=4)), folder)
     stack = load_stack(folder)
+    assert stack.text is not None
     assert isinstance(stack.text.model, BertModel) == (kind == "bert")
     red, blue = stack.text.encode(["a red circle on a white background", "a blue circle on a white background"])
     assert red.shape == (SHAPES_DIFFUSION.window, SMALL_UNET.cross_attention_dim)

@@ -1,0 +1,71 @@
+"""Tiles: how latents of any size are cut into overlapping pieces of one size, and how these add up without seams."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiling:
+    """Where the tiles of latents (C, h, w) begin: row by row, evenly laid, neighbours sharing at least an overlap."""
+
+    height: int
+    width: int
+    tile_height: int
+    tile_width: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, height: int, width: int, tile: int, overlap: int) -> Self:
+        """Tiles of `tile` a side (or all of a shorter side) that share `overlap` positions or more."""
+        return cls(
+            height=height,
+            width=width,
+            tile_height=min(tile, height),
+            tile_width=min(tile, width),
+            tops=_starts(height, tile, overlap),
+            lefts=_starts(width, tile, overlap),
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def cut(self, values: Tensor, index: int) -> Tensor:
+        """The tile (C, tile_height, tile_width) of values (C, height, width); a view."""
+        row, column = divmod(index, len(self.lefts))
+        top, left = self.tops[row], self.lefts[column]
+        return values[:, top : top + self.tile_height, left : left + self.tile_width]
+
+    def weights(self, factor: int = 1) -> tuple[list[Tensor], list[Tensor]]:
+        """What a tile decides of each position, down and across, `factor` times as large: products of a row's and a
+        column's weights add up to 1 wherever tiles overlap, and are 1 where one tile is alone."""
+        return (
+            _weights([factor * top for top in self.tops], factor * self.tile_height, factor * self.height),
+            _weights([factor * left for left in self.lefts], factor * self.tile_width, factor * self.width),
+        )
+
+
+def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
+    if length <= tile:
+        return (0,)
+    count = -(-(length - overlap) // (tile - overlap))
+    return tuple(index * (length - tile) // (count - 1) for index in range(count))
+
+
+def _weights(starts: list[int], tile: int, length: int) -> list[Tensor]:
+    """Linear ramps over what neighbours share, divided by their sum; (tile,) each."""
+    windows = [torch.ones(tile) for _ in starts]
+    for (left, right), (before, after) in zip(pairwise(starts), pairwise(windows), strict=True):
+        shared = left + tile - right
+        ramp = torch.arange(1, shared + 1) / (shared + 1)
+        after[:shared] = torch.minimum(after[:shared], ramp)
+        before[tile - shared :] = torch.minimum(before[tile - shared :], ramp.flip(0))
+    total = torch.zeros(length)
+    for start, window in zip(starts, windows, strict=True):
+        total[start : start + tile] += window
+    return [window / total[start : start + tile] for start, window in zip(starts, windows, strict=True)]
