@@ -17,6 +17,7 @@ from pipeline.ledger import DATA, FAILED_FOLDER
 from pipeline.pictures import picture_bytes
 from pipeline.plan import RunError, read_run
 from pipeline.progress import duration_of
+from pipeline.report_sources import sources_of
 from pipeline.schema import PARAMETERS
 
 MAX_PICTURES: Final = 120
@@ -26,6 +27,9 @@ SHEET_COLUMNS: Final = 8
 SHEET_PICTURES: Final = 48
 THUMBNAIL: Final = 256
 """Pixels of a picture's longer side in the gallery."""
+
+Panel = tuple[Image.Image, ...]
+"""A row's pictures in the order of its making: the source and the mask, where there are such, and the output."""
 
 _LINE: Final = 14
 _MARGIN: Final = 10
@@ -40,45 +44,56 @@ def write_report(output: str) -> str:
     rows = _sample(output, data, MAX_PICTURES)
     failures = _failures(storage.list_files(storage.join(output, FAILED_FOLDER), ".parquet"))
     folder = storage.join(output, "report")
+    sources = sources_of(run, rows, THUMBNAIL)
+    panels = [(*sources.get(str(row["id"]), ()), _shrunk(_opened(picture_bytes(output, row)))) for row in rows]
     if rows:
-        storage.write_bytes(storage.join(folder, "contact_sheet.png"), contact_sheet(rows[:SHEET_PICTURES]))
+        sheet = contact_sheet(rows[:SHEET_PICTURES], panels[:SHEET_PICTURES])
+        storage.write_bytes(storage.join(folder, "contact_sheet.png"), sheet)
     index = storage.join(folder, "index.html")
-    storage.write_bytes(index, page(run, rows, failures).encode())
+    storage.write_bytes(index, page(run, rows, panels, failures).encode())
     return index
 
 
-def contact_sheet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A PNG with each row's picture above its prompt."""
-    pictures = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
-    side = min(THUMBNAIL, max(max(picture.size) for picture in pictures))
-    while side < 128:
-        side *= 2
-    columns = min(SHEET_COLUMNS, len(rows))
+def contact_sheet(rows: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> bytes:
+    """A PNG with each row's panel above its prompt."""
+    one = min(THUMBNAIL, max(max(panel[-1].size) for panel in panels))
+    while one < 128:
+        one *= 2
+    each = max(len(panel) for panel in panels)
+    side = each * one
+    columns = min(max(1, SHEET_COLUMNS // each), len(rows))
     font = ImageFont.load_default(11)
     captions = [_wrapped(str(row.get("prompt") or row["id"]), font, side, 3) for row in rows]
-    height = side + _LINE * max(len(lines) for lines in captions) + _MARGIN
+    height = one + _LINE * max(len(lines) for lines in captions) + _MARGIN
     count = -(-len(rows) // columns)
     sheet = Image.new("RGB", (_MARGIN + columns * (side + _MARGIN), _MARGIN + count * (height + _MARGIN)), "#ffffff")
     draw = ImageDraw.Draw(sheet)
-    for index, (picture, lines) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (panel, lines) in enumerate(zip(panels, captions, strict=True)):
         left = _MARGIN + index % columns * (side + _MARGIN)
         top = _MARGIN + index // columns * (height + _MARGIN)
-        fitted = _fitted(picture, side)
-        sheet.paste(fitted, (left + (side - fitted.width) // 2, top + (side - fitted.height) // 2))
+        for place, picture in enumerate(panel):
+            fitted = _fitted(picture, one)
+            middle = left + place * one + (one - fitted.width) // 2
+            sheet.paste(fitted, (middle, top + (one - fitted.height) // 2))
         for number, line in enumerate(lines):
-            draw.text((left, top + side + 3 + number * _LINE), line, fill="#222222", font=font)
+            draw.text((left, top + one + 3 + number * _LINE), line, fill="#222222", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def page(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> str:
+def page(
+    run: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    panels: Sequence[Panel],
+    failures: Sequence[Mapping[str, Any]],
+) -> str:
     """The whole index.html: figures, pictures with what made them, and what failed."""
     figures = "".join(
         f"<div class=figure><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
         for name, value in figures_of(run, len(rows)).items()
     )
-    cards = "".join(_card(row) for row in rows)
+    cards = "".join(_card(row, panel) for row, panel in zip(rows, panels, strict=True))
     failed = ""
     if failures:
         lines = "".join(
@@ -116,7 +131,6 @@ def _sample(output: str, files: Sequence[str], most: int) -> list[dict[str, Any]
     chosen = [files[index * len(files) // most] for index in range(most)] if len(files) > most else list(files)
     each = -(-most // max(1, len(chosen)))
     rows = [row for file in chosen for row in _rows(file, each) if row["width"] * row["height"] <= MAX_PIXELS]
-    rows = [{**row, "image": {"bytes": picture_bytes(output, row)}} for row in rows]
     return sorted(rows, key=lambda row: str(row["id"]))[:most]
 
 
@@ -132,23 +146,31 @@ def _failures(files: Sequence[str]) -> list[dict[str, Any]]:
     return [row for file in files[:MAX_FAILURES] for row in _rows(file, MAX_FAILURES)][:MAX_FAILURES]
 
 
-def _card(row: Mapping[str, Any]) -> str:
-    picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-    buffer = io.BytesIO()
-    if max(picture.size) > THUMBNAIL:
-        _fitted(picture, THUMBNAIL).save(buffer, "WEBP", quality=88)
-    else:
-        picture.save(buffer, "PNG")
-    kind = "webp" if max(picture.size) > THUMBNAIL else "png"
-    data = base64.b64encode(buffer.getvalue()).decode()
+def _card(row: Mapping[str, Any], panel: Panel) -> str:
     settings = {name: row.get(name) for name in PARAMETERS if name != "prompt" and row.get(name) not in (None, "")}
     settings |= {"sha256": row["sha256"][:16] + "…", "id": row["id"]}
     lines = "".join(f"<dt>{name}<dd>{_text(_short(value))}" for name, value in settings.items())
     prompt = _text(row.get("prompt") or row["id"])
+    pictures = "".join(f"<img loading=lazy alt='{prompt}' src='{_data_url(picture)}'>" for picture in panel)
     return (
-        f"<figure><img loading=lazy alt='{prompt}' src='data:image/{kind};base64,{data}'>"
+        f"<figure class=of{len(panel)}><div class=panel>{pictures}</div>"
         f"<figcaption>{prompt}</figcaption><details><summary>how</summary><dl>{lines}</dl></details></figure>"
     )
+
+
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _shrunk(picture: Image.Image) -> Image.Image:
+    """No larger than the gallery shows it."""
+    return _fitted(picture, THUMBNAIL) if max(picture.size) > THUMBNAIL else picture
+
+
+def _data_url(picture: Image.Image) -> str:
+    kind, buffer = ("webp" if max(picture.size) == THUMBNAIL else "png"), io.BytesIO()
+    picture.save(buffer, kind, quality=88)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _short(value: Any) -> str:
@@ -191,7 +213,8 @@ input{width:100%;padding:10px 14px;margin-bottom:20px;border:1px solid var(--lin
 background:var(--card);color:inherit;font:inherit}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(172px,1fr));gap:16px}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;overflow:hidden}
-img{display:block;width:100%;aspect-ratio:1;object-fit:contain;background:#0001;image-rendering:auto}
+.panel{display:flex;gap:2px}.of2{grid-column:span 2}.of3{grid-column:span 3}
+img{display:block;flex:1;min-width:0;aspect-ratio:1;object-fit:contain;background:#0001;image-rendering:auto}
 figcaption{padding:10px 12px 4px;overflow-wrap:anywhere}details{padding:0 12px 10px;font-size:12px;color:var(--dim)}
 summary{cursor:pointer}dl{display:grid;grid-template-columns:auto 1fr;gap:2px 10px;margin:8px 0 0}
 dd{margin:0;overflow-wrap:anywhere}table{border-collapse:collapse;width:100%;background:var(--card)}

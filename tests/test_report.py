@@ -13,7 +13,8 @@ from PIL import Image
 from pipeline.config import RunConfig
 from pipeline.lease import Lease
 from pipeline.plan import RunError, plan_run, write_run
-from pipeline.report import write_report
+from pipeline.report import contact_sheet, write_report
+from pipeline.report_sources import sources_of
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import Denoise, EncodeImages, PrepareRows
 from tests.cheap import FACTS, load_cheap
@@ -62,3 +63,18 @@ def test_the_contact_sheet_holds_every_picture(output: Path) -> None:
 def test_a_folder_that_is_no_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run's output"):
         write_report(str(tmp_path))
+
+
+def test_sources_and_masks_stand_beside_what_was_made_of_them(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "before.png")
+    Image.new("L", (9, 9), 255).save(tmp_path / "mask.png")
+    sources = {"image": ["before.png", "gone.png"], "mask": ["mask.png", "mask.png"]}
+    pq.write_table(pa.table({"id": ["a", "b"], **sources}), tmp_path / "m.parquet")
+    run = {"config": {"manifest": str(tmp_path / "m.parquet"), "defaults": {"mask_invert": True}}}
+    found = sources_of(run, [{"id": "a", "source_sha256": "x"}, {"id": "b", "source_sha256": "y"}], 64)
+    assert list(found) == ["a"]
+    assert [picture.getpixel((0, 0)) for picture in found["a"]] == [(255, 0, 0), (0, 0, 0)]
+    assert sources_of(run, [{"id": "a", "source_sha256": None}], 64) == {}
+    rows = [{"id": "a", "prompt": "x"}]
+    sheet = Image.open(io.BytesIO(contact_sheet(rows, [(*found["a"], Image.new("RGB", (9, 9), "blue"))])))
+    assert {(255, 0, 0), (0, 0, 0), (0, 0, 255)} <= {colour for _, colour in sheet.getcolors(10_000) or []}

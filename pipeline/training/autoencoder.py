@@ -190,7 +190,8 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = 
 def scale_latents(autoencoder: AutoencoderKL, ratio: float) -> None:
     """Make the unscaled latents `ratio` times as large, with the same pictures out."""
     encoded, decoded = autoencoder.quant_conv, autoencoder.post_quant_conv
-    assert encoded is not None and decoded is not None
+    assert isinstance(encoded, nn.Conv2d)
+    assert isinstance(decoded, nn.Conv2d)
     assert encoded.bias is not None
     mean = slice(autoencoder.config.latent_channels)
     encoded.weight[mean] *= ratio
