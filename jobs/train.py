@@ -20,8 +20,8 @@ def train(
     """Train RECIPE into the checkpoint folder OUTPUT; the same command goes on after a stop.
 
     Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT; shapes-inpainting turns a copy of what
-    they made into a checkpoint for inpainting. upscaler needs the text encoder of shapes-diffusion beside the
-    autoencoder of textures-autoencoder. Also shapes-clip and, with the CLIP that it makes,
+    they made into a checkpoint for inpainting. upscaler needs an autoencoder (that one's, or textures-autoencoder's)
+    and the text encoder of shapes-diffusion. Also shapes-clip and, with the CLIP that it makes,
     shapes-autoencoder-adversarial and shapes-diffusion-frozen-clip; shapes-vq and shapes-diffusion-bert.
 
     With several workers each takes its part of every batch, so the losses are those of one; OUTPUT must be a folder

@@ -38,8 +38,6 @@ class AutoencoderRecipe:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     """The step at which the discriminator begins to learn and to count."""
-    scaling_factor: float | None = None
-    """To which latents of unit deviation are brought by the weights; None measures it and leaves them."""
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
 
@@ -64,8 +62,7 @@ SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
 """The paper's whole loss; it needs the CLIP that shapes-clip makes."""
-TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, scaling_factor=0.08333, seed=4)
-"""With the scaling factor that the field's pipeline of upscaling takes, whatever the checkpoint says."""
+TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, seed=4)
 SHAPES_VQ = replace(
     SHAPES_AUTOENCODER,
     model=VQConfig(
@@ -178,11 +175,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = 
     with torch.inference_mode():
         pixels = pixels_of(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
         latents = average.posterior(pixels).mean
-    factor = round(1 / latents.std().item(), 5)
-    if recipe.scaling_factor is not None:
-        scale_latents(average, factor / recipe.scaling_factor)
-        factor = recipe.scaling_factor
-    config = replace(recipe.model, scaling_factor=factor)
+    config = replace(recipe.model, scaling_factor=round(1 / latents.std().item(), 5))
     save_component(average, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
 
 

@@ -141,7 +141,7 @@ def train_clip(recipe: ContrastiveRecipe, output: Path, worker: Worker = ALONE) 
 def load_image_features(folder: Path, device: str = "cpu") -> ImageFeatures:
     """The image tower in `folder`, held still, as what a perceptual distance compares: every layer's tokens."""
     tower = CLIPModel.from_pretrained(folder, dtype=torch.float32).vision_model
-    tower = tower.eval().requires_grad_(False).to(torch.device(device))
+    tower = tower.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
 
     def features(pixels: Tensor) -> list[Tensor]:
         states = tower(pixel_values=pixels.contiguous(), output_hidden_states=True).hidden_states

@@ -5,7 +5,7 @@ three further input channels at the latents' own size (Rombach et al. 2022, sect
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -17,6 +17,7 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.checkpoint import load_autoencoder, load_text_encoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
+from pipeline.training.autoencoder import scale_latents
 from pipeline.training.diffusion import SHAPES_DIFFUSION, drawn_timesteps
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_target, noised
@@ -25,6 +26,8 @@ from pipeline.training.save import save_component, write_json
 from pipeline.training.textures import degraded
 
 SCALE: Final = 4
+SCALING_FACTOR: Final = 0.08333
+"""Of the latents: the one that the field's pipeline of upscaling takes, whatever a checkpoint says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +82,17 @@ UPSCALER: Final = UpscalerRecipe(
 def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = ALONE) -> None:
     """Train on textures, with the autoencoder and the text encoder of `output`; complete it to a checkpoint.
 
-    The text encoder stays as it is and is told nothing; state and log stand in `output/upscaling`.
+    The autoencoder's latents are brought to SCALING_FACTOR; the text encoder stays as it is and is told nothing.
+    State and log stand in `output/upscaling`.
     """
     torch.manual_seed(recipe.seed)
+    autoencoder = load_autoencoder(output / "vae")
+    factor = autoencoder.config.scaling_factor
+    if factor != SCALING_FACTOR and worker.rank == 0:
+        scale_latents(autoencoder, factor / SCALING_FACTOR)
+        config = replace(autoencoder.config, scaling_factor=SCALING_FACTOR)
+        save_component(autoencoder, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
+    worker.average([torch.zeros(1)])  # wait for the first
     autoencoder = channels_last(load_autoencoder(output / "vae").to(worker.device))
     text = load_text_encoder(output / "text_encoder", output / "tokenizer")
     nothing = text.encode([""])[0].clone().to(worker.device)

@@ -28,8 +28,8 @@ from pipeline.training.contrastive import SHAPES_CLIP, train_clip
 from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
 from pipeline.training.inpainting import SHAPES_INPAINTING, removal, train_inpainting
 from pipeline.training.loop import LoopConfig
-from pipeline.training.pictures import SCENES, pixels_of, scenes
-from pipeline.training.upscaling import UPSCALER, train_upscaler
+from pipeline.training.pictures import SCENES, TEXTURES, pixels_of, scenes
+from pipeline.training.upscaling import SCALING_FACTOR, UPSCALER, train_upscaler
 
 CLIP = replace(
     SHAPES_CLIP, hidden=32, embedding=32, image_layers=2, batch=16, loop=LoopConfig(steps=60, learning_rate=3e-3)
@@ -218,6 +218,9 @@ def test_an_upscaler_learns_from_textures_and_opens_as_the_field_s(output: Path)
     assert seen[-1] < 0.9 * seen[0]
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
     assert pipeline.unet.config.in_channels == 7
+    assert pipeline.vae.config.scaling_factor == SCALING_FACTOR
+    latents = load_autoencoder(folder / "vae").encode(pixels_of(TEXTURES.examples(1, 0, 8, 32)))
+    assert latents.std().item() == pytest.approx(1.0, abs=0.3)
     assert pipeline.config.max_noise_level == UPSCALER.max_noise_level
 
 
