@@ -14,6 +14,8 @@ import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("jobs.check", "Audit OUTPUT: every row once, every file and picture whole."),
+    "doctor": ("jobs.doctor", "Check a cluster, a storage and a checkpoint, and say what to do."),
+    "estimate": ("jobs.estimate", "Make a few rows of MANIFEST and say what all of them would take."),
     "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),
     "inpaint": ("jobs.inpaint", "Make the masked part of pictures anew, as Parquet in OUTPUT."),
     "manifest": ("jobs.manifest", "Build, validate and show manifests."),

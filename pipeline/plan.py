@@ -98,7 +98,7 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None
     Deletes what a killed run left in the output without a ledger entry."""
     try:
         _check(config)
-        facts = checkpoint or _facts(config)
+        facts = checkpoint or facts_of(config)
         rules = Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=facts.downsample_factor)
         schema = manifest.read_schema(config.manifest)
         problems = _problems(config, rules)
@@ -207,7 +207,8 @@ def _check(config: RunConfig) -> None:
         raise RunError(f"{storage.shown(config.output)}: is a file; the output is a folder")
 
 
-def _facts(config: RunConfig) -> CheckpointFacts:
+def facts_of(config: RunConfig) -> CheckpointFacts:
+    """What the checkpoint that a run names says of itself; CheckpointError if it cannot be used for the task."""
     folder = local_checkpoint(config.model)
     try:
         autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")

@@ -66,17 +66,32 @@ class RemoteJournal:
 
 
 @contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """A Ray that is there, at `address` or RAY_ADDRESS, or a small one of this machine's; RunError if none answers."""
+    _quiet()
+    ours = not ray.is_initialized()
+    if ours:
+        address = address or os.environ.get("RAY_ADDRESS")
+        if address:
+            _join(address)
+        else:
+            with _quiet_start():
+                ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+@contextmanager
 def cluster_for(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
     """A Ray that is there, or one of this machine's for the time of the run."""
     _quiet()
     ours = not ray.is_initialized()
     address = config.address or os.environ.get("RAY_ADDRESS")
     if ours and address:
-        try:
-            with _quiet_start():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
+        _join(address)
     elif ours:
         _start_here(config, checkpoint)
     _quiet()
@@ -85,6 +100,14 @@ def cluster_for(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Acto
     finally:
         if ours:
             ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        with _quiet_start():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
 
 
 def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
