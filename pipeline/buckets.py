@@ -53,7 +53,9 @@ class HashBuckets:
         self._folder.cleanup()
 
     def add(self, ids: Iterable[str]) -> None:
-        hashes = hashes_of(ids)
+        self.add_hashes(hashes_of(ids))
+
+    def add_hashes(self, hashes: NDArray[np.bytes_]) -> None:
         self._waiting.append(hashes)
         self._buffered += len(hashes)
         self.count += len(hashes)

@@ -1,11 +1,12 @@
 """The ledger of an output: which rows are committed, and by which files. Reading it is all that resume needs."""
 
 import hashlib
+import json
 import posixpath
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,8 @@ class Committed:
 
     hashes: HashBuckets
     """Of the committed ids."""
+    rows: HashBuckets | None
+    """Of the manifest's rows that they were; None where an entry does not tell."""
     ok: int
     failed: int
     files: frozenset[str]
@@ -60,12 +63,17 @@ def entries_of(output: str) -> Iterator[pa.Table]:
 def read_ledger(output: str) -> Committed:
     """Every committed row of an output; an output that is not there has none."""
     hashes, files, ok, failed = HashBuckets(), set[str](), 0, 0
+    rows: HashBuckets | None = HashBuckets()
     for entry in entries_of(output):
         hashes.add(entry["id"].to_pylist())
+        if rows is not None and "row" in entry.column_names:
+            rows.add_hashes(np.frombuffer(b"".join(entry["row"].to_pylist()), "S16"))
+        else:
+            rows = None
         good = pc.call_function("equal", [entry["status"], OK]).to_pylist().count(True)
         ok, failed = ok + good, failed + entry.num_rows - good
         files.update(entry["file"].unique().to_pylist())
-    return Committed(hashes=hashes, ok=ok, failed=failed, files=frozenset(files))
+    return Committed(hashes=hashes, rows=rows, ok=ok, failed=failed, files=frozenset(files))
 
 
 def forget_failed(output: str) -> int:
@@ -81,7 +89,7 @@ def forget_failed(output: str) -> int:
         if not good:
             storage.delete(url)
         elif len(good) < len(rows):
-            storage.write_bytes(url, entry_bytes(*([row[name] for row in good] for name in LEDGER)))
+            storage.write_bytes(url, entry_bytes(good))
     return forgotten
 
 
@@ -117,10 +125,16 @@ def entry_url(output: str, key: str) -> str:
     return storage.join(output, LEDGER_FOLDER, f"{key}.parquet")
 
 
-def entry_bytes(ids: Sequence[str], statuses: Sequence[str], files: Sequence[str]) -> bytes:
-    """A ledger entry: a row a committed row."""
-    columns = {"id": ids, "status": statuses, "file": files}
-    table = pa.table({name: pa.array(columns[name], kind) for name, kind in LEDGER.items()})
+def row_hashes(rows: Iterable[str]) -> NDArray[np.bytes_]:
+    """Hashes of rows as JSON objects; a column that is null counts as one that is not there."""
+    told = ({name: value for name, value in json.loads(row).items() if value is not None} for row in rows)
+    return hashes_of(json.dumps(row, sort_keys=True) for row in told)
+
+
+def entry_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A ledger entry: a row a committed row, with LEDGER's columns (`row` may be missing, as in old entries)."""
+    names = [name for name in LEDGER if all(name in row for row in rows)]
+    table = pa.Table.from_pylist(list(rows), pa.schema([(name, LEDGER[name]) for name in names]))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from pipeline import manifest, storage
 from pipeline.buckets import HashBuckets, among
+from pipeline.changed_rows import changed_rows
 from pipeline.checkpoint_files import local_checkpoint
 from pipeline.config import SCALES, RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
@@ -110,6 +111,7 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None
         if config.retry_failed:
             forget_failed(config.output)
         committed = read_ledger(config.output)
+        _refuse_changed_rows(config, committed, earlier)
         delete_uncommitted(config.output, committed)
         rows = min(manifest.count_rows(config.manifest), config.limit or 2**63)
         return RunPlan(
@@ -244,6 +246,18 @@ def ids_of(manifest_url: str, limit: int | None = None) -> HashBuckets:
     for batch in manifest.limited(manifest.read_batches(manifest_url, ["id"]), limit):
         asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
     return asked
+
+
+def _refuse_changed_rows(config: RunConfig, committed: Committed, earlier: Mapping[str, Any]) -> None:
+    """RunError if rows that are done are others now, where the manifest is not the file that it was."""
+    before = earlier.get("manifest", {}).get("sha256")
+    if before is None or not committed.hashes.count or manifest.fingerprint(config.manifest) == before:
+        return
+    if changed := changed_rows(config.manifest, config.limit, committed):
+        raise RunError(
+            f"{storage.shown(config.manifest)}: {changed.count:,} rows that are done have changed since, the first is "
+            f"{changed.first!r}; give another OUTPUT, or --new-run to begin anew"
+        )
 
 
 def _count_missing(config: RunConfig, committed: Committed) -> int:

@@ -69,6 +69,12 @@ FAILED: Final[dict[str, pa.DataType]] = {
 }
 """A row that could not be made: `row` is the manifest's row as JSON (binary columns by their size)."""
 
-LEDGER: Final[dict[str, pa.DataType]] = {"id": pa.string(), "status": pa.string(), "file": pa.string()}
+LEDGER: Final[dict[str, pa.DataType]] = {
+    "id": pa.string(),
+    "status": pa.string(),
+    "file": pa.string(),
+    "row": pa.binary(16),
+}
+"""`row` is a hash of the manifest's row, with which a changed one is found."""
 
 MAX_ROW_GROUP_ROWS: Final = 100

@@ -12,7 +12,7 @@ from ray.data.datasource.datasink import WriteResult
 
 from pipeline import storage
 from pipeline.config import Store
-from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entry_bytes, entry_url, part_key
+from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entry_bytes, entry_url, part_key, row_hashes
 from pipeline.schema import FAILED, IMAGE_TYPE, MAX_ROW_GROUP_ROWS
 from pipeline.stages import ROW, Report, output_schema
 
@@ -82,23 +82,27 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         return rows.set_column(place, "image", pa.array(pictures, IMAGE_TYPE))
 
     def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> None:
-        ids, statuses, files = [], [], []
+        entries: list[dict[str, Any]] = []
         if failed.num_rows:
             file = f"{FAILED_FOLDER}/{key}.parquet"
             storage.write_bytes(storage.join(self.output, file), failed_file(failed))
-            ids += failed["id"].to_pylist()
-            statuses += [FAILED_STATUS] * failed.num_rows
-            files += [file] * failed.num_rows
+            entries += _entries(failed, FAILED_STATUS, file)
         good = self._stored(good) if self._store == "files" else good
         for number, part in enumerate(_in_files(good)):
             file = f"{DATA}/{key}{f'-{number}' if number else ''}.parquet"
             storage.write_bytes(storage.join(self.output, file), data_file(part, self._schema))
-            ids += part["id"].to_pylist()
-            statuses += [OK] * part.num_rows
-            files += [file] * part.num_rows
+            entries += _entries(part, OK, file)
         if self._fence is not None and storage.exists(self._fence):
             raise storage.StorageError(f"{storage.shown(self.output)}: another run has taken this output over")
-        storage.write_bytes(entry, entry_bytes(ids, statuses, files))
+        storage.write_bytes(entry, entry_bytes(entries))
+
+
+def _entries(rows: pa.Table, status: str, file: str) -> list[dict[str, Any]]:
+    hashes = row_hashes(rows[ROW].to_pylist())
+    return [
+        {"id": row_id, "status": status, "file": file, "row": bytes(digest).ljust(16, b"\0")}
+        for row_id, digest in zip(rows["id"].to_pylist(), hashes, strict=True)
+    ]
 
 
 def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:

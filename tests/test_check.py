@@ -65,7 +65,9 @@ def test_every_kind_of_damage_is_found(output: str, tmp_path: Path, capsys: pyte
         ("ids of the ledger are in no file", lambda: edited(data[0], id="z")),
         (
             "more than once in the ledger",
-            lambda: storage.write_bytes(f"{output}/ledger/x.parquet", entry_bytes(["a"], ["ok"], ["data/x.parquet"])),
+            lambda: storage.write_bytes(
+                f"{output}/ledger/x.parquet", entry_bytes([{"id": "a", "status": "ok", "file": "data/x.parquet"}])
+            ),
         ),
     ]
     whole = {url: storage.read_bytes(url) for url in storage.list_files(output)}

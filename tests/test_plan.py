@@ -1,5 +1,6 @@
 """Which later attempts may go on with an output, and which are another run."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.lease import Lease
+from pipeline.manifest import fingerprint
 from pipeline.plan import RunError, plan_run, read_run, refuse_differences, settings_of, write_run
+from pipeline.stages import ROW, row_as_json
 from tests.cheap import FACTS
 from tests.test_sink import datasink, rows_of
 
@@ -77,3 +80,32 @@ def test_a_run_into_a_held_output_is_refused_before_anything_is_touched(config: 
         plan_run(config, Lease(config.output), FACTS)
     assert half_written.exists()
     holder.release()
+
+
+def test_a_manifest_may_grow_but_rows_that_are_done_may_not_change(tmp_path: Path) -> None:
+    config = RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
+    rows = [{"id": name, "prompt": "x", "shelf": None} for name in "abcd"]
+
+    def attempt(*changes: dict[str, Any], new_run: bool = False) -> int:
+        """What is left to do, of the manifest with changed and added rows."""
+        table = {row["id"]: row for row in (*rows, *changes)}
+        pq.write_table(pa.Table.from_pylist(list(table.values())), config.manifest)
+        lease = Lease(config.output)
+        try:
+            return plan_run(replace(config, new_run=new_run), lease, FACTS).todo
+        finally:
+            lease.release()
+
+    assert attempt() == 4
+    done = rows_of(["a", "b"], failed=("b",))
+    done = done.set_column(done.schema.get_field_index(ROW), ROW, pa.array([row_as_json(row) for row in rows[:2]]))
+    datasink(config.output).write([done], None)
+    about = {"run_id": "r", "manifest": {"sha256": fingerprint(config.manifest)}}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(about))
+    assert attempt() == 2
+    assert attempt({"id": "e", "prompt": "new"}, {"id": "c", "prompt": "other", "seed": 3}) == 3
+    with pytest.raises(RunError, match="1 rows that are done have changed since, the first is 'b'"):
+        attempt({"id": "b", "prompt": "other"})
+    with pytest.raises(RunError, match="the first is 'a'"):
+        attempt({"id": "a", "prompt": "x", "seed": 7})
+    assert attempt({"id": "b", "prompt": "other"}, new_run=True) == 4
