@@ -87,7 +87,7 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     pictures=60_000,
     batch=32,
     seed=2,
-    loop=LoopConfig(steps=4_150, learning_rate=2e-3, warmup_steps=100, cooldown=0.27, average_decay=0.998),
+    loop=LoopConfig(steps=3_800, learning_rate=2e-3, warmup_steps=100, cooldown=0.27, average_decay=0.998),
 )
 SHAPES_DIFFUSION_FROZEN_CLIP = replace(SHAPES_DIFFUSION, conditioning="frozen-clip")
 SHAPES_DIFFUSION_BERT = replace(SHAPES_DIFFUSION, conditioning="bert")
