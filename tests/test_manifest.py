@@ -226,3 +226,22 @@ def test_a_stage_refuses_exactly_the_rows_that_validation_reports(
     reported = {problem.row for problem in manifest.validate(path, RULES)} - {None}
     duplicates = manifest.duplicate_ids(path)
     assert reported == {index for index, row in enumerate(rows) if problems_of(row, RULES, duplicates)}
+
+
+def test_the_output_of_a_finished_run_is_a_manifest_of_what_its_pictures_are(tmp_path: Path) -> None:
+    rows = {"id": ["a"], "image": [{"bytes": b"x", "path": "a.png"}], "prompt": ["cat"], "seed": [4], "shelf": ["top"]}
+    made = {"num_inference_steps": [30], "sampler": ["ddim"], "sha256": ["0"], "task": ["generate"], "width": [64]}
+    for folder in ("data", "ledger", "failed"):
+        (tmp_path / "out" / folder).mkdir(parents=True)
+        pq.write_table(
+            pa.table(rows | made if folder == "data" else {"id": ["b"]}), tmp_path / "out" / folder / "k.parquet"
+        )
+    (tmp_path / "out" / "run.json").write_text('{"status": "finished"}')
+    path = str(tmp_path / "out")
+    assert manifest.read_schema(path).names == list(rows)
+    assert [batch.schema.names for batch in manifest.read_batches(path)] == [list(rows)]
+    assert manifest.count_rows(path) == 1
+    assert list(manifest.validate(path, Rules(task="upscale"))) == []
+    (tmp_path / "out" / "run.json").write_text('{"status": "stopped"}')
+    with pytest.raises(ManifestError, match="holds a run that has not finished"):
+        manifest.read_schema(path)
