@@ -10,6 +10,21 @@ from pipeline.config import RowDefaults, RunConfig, Task
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+class ActorRange(click.ParamType):
+    """`N`, or `MIN:MAX`: a pair of the least number and, where it may grow, the largest."""
+
+    name = "actors"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int | None]:
+        least, colon, most = str(value).partition(":")
+        if least.isdecimal() and (most.isdecimal() or not colon):
+            found = int(least), int(most) if colon else None
+            if found[0] >= 1 and (found[1] is None or found[1] >= found[0]):
+                return found
+        self.fail(f"{value!r} is no number of actors; give N, 1 or more, or MIN:MAX with MIN not above MAX", param, ctx)
+
+
 ROW_OPTIONS: Final = (
     click.option("--negative-prompt", default="", help="What to keep away from, where a row does not say."),
     click.option("--num-inference-steps", type=click.IntRange(1, 1000), metavar="N", help="Denoising steps."),
@@ -85,9 +100,9 @@ RUN_OPTIONS: Final = (
     ),
     click.option(
         "--actors",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Actors that hold the model. [default: by GPUs, or CPUs and memory]",
+        type=ActorRange(),
+        metavar="N|MIN:MAX",
+        help="Actors that hold the model; more, up to MAX, as rows wait. [default: by GPUs, or CPUs and memory]",
     ),
     click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
     click.option(
@@ -148,9 +163,12 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
-    run = ("model", "seed", "lanes", "threads", "actors", "device", "dtype", "quality", "allow_roots", "skip_invalid")
+    run = ("model", "seed", "lanes", "threads", "device", "dtype", "quality", "allow_roots", "skip_invalid")
     run += ("retry_failed", "new_run", "patience", "grace", *(("store",) if "store" in options else ()))
+    actors, max_actors = options["actors"] or (None, None)
     return RunConfig(
+        actors=actors,
+        max_actors=max_actors,
         task=task,
         manifest=manifest,
         output=output,

@@ -66,6 +66,8 @@ class RunConfig:
     """CPU threads an actor: fixed for the run, for the same reason."""
     actors: int | None = None
     """How many actors hold the model; `None`: one a GPU, or as many as the CPUs and the memory allow."""
+    max_actors: int | None = None
+    """Up to which Ray adds more as rows wait, where it finds or starts nodes for them; `None`: none are added."""
     device: str = "auto"
     """"cuda", "cpu", or "auto": CUDA where the cluster has GPUs."""
     dtype: Dtype | None = None

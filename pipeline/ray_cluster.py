@@ -13,9 +13,11 @@ from typing import Any, Final
 import ray
 from ray.data import DataContext
 from ray.exceptions import RayError
+from ray.util.metrics import Counter
 
 from pipeline.config import RunConfig
 from pipeline.plan import CheckpointFacts, RunError
+from pipeline.progress import Figures
 
 _MEMORY_A_CHECKPOINT: Final = 3
 """How many times its weights' size an actor takes, and no less than _MEMORY_AN_ACTOR."""
@@ -35,6 +37,38 @@ class Actors:
     device: str
     cpus: float
     gpus: int
+
+
+METRICS: Final = {
+    "rows": "Rows that left the lanes.",
+    "ok": "Pictures committed.",
+    "failed": "Failed rows committed.",
+    "prepared": "Rows whose pictures were fetched and decoded.",
+    "evaluations": "Calls of the U-Net.",
+    "lanes_filled": "Lanes of these calls that held a row.",
+    "lanes_run": "Lanes of these calls, empty ones included.",
+    "network_seconds": "Time in the U-Net.",
+    "loading_seconds": "Time in which actors loaded their model.",
+    "storage_retries": "Faults of storage that passed.",
+}
+"""What Ray's metrics tell of a run, as `ray_latentmill_NAME`, tagged with the run's id."""
+
+
+class MeteredFigures(Figures):
+    """Figures that Ray's dashboard and Prometheus see as well."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__()
+        self._counters = {
+            name: Counter(f"latentmill_{name}", description=text, tag_keys=("run",)) for name, text in METRICS.items()
+        }
+        self._tags = {"run": run_id}
+
+    def add(self, amounts: Mapping[str, float]) -> None:
+        super().add(amounts)
+        for name, amount in amounts.items():
+            if amount > 0 and name in self._counters:
+                self._counters[name].inc(amount, self._tags)
 
 
 @dataclass(frozen=True)
@@ -113,7 +147,7 @@ def _join(address: str) -> None:
 def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
     """Start Ray on this machine: CPUs for the actors, and at least two more for reading and writing."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = config.actors or max(1, cores // config.threads)
+    wanted = config.max_actors or config.actors or max(1, cores // config.threads)
     with _quiet_start():
         ray.init(
             address="local",

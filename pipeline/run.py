@@ -31,9 +31,9 @@ from pipeline.plan import (
     refuse_differences,
     write_run,
 )
-from pipeline.progress import Figures, ProgressDisplay, Reporter, duration_of, rate_of
+from pipeline.progress import ProgressDisplay, Reporter, duration_of, rate_of
 from pipeline.provenance import now
-from pipeline.ray_cluster import Actors, RemoteJournal, cluster_for, one_line
+from pipeline.ray_cluster import Actors, MeteredFigures, RemoteJournal, cluster_for, one_line
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, row_ids
 from pipeline.supervise import Watch
@@ -174,7 +174,8 @@ def _graph(
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
         compute=ActorPoolStrategy(
-            size=actors.count,
+            min_size=actors.count,
+            max_size=max(actors.count, config.max_actors or 0),
             max_tasks_in_flight_per_actor=calls + 1,
             max_concurrent_calls_per_actor=calls,
             enable_true_multi_threading=True,
@@ -210,7 +211,7 @@ def _execute(
 ) -> Counter[str]:
     """Run the graph into the sink; what was done, by name. KeyboardInterrupt, if a signal ended it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # they end with us alone
-    figures: Any = ray.remote(num_cpus=0)(Figures).options(scheduling_strategy=here).remote()  # pyright: ignore
+    figures: Any = ray.remote(num_cpus=0)(MeteredFigures).options(scheduling_strategy=here).remote(plan.run_id)  # pyright: ignore
     journal = RemoteJournal(ray.remote(num_cpus=0)(Journal).options(scheduling_strategy=here).remote())  # pyright: ignore
     report = Reporter(figures)
     rows_a_file = plan.rows_a_file(config, actors.count)

@@ -176,3 +176,14 @@ def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=root, env=os.environ, check=True)
     assert "it has no prompt" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_actors_are_a_number_or_a_range(capsys: Captured) -> None:
+    assert (config("m", "o").actors, config("m", "o").max_actors) == (None, None)
+    assert (config("m", "o", "--actors", "3").actors, config("m", "o", "--actors", "3").max_actors) == (3, None)
+    ranged = config("m", "o", "--actors", "2:8")
+    assert (ranged.actors, ranged.max_actors) == (2, 8)
+    for wrong in ("0", "3:2", "2:", "x", "-1"):
+        status, _, told = run(capsys, "generate", "m", "o", "--actors", wrong)
+        assert status == 1
+        assert "give N, 1 or more, or MIN:MAX" in told
