@@ -1,0 +1,94 @@
+"""What the guidance scale trades: how much of a caption is in the picture, against how much pictures of it differ.
+
+    python -m tests.benchmarks.sweep_guidance --plot pipeline/checkpoints/shapes/guidance.svg
+
+Diversity is the mean distance between pictures of one caption and different seeds, in levels of 255.
+"""
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import RowDefaults
+from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.tasks.generate import Generate
+from pipeline.training.scenes import Scene
+from tests.benchmarks.judge import held_out, judge, made
+
+SCALES = (1.0, 3.0, 5.0, 7.0, 9.0, 13.0)
+SEEDS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=EMBEDDED / "shapes")
+    parser.add_argument("--count", type=int, default=24, help="captions of one and of two things")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="An SVG to write.")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    task = Generate(load_stack(options.model), RowDefaults())
+    scenes = held_out(1, options.count) + held_out(2, options.count)
+    found = [(scale, *measured(task, scenes, scale)) for scale in SCALES]
+    print("guidance  attributes right  diversity")
+    for scale, right, diversity in found:
+        print(f"{scale:8g}  {right:16.1%}  {diversity:9.1f}")
+    if options.plot:
+        options.plot.write_text(plot(found))
+
+
+def measured(task: Generate, scenes: list[Scene], scale: float) -> tuple[float, float]:
+    """The part of attributes that are right, and the diversity."""
+    rows = [
+        {"prompt": scene.caption(), "seed": seed, "guidance_scale": scale} for scene in scenes for seed in range(SEEDS)
+    ]
+    pictures = made(task, rows)
+    verdicts = [
+        right
+        for index, scene in enumerate(scenes)
+        for picture in pictures[SEEDS * index : SEEDS * (index + 1)]
+        for _, right in judge(picture, scene)
+    ]
+    apart = [
+        distance(*pair)
+        for index in range(len(scenes))
+        for pair in combinations(pictures[SEEDS * index : SEEDS * (index + 1)], 2)
+    ]
+    return float(np.mean(verdicts)), float(np.mean(apart))
+
+
+def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(np.sqrt(np.square(one.astype(float) - other).mean()))
+
+
+def plot(found: list[tuple[float, float, float]]) -> str:
+    """Both curves over the scale, as SVG."""
+    most = max(diversity for _, _, diversity in found)
+    right = curve([(scale, part) for scale, part, _ in found], "#2a6fdb")
+    diverse = curve([(scale, diversity / most) for scale, _, diversity in found], "#d9822b")
+    ticks = "".join(f'<text x="{across(scale)}" y="268" text-anchor="middle">{scale:g}</text>' for scale in SCALES)
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 300" font-family="sans-serif" font-size="12">
+<rect width="640" height="300" fill="#fff"/><path d="M50 50V250H590" fill="none" stroke="#888"/>
+{ticks}{right}{diverse}
+<text x="320" y="290" text-anchor="middle">guidance scale</text>
+<text x="50" y="20" fill="#2a6fdb">attributes right, 0 to 100 %</text>
+<text x="270" y="20" fill="#d9822b">diversity, 0 to {most:.0f} levels of 255</text></svg>
+"""
+
+
+def curve(points: list[tuple[float, float]], colour: str) -> str:
+    """A line through (scale, 0 to 1)."""
+    places = " ".join(f"{across(scale)},{250 - 200 * value:.1f}" for scale, value in points)
+    return f'<polyline fill="none" stroke="{colour}" stroke-width="2.5" points="{places}"/>'
+
+
+def across(scale: float) -> float:
+    return round(50 + 540 * scale / max(SCALES), 1)
+
+
+if __name__ == "__main__":
+    main()
