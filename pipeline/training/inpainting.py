@@ -44,7 +44,7 @@ class InpaintingRecipe:
 SHAPES_INPAINTING: Final = InpaintingRecipe(
     batch=32,
     seed=3,
-    loop=LoopConfig(steps=800, learning_rate=1e-3, warmup_steps=50, cooldown=0.4, average_decay=0.99),
+    loop=LoopConfig(steps=400, learning_rate=1e-3, warmup_steps=20, cooldown=0.5, average_decay=0.98),
 )
 
 

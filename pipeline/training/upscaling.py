@@ -75,7 +75,7 @@ UPSCALER: Final = UpscalerRecipe(
     },
     advice={"num_inference_steps": 10, "guidance_scale": 1.0, "noise_level": 0},
     seed=5,
-    loop=LoopConfig(steps=3000, learning_rate=2e-3, warmup_steps=50, cooldown=0.4, average_decay=0.995),
+    loop=LoopConfig(steps=1000, learning_rate=2e-3, warmup_steps=50, cooldown=0.4, average_decay=0.99),
 )
 
 
