@@ -16,8 +16,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/latentmill manifest show manifests/demo.parquet --rows 4
 	$(BIN)/latentmill generate manifests/demo.parquet work/demo
-	$(BIN)/latentmill report work/demo
-	@echo "The pictures are in work/demo/data (Parquet); look at them in work/demo/report/index.html"
+	$(BIN)/latentmill inpaint manifests/holes.parquet work/demo-inpaint
+	for run in demo demo-inpaint; do $(BIN)/latentmill report work/$$run || exit 1; done
+	@echo "The pictures are in work/demo*/data (Parquet); look at them in work/demo*/report/index.html"
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -34,4 +35,5 @@ bench: $(STAMP)
 	for benchmark in engine pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done
 
 bench-model: $(STAMP)
-	$(BIN)/python tests/benchmarks/score_model.py
+	$(BIN)/python -m tests.benchmarks.score_model
+	$(BIN)/python -m tests.benchmarks.score_inpainting

@@ -14,7 +14,7 @@ from pipeline.models.configs import is_embedded
 
 PACKAGES: Final = ("pipeline", "jobs", "cluster")
 MAX_BYTES: Final = 64 * 2**20
-"""Ray's server takes no more than 100 MiB; the code with the embedded checkpoint is a fifth of that."""
+"""Ray's server takes no more than 100 MiB; the code with the embedded checkpoints is a third of that."""
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
 STORAGE_SETTINGS: Final = (
     "AWS_ACCESS_KEY_ID",

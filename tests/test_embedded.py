@@ -1,0 +1,52 @@
+"""The checkpoints that come with the code do what they are for: a few pictures each, judged."""
+
+from collections import Counter
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import RowDefaults
+from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.tasks.generate import Generate
+from pipeline.tasks.inpaint import Inpaint
+from pipeline.training.scenes import Scene, draw
+from tests.benchmarks.judge import held_out, judge, made
+from tests.benchmarks.score_inpainting import hole, other_thing, row
+
+COUNT = 6
+
+
+def right(pictures: list[Any], scenes: list[Scene]) -> float:
+    """The part of the attributes that are right."""
+    verdicts = Counter(
+        verdict for picture, scene in zip(pictures, scenes, strict=True) for _, verdict in judge(picture, scene)
+    )
+    return verdicts[True] / verdicts.total()
+
+
+@pytest.mark.parametrize(("things", "least"), [(1, 0.85), (2, 0.65)])
+def test_what_a_caption_says_is_in_the_picture(things: int, least: float) -> None:
+    task, scenes = Generate(load_stack(EMBEDDED / "shapes"), RowDefaults()), held_out(things, COUNT)
+    assert right(made(task, [{"prompt": scene.caption()} for scene in scenes]), scenes) >= least
+    others = made(task, [{"prompt": scene.caption()} for scene in reversed(scenes)])
+    assert right(others, scenes) < 0.6
+
+
+def test_a_hole_holds_what_is_asked_for_and_nothing_where_nothing_is_said() -> None:
+    task, scenes, random = (
+        Inpaint(load_stack(EMBEDDED / "shapes-inpainting"), RowDefaults()),
+        held_out(1, COUNT),
+        Random(0),
+    )
+    wanted = [other_thing(scene, random) for scene in scenes]
+    asked = made(task, [row(scene, other.caption()) for scene, other in zip(scenes, wanted, strict=True)])
+    assert right(asked, wanted) >= 0.7
+    emptied = made(task, [row(scene, "") for scene in scenes])
+    errors = [
+        np.abs(picture.astype(int) - np.asarray(draw(replace(scene, things=()))))[hole(scene) > 0].mean()
+        for scene, picture in zip(scenes, emptied, strict=True)
+    ]
+    assert np.median(errors) < 20
