@@ -17,7 +17,7 @@ def sources_of(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], larges
 
     What cannot be read any more is left out, with no word: the report is of what was made."""
     config = run.get("config", {})
-    if not any(row.get("source_sha256") for row in rows):
+    if "manifest" not in config or not any(row.get("source_sha256") for row in rows):
         return {}
     wanted = {str(row["id"]) for row in rows}
     roots = storage.AllowedRoots(config["manifest"], tuple(config.get("allow_roots", ())))
@@ -25,7 +25,7 @@ def sources_of(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], larges
     with suppress(ManifestError, storage.StorageError):
         for row in _rows(config["manifest"], wanted):
             with suppress(images.ImageError, storage.StorageError):
-                inverted = bool(config["defaults"].get("mask_invert"))
+                inverted = bool(config.get("defaults", {}).get("mask_invert"))
                 found[str(row["id"])] = _pictures(row, roots, largest, inverted=inverted)
     return found
 
