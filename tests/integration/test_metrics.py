@@ -5,6 +5,7 @@ import re
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -25,7 +26,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_amounts_are_added_up_for_the_run_and_for_prometheus() -> None:
-    figures = ray.remote(num_cpus=0)(MeteredFigures).remote("run-7")  # pyright: ignore
+    figures: Any = ray.remote(num_cpus=0)(MeteredFigures).remote("run-7")  # pyright: ignore
     figures.add.remote({"ok": 3, "failed": 0, "unknown": 1})
     figures.add.remote({"ok": 2})
     assert ray.get(figures.total.remote()) == {"ok": 5, "failed": 0, "unknown": 1}

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 import torch
-from diffusers import StableDiffusionUpscalePipeline
+from diffusers import StableDiffusionUpscalePipeline  # pyright: ignore[reportPrivateImportUsage]
 from transformers import CLIPModel, CLIPTokenizer
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
@@ -184,7 +184,7 @@ def test_inpainting_starts_as_the_text_to_image_model_and_learns_to_look_at_what
     filters = stack.unet.conv_in.weight
     assert filters.shape[1] == 9
     assert filters[:, 4:].abs().max() > 1e-3
-    tower, kept = plain.text.model.state_dict(), stack.text.model.state_dict()
+    tower, kept = plain.text.model.state_dict(), stack.text.model.state_dict()  # pyright: ignore[reportOptionalMemberAccess]
     assert all(torch.equal(value, kept[name]) for name, value in tower.items())
 
 
@@ -221,7 +221,7 @@ def test_an_upscaler_learns_from_textures_and_opens_as_the_field_s(output: Path)
     assert pipeline.vae.config.scaling_factor == SCALING_FACTOR
     latents = load_autoencoder(folder / "vae").encode(pixels_of(TEXTURES.examples(1, 0, 8, 32)))
     assert latents.std().item() == pytest.approx(1.0, abs=0.3)
-    assert pipeline.config.max_noise_level == UPSCALER.max_noise_level
+    assert pipeline.config.max_noise_level == UPSCALER.max_noise_level  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_latents_can_be_made_larger_with_the_same_pictures_out() -> None:
