@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
@@ -11,16 +11,26 @@ from pipeline.config import RowDefaults, RunConfig, Task
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+class Actors(NamedTuple):
+    """How many actors a run starts with and, where it may grow, has at most; as a string what `--actors` takes."""
+
+    least: int
+    most: int | None
+
+    def __str__(self) -> str:
+        return str(self.least) if self.most is None else f"{self.least}:{self.most}"
+
+
 class ActorRange(click.ParamType):
-    """`N`, or `MIN:MAX`: a pair of the least number and, where it may grow, the largest."""
+    """`N`, or `MIN:MAX`."""
 
     name = "actors"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int | None]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Actors:
         least, colon, most = str(value).partition(":")
         if least.isdecimal() and (most.isdecimal() or not colon):
-            found = int(least), int(most) if colon else None
-            if found[0] >= 1 and (found[1] is None or found[1] >= found[0]):
+            found = Actors(int(least), int(most) if colon else None)
+            if found.least >= 1 and (found.most is None or found.most >= found.least):
                 return found
         self.fail(f"{value!r} is no number of actors; give N, 1 or more, or MIN:MAX with MIN not above MAX", param, ctx)
 
