@@ -5,11 +5,9 @@ from typing import Any, Final
 import click
 
 from jobs.generate import run_and_report
-from jobs.options import ROW_OPTIONS, RUN_OPTIONS, config_of, model_options, with_options
+from jobs.options import DEFAULT_MODELS, ROW_OPTIONS, RUN_OPTIONS, config_of, model_options, with_options
 from pipeline.config import SCALES
 from pipeline.models.configs import is_embedded
-
-EMBEDDED_UPSCALER: Final = "upscaler"
 
 UPSCALE_OPTIONS: Final = (
     click.option("--noise-level", type=click.IntRange(0, 1000), metavar="N", help="Noise on what the model is shown."),
@@ -31,7 +29,7 @@ UPSCALE_OPTIONS: Final = (
         default="4",
         show_default=True,
         callback=lambda context, parameter, value: int(value),
-        help="2 is made of 4.",
+        help="2 is 4, halved; 8 is 4 of the source enlarged twice.",
     ),
     click.option(
         "--store",
@@ -47,10 +45,10 @@ UPSCALE_OPTIONS: Final = (
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, UPSCALE_OPTIONS, model_options(EMBEDDED_UPSCALER), RUN_OPTIONS)
+@with_options(ROW_OPTIONS, UPSCALE_OPTIONS, model_options("upscale"), RUN_OPTIONS)
 @click.pass_context
 def upscale(context: click.Context, manifest: str, output: str, **options: Any) -> int:
-    """Make pictures four times as wide and high, as Parquet in OUTPUT.
+    """Make pictures four times as wide and high (or --scale), as Parquet in OUTPUT.
 
     MANIFEST is a Parquet file or a folder of them with the columns id and image, or the OUTPUT of an earlier run,
     whose pictures are taken up; both are local paths or URLs. Pictures may be of any size: large ones are worked on in
@@ -59,6 +57,7 @@ def upscale(context: click.Context, manifest: str, output: str, **options: Any) 
 
     Exit status: 0, every row is there; 1, the run did not finish; 3, it did, and some rows failed.
     """
-    if options["model"] == EMBEDDED_UPSCALER and not is_embedded(EMBEDDED_UPSCALER):
+    embedded = DEFAULT_MODELS["upscale"]
+    if options["model"] == embedded and not is_embedded(embedded):
         raise click.UsageError("no upscaler comes with this version; name one by --model PATH_OR_URL")
     return run_and_report(config_of("upscale", manifest, output, options))

@@ -8,7 +8,7 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Store = Literal["parquet", "files"]
 
-SCALES: Final = (2, 4)
+SCALES: Final = (2, 4, 8)
 """How many times as wide and high a picture can be made."""
 
 

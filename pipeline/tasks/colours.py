@@ -8,8 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-ROUNDS: Final = 3
-"""Each leaves of the difference what bicubic enlarging and averaging do not undo: two fifths at most."""
+ROUNDS: Final = 12
+"""At most. Each leaves two fifths of the difference, or more where values are cut off at black or white."""
+TOLERANCE: Final = 1.0
+"""Levels of 255 by which an average may differ."""
 
 _STRIP: Final = 64
 _MARGIN: Final = 2
@@ -19,10 +21,12 @@ _MARGIN: Final = 2
 def corrected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """`enlarged` (f H, f W, 3) such that its averages over f x f pixels are `source` (H, W, 3), or nearly.
 
-    Back-projection (Irani and Peleg 1991): the difference of the two, enlarged, is subtracted, ROUNDS times. Memory:
-    the difference in float32, and a strip of the picture."""
+    Back-projection (Irani and Peleg 1991): the difference of the two, enlarged, is subtracted until it is within
+    TOLERANCE, ROUNDS times at most. Memory: the difference in float32, and a strip of the picture."""
     for _ in range(ROUNDS):
         drift = averages(enlarged, source.shape[0]) - source
+        if np.abs(drift).max() <= TOLERANCE:
+            break
         enlarged = _without(enlarged, torch.from_numpy(drift.transpose(2, 0, 1)))
     return enlarged
 

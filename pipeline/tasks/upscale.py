@@ -78,7 +78,7 @@ class Upscale(Generate):
     def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest:
         """What the lane engine runs for the row; a ValueError says what of the row can't be."""
         chosen = self.parameters(row)
-        source = self._padded(_colours(row["pixels"]))
+        source = self._padded(self._shown(row["pixels"]))
         height, width = source.shape[:2]
         request = self._without_latents(key, chosen, None)
         shown = torch.from_numpy(images.floats_of(source))[None]
@@ -97,10 +97,11 @@ class Upscale(Generate):
         """The row's picture enlarged: uint8 (scale H, scale W, C), C as the source has it."""
         source: NDArray[np.uint8] = row["pixels"]
         height, width, channels = source.shape
+        shown = self._shown(source)
         tiling = Tiling.of(latents.shape[1], latents.shape[2], self.tile, self.overlap)
-        made = decoded(self.stack.decode, latents, tiling)[: FACTOR * height, : FACTOR * width]
+        made = decoded(self.stack.decode, latents, tiling)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
         if self.defaults.correct_colours:
-            made = corrected(made, _colours(source))
+            made = corrected(made, shown)
         scale = self.defaults.scale
         made = images.resize(made, scale * width, scale * height)
         if channels < 3:
@@ -118,6 +119,12 @@ class Upscale(Generate):
             raise ValueError(f"noise_level is {level}; give 0 to {most}")
         signal = float(self._alphas[level])
         return signal**0.5 * shown + (1 - signal) ** 0.5 * torch.randn(shown.shape, generator=generator)
+
+    def _shown(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The colours that the networks enlarge by FACTOR: of a larger scale, those of the source enlarged before."""
+        more = max(self.defaults.scale // FACTOR, 1)
+        height, width = source.shape[:2]
+        return images.resize(_colours(source), more * width, more * height, "bicubic")
 
     def _padded(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A side that is shorter than a tile, mirrored to a multiple of what the U-Net halves; longer ones as is."""

@@ -104,7 +104,7 @@ def test_the_pictures_of_a_run_are_taken_up_by_the_next(
         assert (made["task"], made["colours_corrected"], made["run_id"]) != (before[row["id"]]["task"], False, None)
         small = np.asarray(Image.open(io.BytesIO(made["image"]["bytes"])).resize((64, 64), Image.Resampling.BOX))
         source = np.asarray(Image.open(io.BytesIO(before[row["id"]]["image"]["bytes"])))
-        assert np.abs(small.astype(int) - source).mean() < 16  # near black, what a random network adds is cut at 0
+        assert np.abs(small.astype(int) - source).mean() < 3
     run = json.loads((first / "run.json").read_text())
     (first / "run.json").write_text(json.dumps(run | {"status": "stopped"}, indent=2))
     assert cli.run(["upscale", str(first), str(tmp_path / "third"), *options]) == 1

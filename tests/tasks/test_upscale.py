@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.tiles import Tiling
+from pipeline.images import resize
 from pipeline.lane_thread import LaneThread, Made, Outcome
 from pipeline.models.checkpoint import CheckpointError, Stack, load_stack
-from pipeline.tasks.colours import averages
+from pipeline.tasks.colours import averages, corrected
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale, decoded
@@ -118,6 +119,16 @@ def test_any_size_comes_back_four_times_as_large_and_depends_on_the_row_alone(st
     assert half.pixels.shape == (10, 6, 3)
 
 
+def test_eight_times_is_four_times_the_source_enlarged_twice(stack: Stack) -> None:
+    row = row_of(9, 7, 4, guidance_scale=1.0)
+    [made] = enlarged(stack, row, scale=8)
+    assert made.pixels.shape == (72, 56, 4)
+    assert (made.parameters["upscale_factor"], made.parameters["width"], made.parameters["height"]) == (8, 56, 72)
+    twice = resize(row["pixels"][..., :3], 14, 18, "bicubic")
+    [four] = enlarged(stack, {**row, "pixels": twice})
+    assert (four.pixels == made.pixels[..., :3]).all()
+
+
 def test_a_picture_of_one_tile_is_the_same_whatever_the_overlap(stack: Stack) -> None:
     [one], [other] = (enlarged(stack, row_of(), tile=UPSCALER_SIDE, overlap=overlap) for overlap in (0, 16))
     assert (one.pixels == other.pixels).all()
@@ -147,6 +158,14 @@ def test_corrected_colours_average_to_the_source(stack: Stack) -> None:
     decibels = [10 * np.log10(255**2 / error) for error in errors]
     assert decibels[1] >= 35 > 30 > decibels[0]
     assert made.parameters["colours_corrected"]
+
+
+def test_noise_over_black_and_white_is_drawn_back_to_them_too() -> None:
+    source = np.zeros((9, 70, 3), np.uint8)
+    source[:, 35:] = 255
+    noise = np.random.default_rng(1).integers(-40, 40, (36, 280, 3))
+    enlarged = (source.repeat(4, 0).repeat(4, 1) + noise).clip(0, 255).astype(np.uint8)
+    assert np.abs(averages(corrected(enlarged, source), 9) - source).mean() < 1
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
