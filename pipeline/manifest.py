@@ -5,6 +5,7 @@ applies them to one row (`problems_of`), `validate` to whole manifests, column b
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -50,7 +51,11 @@ def is_output(path: str) -> bool:
     run = storage.join(path, "run.json")
     if path.endswith(".parquet") or not storage.exists(run) or not storage.is_folder(storage.join(path, DATA)):
         return False
-    if b'"status": "finished"' not in storage.read_bytes(run):
+    try:
+        status = json.loads(storage.read_bytes(run))["status"]
+    except (ValueError, KeyError, TypeError):
+        status = None
+    if status != "finished":
         raise ManifestError(f"{storage.shown(path)}: holds a run that has not finished; the same command ends it")
     return True
 
