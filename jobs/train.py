@@ -20,8 +20,8 @@ def train(
     """Train RECIPE into the checkpoint folder OUTPUT; the same command goes on after a stop.
 
     Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT; shapes-inpainting turns a copy of what
-    they made into a checkpoint for inpainting. upscaler needs an autoencoder (that one's, or textures-autoencoder's)
-    and the text encoder of shapes-diffusion. Also shapes-clip and, with the CLIP that it makes,
+    they made into a checkpoint for inpainting. upscaler comes after textures-autoencoder, into the same OUTPUT, with
+    text_encoder and tokenizer of shapes-diffusion in it. Also shapes-clip and, with the CLIP that it makes,
     shapes-autoencoder-adversarial and shapes-diffusion-frozen-clip; shapes-vq and shapes-diffusion-bert.
 
     With several workers each takes its part of every batch, so the losses are those of one; OUTPUT must be a folder

@@ -60,7 +60,7 @@ def run_recipe(config: TrainConfig, worker: Worker) -> None:
 
 def run_training(config: TrainConfig) -> None:
     """Train, in this process or on `config.workers` of Ray's; it goes on where a stopped one was."""
-    if config.data is not None and not (config.output / "data" / CAPTIONS_FILE).exists():
+    if config.data is not None:
         prepare_table(config.data, config.output / "data", RECIPES[config.recipe].width)
     if config.workers == 1:
         run_recipe(config, Worker(device=config.device))
@@ -82,8 +82,18 @@ def run_training(config: TrainConfig) -> None:
 def prepare_table(data: str, folder: Path, width: int) -> None:
     """Read, decode and resize a table's pictures once, into a folder that `Table` opens; bad rows are left out.
 
-    A DataError where it lacks a column, or no picture can be read.
+    A folder that holds them already is left as it is. A DataError where it holds another table's pictures or of another
+    width, where the table lacks a column, or where no picture can be read.
     """
+    source = {"data": storage.shown(data), "width": width}
+    if (folder / CAPTIONS_FILE).exists():
+        there = json.loads((folder / CAPTIONS_FILE).read_text(encoding="utf-8"))
+        if any(there.get(name) != value for name, value in source.items()):
+            raise DataError(
+                f"{folder} holds the pictures of {there.get('data')}, {there.get('width')} pixels wide, not those of "
+                f"{source['data']}, {width} wide; delete it, or give another OUTPUT"
+            )
+        return
     filesystem, path = storage.arrow_filesystem(data)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -108,7 +118,7 @@ def prepare_table(data: str, folder: Path, width: int) -> None:
         log.warning(
             "%d of %d pictures left out; the first: %s", len(left_out), len(captions) + len(left_out), left_out[0]
         )
-    kept = json.dumps({"width": width, "captions": captions}, ensure_ascii=False)
+    kept = json.dumps({**source, "captions": captions}, ensure_ascii=False)
     (folder / CAPTIONS_FILE).write_text(kept, encoding="utf-8")
 
 

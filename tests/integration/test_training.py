@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from jobs.cli import cli
 from pipeline.storage import write_bytes
 from pipeline.training.pictures import SCENES, Table
+from pipeline.training.ray_train import DataError, prepare_table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -58,6 +59,17 @@ def test_a_table_without_captions_is_refused_in_one_line(tmp_path: Path) -> None
     )
     assert result.exit_code == 1
     assert result.output.splitlines()[-1].endswith("has no column prompt; training needs image and prompt")
+
+
+def test_the_pictures_of_another_table_are_not_taken_for_these(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.parquet").write_bytes(table_of(2))
+    prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 64)
+    prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 64)
+    with pytest.raises(DataError, match=r"data holds the pictures of .*first\.parquet, 64 pixels wide, not those of"):
+        prepare_table(f"{tmp_path}/second.parquet", tmp_path / "data", 64)
+    with pytest.raises(DataError, match=r"first\.parquet, 128 wide; delete it, or give another OUTPUT"):
+        prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 128)
 
 
 def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
