@@ -15,7 +15,7 @@ from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
 from pipeline.training.conditioning import Kind, text_model
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
-from pipeline.training.losses import denoising_target, min_snr_weights, noised
+from pipeline.training.losses import denoising_errors, min_snr_weights
 from pipeline.training.pictures import SCENES, Source, pixels_of
 from pipeline.training.save import save_component, write_json
 
@@ -128,9 +128,9 @@ def denoising_loss(
 
     Latents and noise (B, C, h, w), tokens (B, window), timesteps (B,), `alphas` cumulated, (T,).
     """
-    kind, chosen = recipe.prediction_type, alphas[timesteps]
-    told = denoiser(noised(latents, noise, chosen), timesteps, tokens)
-    errors = (told - denoising_target(latents, noise, chosen, kind)).square().flatten(1).mean(1)
+    kind = recipe.prediction_type
+    errors = denoising_errors(lambda *noisy: denoiser(*noisy, tokens), latents, noise, timesteps, alphas, kind)
+    errors = errors.flatten(1).mean(1)
     thirds = timesteps * 3 // len(alphas)
     figures = {
         f"loss_{name}_noise": errors[thirds == third].mean().item()
@@ -138,7 +138,7 @@ def denoising_loss(
         if (thirds == third).any()
     }
     if recipe.min_snr_gamma is not None:
-        errors = errors * min_snr_weights(chosen, recipe.min_snr_gamma, kind)
+        errors = errors * min_snr_weights(alphas[timesteps], recipe.min_snr_gamma, kind)
     return errors.mean(), figures
 
 
@@ -202,7 +202,7 @@ def encoded_pictures(recipe: DiffusionRecipe, output: Path, worker: Worker) -> E
     path = output / "diffusion" / "latents.pt"
     if not path.exists() and worker.rank == 0:
         _encode_pictures(recipe, load_autoencoder(output / "vae").to(worker.device), worker.device, path)
-    worker.average([torch.zeros(1)])  # wait for the first
+    worker.wait()
     return EncodedPictures(**torch.load(path, weights_only=True))
 
 

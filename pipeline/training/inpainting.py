@@ -22,7 +22,7 @@ from pipeline.models.unet import UNet
 from pipeline.models.weights import channels_last, read_json
 from pipeline.training.diffusion import Denoiser, drawn_timesteps
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
-from pipeline.training.losses import denoising_target, noised
+from pipeline.training.losses import denoising_errors
 from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.save import save_component, write_json
 from pipeline.training.scenes import Scene, Thing, draw
@@ -108,10 +108,13 @@ def train_inpainting(recipe: InpaintingRecipe, output: Path, worker: Worker = AL
         latents, shown, tokens, timesteps, noise = (
             worker.part(part) for part in (latents, shown, tokens, timesteps, noise)
         )
-        noisy = torch.cat([noised(latents, noise, alphas[timesteps]), shown], dim=1)
-        told = denoiser(noisy.to(memory_format=torch.channels_last), timesteps, tokens)
-        target = denoising_target(latents, noise, alphas[timesteps], str(schedule["prediction_type"]))
-        errors = (told - target).square()
+
+        def network(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            seen = torch.cat([noisy, shown], dim=1)
+            return denoiser(seen.to(memory_format=torch.channels_last), timesteps, tokens)
+
+        kind = str(schedule["prediction_type"])
+        errors = denoising_errors(network, latents, noise, timesteps, alphas, kind)
         hole = shown[:, :1]
         return errors.mean(), {"loss_in_holes": ((errors.mean(1, keepdim=True) * hole).sum() / hole.sum()).item()}
 

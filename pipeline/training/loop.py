@@ -54,10 +54,14 @@ class Worker:
         """Make each of the tensors its mean over all workers, in place."""
         if self.count == 1:
             return
-        flat = torch.cat([value.flatten() for value in values])
+        flat = torch.cat([value.flatten() for value in values]).to(self.device)
         torch.distributed.all_reduce(flat)
         for value, mean in zip(values, (flat / self.count).split([value.numel() for value in values]), strict=True):
             value.copy_(mean.view_as(value))
+
+    def wait(self) -> None:
+        """Until all workers have come to this call."""
+        self.average([torch.zeros(1)])
 
 
 ALONE = Worker()
@@ -102,9 +106,9 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
             seen.setdefault(name, []).append(value)
         if (step + 1) % config.log_every == 0:
             means = {name: round(fmean(values), 6) for name, values in seen.items()}
-            loss = torch.tensor(means["loss"])
-            worker.average([loss])
-            means["loss"] = round(loss.item(), 6)
+            overall = torch.tensor(means["loss"])
+            worker.average([overall])
+            means["loss"] = round(overall.item(), 6)
             seconds = (time.monotonic() - started) / (step + 1 - first)
             if worker.rank == 0:
                 _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})

@@ -1,6 +1,6 @@
 """What the recipes minimise; every loss is a function of tensors, and says where it comes from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,23 @@ def noised(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
     """Latents (B, C, h, w) at the noise level of the cumulated `alphas` (B,) (Ho et al. 2020, equation 4)."""
     signal, deviation = _weights(alphas)
     return signal * latents + deviation * noise
+
+
+def denoising_errors(
+    network: Callable[[Tensor, Tensor], Tensor],
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    alphas: Tensor,
+    prediction_type: str,
+) -> Tensor:
+    """Squared errors (B, C, h, w) of what `network` says of noised latents (B, C, h, w) at timesteps (B,).
+
+    `alphas` are those of all timesteps, cumulated, (T,).
+    """
+    chosen = alphas[timesteps]
+    told = network(noised(latents, noise, chosen), timesteps)
+    return (told - denoising_target(latents, noise, chosen, prediction_type)).square()
 
 
 def min_snr_weights(alphas: Tensor, gamma: float, prediction_type: str) -> Tensor:

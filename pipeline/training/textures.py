@@ -80,9 +80,7 @@ def _noise(random: Random, width: int) -> Image.Image:
 
 
 def _letters(random: Random, width: int) -> Image.Image:
-    large = width * _SUPERSAMPLING
-    picture = Image.new("RGB", (large, large), _colour(random))
-    canvas = ImageDraw.Draw(picture)
+    picture, canvas, large = _sheet(random, width)
     size = random.uniform(10, 28) * _SUPERSAMPLING
     font, ink, top = ImageFont.load_default(size), _colour(random), -random.random() * size
     while top < large:
@@ -93,9 +91,7 @@ def _letters(random: Random, width: int) -> Image.Image:
 
 
 def _lines(random: Random, width: int) -> Image.Image:
-    large = width * _SUPERSAMPLING
-    picture = Image.new("RGB", (large, large), _colour(random))
-    canvas = ImageDraw.Draw(picture)
+    picture, canvas, large = _sheet(random, width)
     for _ in range(random.randint(4, 16)):
         ink, stroke = _colour(random), round(random.uniform(0.8, 3) * _SUPERSAMPLING)
         x, y, reach = random.random() * large, random.random() * large, random.uniform(0.1, 0.6) * large
@@ -108,9 +104,7 @@ def _lines(random: Random, width: int) -> Image.Image:
 
 
 def _blobs(random: Random, width: int) -> Image.Image:
-    large = width * _SUPERSAMPLING
-    picture = Image.new("RGB", (large, large), _colour(random))
-    canvas = ImageDraw.Draw(picture)
+    picture, canvas, large = _sheet(random, width)
     for _ in range(random.randint(1, 5)):
         _blob(canvas, random, large, _colour(random))
     return picture.reduce(_SUPERSAMPLING)
@@ -123,6 +117,13 @@ def _scene(random: Random, width: int) -> Image.Image:
         return picture.resize((width, width), Image.Resampling.BICUBIC)
     left, top = random.randint(0, 256 - width), random.randint(0, 256 - width)
     return picture.crop((left, top, left + width, top + width))
+
+
+def _sheet(random: Random, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """A picture of one colour to draw on, so many times larger as it is reduced to be anti-aliased; and its width."""
+    large = width * _SUPERSAMPLING
+    picture = Image.new("RGB", (large, large), _colour(random))
+    return picture, ImageDraw.Draw(picture), large
 
 
 def _two_coloured(first: np.ndarray, random: Random) -> Image.Image:

@@ -20,7 +20,7 @@ from pipeline.models.weights import channels_last
 from pipeline.training.autoencoder import scale_latents
 from pipeline.training.diffusion import SHAPES_DIFFUSION, drawn_timesteps
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
-from pipeline.training.losses import denoising_target, noised
+from pipeline.training.losses import denoising_errors, noised
 from pipeline.training.pictures import TEXTURES, Source, pixels_of
 from pipeline.training.save import save_component, write_json
 from pipeline.training.textures import degraded
@@ -92,7 +92,7 @@ def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = ALONE)
         scale_latents(autoencoder, factor / SCALING_FACTOR)
         config = replace(autoencoder.config, scaling_factor=SCALING_FACTOR)
         save_component(autoencoder, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
-    worker.average([torch.zeros(1)])  # wait for the first
+    worker.wait()
     autoencoder = channels_last(load_autoencoder(output / "vae").to(worker.device))
     text = load_text_encoder(output / "text_encoder", output / "tokenizer")
     nothing = text.encode([""])[0].clone().to(worker.device)
@@ -113,11 +113,13 @@ def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = ALONE)
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
         noise = torch.randn(first.shape, generator=draws)
         shown, levels, timesteps, noise = (worker.part(part) for part in (shown, levels, timesteps, noise))
-        noisy = torch.cat([noised(latents, noise, alphas[timesteps]), shown], dim=1)
-        states = nothing.expand(len(noisy), -1, -1)
-        told = unet(noisy.to(memory_format=torch.channels_last), timesteps, states, levels)
-        target = denoising_target(latents, noise, alphas[timesteps], recipe.scheduler["prediction_type"])
-        return (told - target).square().mean(), {}
+
+        def network(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            seen = torch.cat([noisy, shown], dim=1).to(memory_format=torch.channels_last)
+            return unet(seen, timesteps, nothing.expand(len(seen), -1, -1), levels)
+
+        kind = recipe.scheduler["prediction_type"]
+        return denoising_errors(network, latents, noise, timesteps, alphas, kind).mean(), {}
 
     average = train(unet, step_loss, recipe.loop, output / "upscaling", worker).cpu()
     if worker.rank:
