@@ -4,12 +4,10 @@ from typing import Any, Final
 
 import click
 
-from jobs.options import ROW_OPTIONS, RUN_OPTIONS, STRENGTH_OPTIONS, config_of, with_options
-
-MODELS: Final = {"generate": "shapes", "inpaint": "shapes-inpainting", "upscale": "upscaler"}
+from jobs.options import DEFAULT_MODELS, ROW_OPTIONS, RUN_OPTIONS, STRENGTH_OPTIONS, config_of, with_options
 
 ESTIMATE_OPTIONS: Final = (
-    click.option("--task", type=click.Choice(list(MODELS)), default="generate", show_default=True),
+    click.option("--task", type=click.Choice(list(DEFAULT_MODELS)), default="generate", show_default=True),
     click.option("--model", metavar="PATH_OR_URL", help="A checkpoint folder. [default: the task's embedded one]"),
     click.option("--rows", type=click.IntRange(1), metavar="N", help="Rows to make. [default: twice the lanes]"),
     click.option("--price", type=click.FloatRange(0), metavar="PRICE", help="Of an actor's hour, in any currency."),
@@ -30,7 +28,7 @@ def estimate(
     from pipeline.estimate import estimate as estimated
     from pipeline.progress import duration_of
 
-    config = config_of(task, manifest, "", {**options, "model": model or MODELS[task]})  # pyright: ignore[reportArgumentType]
+    config = config_of(task, manifest, "", {**options, "model": model or DEFAULT_MODELS[task]})  # pyright: ignore[reportArgumentType]
     found = estimated(config, rows or 2 * config.lanes)
     actors = config.actors or 1
     pace = (

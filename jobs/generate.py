@@ -19,7 +19,7 @@ from jobs.options import (
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, SIZE_OPTIONS, model_options("shapes"), RUN_OPTIONS)
+@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, SIZE_OPTIONS, model_options("generate"), RUN_OPTIONS)
 @click.pass_context
 def generate(context: click.Context, manifest: str, output: str, **options: Any) -> int:
     """Make pictures of the rows of MANIFEST, as Parquet in OUTPUT.

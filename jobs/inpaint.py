@@ -31,7 +31,7 @@ MASK_OPTIONS: Final = (
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, MASK_OPTIONS, model_options("shapes-inpainting"), RUN_OPTIONS)
+@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, MASK_OPTIONS, model_options("inpaint"), RUN_OPTIONS)
 @click.pass_context
 def inpaint(context: click.Context, manifest: str, output: str, **options: Any) -> int:
     """Make the white part of each row's mask anew, as its prompt says, and leave every other pixel as it is.

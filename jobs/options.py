@@ -70,12 +70,20 @@ SIZE_OPTIONS: Final = (
 )
 
 
-def model_options(default: str) -> tuple[Callable[[Any], Any], ...]:
+DEFAULT_MODELS: Final[dict[Task, str]] = {
+    "generate": "shapes",
+    "inpaint": "shapes-inpainting",
+    "upscale": "upscaler",
+}
+"""The embedded checkpoint of each task."""
+
+
+def model_options(task: Task) -> tuple[Callable[[Any], Any], ...]:
     """--model, with the embedded checkpoint of a task."""
     return (
         click.option(
             "--model",
-            default=default,
+            default=DEFAULT_MODELS[task],
             show_default=True,
             metavar="PATH_OR_URL",
             help="A checkpoint folder, or an embedded checkpoint's name.",

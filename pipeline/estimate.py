@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.manifest_rules import Rules
 from pipeline.models.configs import CheckpointError
-from pipeline.plan import RunError, facts_of
+from pipeline.plan import CheckpointFacts, RunError, facts_of
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows
 
 
@@ -43,18 +43,19 @@ class Estimate:
         return self.rows * self.bytes_a_row
 
 
-def estimate(config: RunConfig, rows: int, load: LoadMachinery | None = None) -> Estimate:
+def estimate(
+    config: RunConfig, rows: int, *, load: LoadMachinery | None = None, checkpoint: CheckpointFacts | None = None
+) -> Estimate:
     """Make `rows` of the manifest's rows, taken evenly from it, and say what all of them would take.
 
-    RunError says in one line why it cannot be told; nothing is written."""
+    `load` and `checkpoint` as for run_job. RunError says in one line why it cannot be told; nothing is written."""
     try:
-        if load is None:
-            facts_of(config)
+        facts = checkpoint or facts_of(config)
         total = min(manifest.count_rows(config.manifest), config.limit or 2**63)
         sample = _sample(config.manifest, total, rows + 1)
         if sample.num_rows < 2:
             raise RunError(f"{storage.shown(config.manifest)}: has too few rows to tell anything from")
-        return _timed(config, sample, total, load)
+        return _timed(config, sample, total, facts, load)
     except (storage.StorageError, manifest.ManifestError, CheckpointError) as error:
         raise RunError(str(error)) from error
 
@@ -71,10 +72,12 @@ def _sample(url: str, total: int, count: int) -> pa.Table:
     return pa.Table.from_batches(found)
 
 
-def _timed(config: RunConfig, sample: pa.Table, total: int, load: LoadMachinery | None) -> Estimate:
+def _timed(
+    config: RunConfig, sample: pa.Table, total: int, facts: CheckpointFacts, load: LoadMachinery | None
+) -> Estimate:
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     schema = manifest.read_schema(config.manifest)
-    rules = Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=1)
+    rules = Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=facts.downsample_factor)
     prepare = PrepareRows(config=config, rules=rules, manifest=schema)
     encode = EncodeImages(config=config, manifest=schema)
     started = time.perf_counter()

@@ -67,6 +67,8 @@ class RunPlan:
     schema: pa.Schema
     duplicates: frozenset[str]
     committed: Committed
+    fingerprint: str
+    """Of the manifest."""
     rows: int
     """Of the manifest, or of its first `limit` rows."""
     todo: int
@@ -111,7 +113,8 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None
         if config.retry_failed:
             forget_failed(config.output)
         committed = read_ledger(config.output)
-        _refuse_changed_rows(config, committed, earlier)
+        fingerprint = manifest.fingerprint(config.manifest)
+        _refuse_changed_rows(config, committed, fingerprint, earlier)
         delete_uncommitted(config.output, committed)
         rows = min(manifest.count_rows(config.manifest), config.limit or 2**63)
         return RunPlan(
@@ -121,6 +124,7 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None
             schema=schema,
             duplicates=frozenset(p.id for p in problems if p.column == "id" and p.id is not None),
             committed=committed,
+            fingerprint=fingerprint,
             rows=rows,
             todo=rows if not committed.hashes.count else _count_missing(config, committed),
             checkpoint=facts,
@@ -200,7 +204,7 @@ def _check(config: RunConfig) -> None:
             raise RunError(f"{name} is {value}; give 1 or more")
     tile, overlap = config.defaults.tile, config.defaults.overlap
     if config.defaults.scale not in SCALES:
-        raise RunError(f"scale is {config.defaults.scale}; give {' or '.join(map(str, SCALES))}")
+        raise RunError(f"scale is {config.defaults.scale}; give one of {', '.join(map(str, SCALES))}")
     if tile is not None and overlap is not None and overlap > tile // 2:
         raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
     if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
@@ -248,10 +252,10 @@ def ids_of(manifest_url: str, limit: int | None = None) -> HashBuckets:
     return asked
 
 
-def _refuse_changed_rows(config: RunConfig, committed: Committed, earlier: Mapping[str, Any]) -> None:
+def _refuse_changed_rows(config: RunConfig, committed: Committed, fingerprint: str, earlier: Mapping[str, Any]) -> None:
     """RunError if rows that are done are others now, where the manifest is not the file that it was."""
     before = earlier.get("manifest", {}).get("sha256")
-    if before is None or not committed.hashes.count or manifest.fingerprint(config.manifest) == before:
+    if before is None or not committed.hashes.count or fingerprint == before:
         return
     if changed := changed_rows(config.manifest, config.limit, committed):
         raise RunError(

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -100,17 +100,18 @@ class RemoteJournal:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """A Ray that is there, at `address` or RAY_ADDRESS, or a small one of this machine's; RunError if none answers."""
+def connected(address: str | None, start: Callable[[], None] | None = None) -> Iterator[None]:
+    """A Ray that is there, at `address` or RAY_ADDRESS; else one of this machine's, which `start` begins and this ends.
+
+    RunError if none answers at the address."""
     _quiet()
     ours = not ray.is_initialized()
-    if ours:
-        address = address or os.environ.get("RAY_ADDRESS")
-        if address:
-            _join(address)
-        else:
-            with _quiet_start():
-                ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    address = address or os.environ.get("RAY_ADDRESS")
+    if ours and address:
+        _join(address)
+    elif ours:
+        (start or _start)()
+    _quiet()
     try:
         yield
     finally:
@@ -121,19 +122,8 @@ def connected(address: str | None) -> Iterator[None]:
 @contextmanager
 def cluster_for(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
     """A Ray that is there, or one of this machine's for the time of the run."""
-    _quiet()
-    ours = not ray.is_initialized()
-    address = config.address or os.environ.get("RAY_ADDRESS")
-    if ours and address:
-        _join(address)
-    elif ours:
-        _start_here(config, checkpoint)
-    _quiet()
-    try:
+    with connected(config.address, lambda: _start_for(config)):
         yield _actors(config, checkpoint, ray.cluster_resources())
-    finally:
-        if ours:
-            ray.shutdown()
 
 
 def _join(address: str) -> None:
@@ -144,15 +134,23 @@ def _join(address: str) -> None:
         raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
 
 
-def _start_here(config: RunConfig, checkpoint: CheckpointFacts) -> None:
+def _start_for(config: RunConfig) -> None:
     """Start Ray on this machine: CPUs for the actors, and at least two more for reading and writing."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = config.max_actors or config.actors or max(1, cores // config.threads)
+    _start(
+        num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
+        num_gpus=0 if config.device == "cpu" else None,
+    )
+
+
+def _start(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
+    """Start Ray on this machine; None: with what there is."""
     with _quiet_start():
         ray.init(
             address="local",
-            num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
-            num_gpus=0 if config.device == "cpu" else None,  # None: those that there are
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -252,7 +252,7 @@ def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> None:
     digest = None if folder is None else weights_digest(folder, half=dtype == "float16")
     about = {
         "status": "running",
-        "manifest": {"rows": plan.rows, "sha256": manifest.fingerprint(config.manifest)},
+        "manifest": {"rows": plan.rows, "sha256": plan.fingerprint},
         "model": {"name": None if folder is None else folder.name, "weights_sha256": digest},
         "device": actors.device,
         "dtype": dtype,

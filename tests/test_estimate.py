@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.estimate import Estimate, estimate
 from pipeline.machinery import Machinery
 from pipeline.plan import RunError
-from tests.cheap import CheapTask, load_cheap
+from tests.cheap import FACTS, CheapTask, load_cheap
 
 SECONDS = 0.03
 
@@ -39,7 +39,7 @@ def config_for(tmp_path: Path, prompts: list[str]) -> RunConfig:
 
 
 def test_a_row_takes_what_the_machinery_takes_and_nothing_is_written(tmp_path: Path) -> None:
-    found = estimate(config_for(tmp_path, ["x"] * 5000), 8, load_slow)
+    found = estimate(config_for(tmp_path, ["x"] * 5000), 8, load=load_slow, checkpoint=FACTS)
     assert (found.rows, found.timed, found.failed) == (5000, 8, 0)
     assert SECONDS <= found.seconds_a_row < 3 * SECONDS
     assert 50 < found.bytes_a_row < 20_000
@@ -47,11 +47,11 @@ def test_a_row_takes_what_the_machinery_takes_and_nothing_is_written(tmp_path: P
 
 
 def test_failed_rows_are_told_and_do_not_make_the_others_look_fast(tmp_path: Path) -> None:
-    found = estimate(config_for(tmp_path, ["x", "x", "refuse", "x", "x"]), 4, load_slow)
+    found = estimate(config_for(tmp_path, ["x", "x", "refuse", "x", "x"]), 4, load=load_slow, checkpoint=FACTS)
     assert (found.timed, found.failed) == (4, 1)
     assert found.seconds_a_row >= SECONDS
     with pytest.raises(RunError, match="none of 2 rows could be made: .*refused"):
-        estimate(config_for(tmp_path, ["refuse"] * 3), 4, load_slow)
+        estimate(config_for(tmp_path, ["refuse"] * 3), 4, load=load_slow, checkpoint=FACTS)
 
 
 def test_more_actors_take_less_time_and_nearly_the_same_hours() -> None:

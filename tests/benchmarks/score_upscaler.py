@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import RowDefaults
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint import load_stack
 from pipeline.tasks.upscale import Upscale
 from pipeline.training.pictures import scenes
 from pipeline.training.scenes import draw
@@ -44,7 +44,7 @@ def score(name: str, task: Upscale, wanted: list[Image.Image], small: list[Image
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=EMBEDDED / "upscaler")
+    parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
