@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
+from pipeline.buckets import Shard
 from pipeline.config import RowDefaults, RunConfig, Task
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -19,6 +20,18 @@ class Actors(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.least) if self.most is None else f"{self.least}:{self.most}"
+
+
+class ShardOf(click.ParamType):
+    """`I/N`."""
+
+    name = "shard"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shard:
+        index, _, count = str(value).partition("/")
+        if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
+            return Shard(int(index), int(count))
+        self.fail(f"{value!r} is no shard; give I/N, such as 1/4, with I from 1 to N", param, ctx)
 
 
 class ActorRange(click.ParamType):
@@ -160,6 +173,12 @@ RUN_OPTIONS: Final = (
         help="After Ctrl-C or SIGTERM, the time to commit what is made.",
     ),
     click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the manifest's first N rows."),
+    click.option(
+        "--shard",
+        type=ShardOf(),
+        metavar="I/N",
+        help="Only the rows of the I-th of N jobs that share the manifest; each has an OUTPUT of its own.",
+    ),
 )
 
 
@@ -182,7 +201,7 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
     run = ("model", "seed", "lanes", "threads", "device", "dtype", "quality", "allow_roots", "skip_invalid")
-    run += ("retry_failed", "new_run", "patience", "grace", *(("store",) if "store" in options else ()))
+    run += ("shard", "retry_failed", "new_run", "patience", "grace", *(("store",) if "store" in options else ()))
     actors, max_actors = options["actors"] or (None, None)
     return RunConfig(
         actors=actors,

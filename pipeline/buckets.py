@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -33,6 +34,23 @@ def buckets_of(hashes: NDArray[np.bytes_]) -> NDArray[np.intp]:
     """The bucket of each hash: its first byte decides."""
     first = np.ascontiguousarray(hashes).view(np.uint8).reshape(len(hashes), _DIGEST)[:, 0]
     return (first.astype(np.intp) * BUCKETS) >> 8
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The rows of one of `count` jobs that share a manifest: those whose ids' hashes fall to it."""
+
+    index: int
+    """1 to `count`."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def has(self, hashes: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """For each id's hash, whether its row is this job's; by the last bytes: the first one decides its bucket."""
+        last = np.ascontiguousarray(hashes).view(">u8").reshape(len(hashes), _DIGEST // 8)[:, -1]
+        return last % np.uint64(self.count) == self.index - 1
 
 
 class HashBuckets:

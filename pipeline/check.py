@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import images, storage
-from pipeline.buckets import HashBuckets, among
+from pipeline.buckets import HashBuckets, Shard, among
 from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entries_of, orphans_of
 from pipeline.pictures import picture_bytes
 from pipeline.plan import ids_of, read_run
@@ -58,9 +58,10 @@ def check_output(output: str, manifest_url: str | None = None, *, tell: Callable
         for url in orphans_of(output, rows_in):
             audit.problem(f"{storage.shown(url)}: no ledger entry names it")
         _compare(committed, found, audit)
+        run = read_run(output)
         if manifest_url is not None:
-            _compare_manifest(manifest_url, committed, audit)
-    run = read_run(output)
+            shard = run.get("config", {}).get("shard")
+            _compare_manifest(manifest_url, shard and Shard(**shard), committed, audit)
     for name, count in (("ok", audit.ok), ("failed", audit.failed)):
         if run.get("status") == "finished" and run.get(name) != count:
             audit.problem(f"run.json says {run.get(name)} {name} rows, there are {count}")
@@ -139,8 +140,8 @@ def _compare(committed: HashBuckets, found: HashBuckets, audit: Audit) -> None:
             audit.problem(f"{unknown:,} ids of the files are not in the ledger", unknown)
 
 
-def _compare_manifest(url: str, committed: HashBuckets, audit: Audit) -> None:
-    with ids_of(url) as asked:
+def _compare_manifest(url: str, shard: Shard | None, committed: HashBuckets, audit: Audit) -> None:
+    with ids_of(url, shard=shard) as asked:
         missing = unknown = 0
         for rows, done in zip(asked, committed, strict=True):
             missing += int(np.count_nonzero(~among(np.unique(rows), done)))

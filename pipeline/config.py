@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from pipeline.buckets import Shard
+
 Task = Literal["generate", "inpaint", "upscale"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -85,6 +87,8 @@ class RunConfig:
     """A Ray cluster; `None`: the one that RAY_ADDRESS names, else a local one."""
     limit: int | None = None
     """Only the manifest's first rows."""
+    shard: Shard | None = None
+    """Only the rows that fall to this one of several jobs, each with an output of its own."""
     retry_failed: bool = False
     """Make the rows again that failed before."""
     new_run: bool = False

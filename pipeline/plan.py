@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline import manifest, storage
-from pipeline.buckets import HashBuckets, among
+from pipeline.buckets import HashBuckets, Shard, among, hashes_of
 from pipeline.changed_rows import changed_rows
 from pipeline.checkpoint_files import local_checkpoint
 from pipeline.config import SCALES, RunConfig
@@ -116,7 +117,7 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None
         fingerprint = manifest.fingerprint(config.manifest)
         _refuse_changed_rows(config, committed, fingerprint, earlier)
         delete_uncommitted(config.output, committed)
-        rows = min(manifest.count_rows(config.manifest), config.limit or 2**63)
+        rows = _count_rows(config)
         return RunPlan(
             run_id=str(earlier.get("run_id") or uuid.uuid4().hex),
             attempt=int(earlier.get("attempt") or 0) + 1,
@@ -173,7 +174,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 
 def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """RunError if the pictures of this attempt would be others than those that the output holds already."""
-    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store")
+    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store", "shard")
     options, was = now.get("config", {}), earlier.get("config", {})
     differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
     model = now.get("model", {}).get("weights_sha256"), earlier.get("model", {}).get("weights_sha256")
@@ -244,11 +245,12 @@ def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
     raise InvalidManifestError(message, problems)
 
 
-def ids_of(manifest_url: str, limit: int | None = None) -> HashBuckets:
-    """The ids of a manifest, or of its first `limit` rows."""
+def ids_of(manifest_url: str, limit: int | None = None, shard: Shard | None = None) -> HashBuckets:
+    """The ids of a manifest, or of its first `limit` rows, or of one shard of them."""
     asked = HashBuckets()
     for batch in manifest.limited(manifest.read_batches(manifest_url, ["id"]), limit):
-        asked.add(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+        hashes = hashes_of(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+        asked.add_hashes(hashes if shard is None else hashes[shard.has(hashes)])
     return asked
 
 
@@ -264,7 +266,19 @@ def _refuse_changed_rows(config: RunConfig, committed: Committed, fingerprint: s
         )
 
 
+def _count_rows(config: RunConfig) -> int:
+    if config.shard is None:
+        return min(manifest.count_rows(config.manifest), config.limit or 2**63)
+    batches = manifest.limited(manifest.read_batches(config.manifest, ["id"]), config.limit)
+    return sum(int(np.count_nonzero(in_shard(batch, config.shard))) for batch in batches)
+
+
+def in_shard(rows: pa.RecordBatch | pa.Table, shard: Shard) -> NDArray[np.bool_]:
+    """For each row, whether it falls to the shard; those without an id go together."""
+    return shard.has(hashes_of(row_id or "" for row_id in rows["id"].to_pylist()))
+
+
 def _count_missing(config: RunConfig, committed: Committed) -> int:
     """Memory: one bucket of the manifest's and one of the ledger's ids."""
-    with ids_of(config.manifest, config.limit) as asked:
+    with ids_of(config.manifest, config.limit, config.shard) as asked:
         return sum(int(np.count_nonzero(~among(*pair))) for pair in zip(asked, committed.hashes, strict=True))

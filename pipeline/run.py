@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, storage
-from pipeline.buckets import hashes_of
+from pipeline.buckets import Shard, hashes_of
 from pipeline.config import RunConfig
 from pipeline.journal import Journal
 from pipeline.lease import Lease
@@ -26,6 +26,7 @@ from pipeline.plan import (
     InvalidManifestError,
     RunError,
     RunPlan,
+    in_shard,
     plan_run,
     read_run,
     refuse_differences,
@@ -162,6 +163,8 @@ def _graph(
     calls = min(config.lanes, _MAX_UPSCALES_AN_ACTOR) if config.task == "upscale" else _CALLS_AN_ACTOR
 
     rows = _read(config, plan)
+    if config.shard is not None:
+        rows = rows.map_batches(_rows_in(config.shard), batch_format="pyarrow", batch_size=None)
     if plan.committed.hashes.count:
         rows = rows.map_batches(_missing_rows(plan), batch_format="pyarrow", batch_size=None)
     rows = rows.repartition(target_num_rows_per_block=rows_a_block)
@@ -194,6 +197,10 @@ def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
         paths, filesystem=filesystem, schema=plan.schema, partitioning=None, file_extensions=None
     )
     return rows.select_columns(plan.schema.names) if manifest.hidden_columns(config.manifest) else rows
+
+
+def _rows_in(shard: Shard) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.filter(pa.array(in_shard(table, shard)))
 
 
 def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:

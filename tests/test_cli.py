@@ -13,6 +13,7 @@ import pytest
 from jobs import cli
 from jobs.generate import generate
 from jobs.options import config_of
+from pipeline.buckets import Shard
 from pipeline.config import RowDefaults, RunConfig
 
 Captured = pytest.CaptureFixture[str]
@@ -187,3 +188,11 @@ def test_actors_are_a_number_or_a_range(capsys: Captured) -> None:
         status, _, told = run(capsys, "generate", "m", "o", "--actors", wrong)
         assert status == 1
         assert "give N, 1 or more, or MIN:MAX" in told
+
+
+def test_a_shard_is_one_of_a_count(capsys: Captured) -> None:
+    assert config("m", "o", "--shard", "2/3").shard == Shard(2, 3)
+    for wrong in ("0/3", "4/3", "2", "a/b", "2/"):
+        status, _, told = run(capsys, "generate", "m", "o", "--shard", wrong)
+        assert status == 1
+        assert "give I/N, such as 1/4, with I from 1 to N" in told

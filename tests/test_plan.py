@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.buckets import Shard
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.lease import Lease
 from pipeline.manifest import fingerprint
@@ -25,6 +26,7 @@ CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket
     [
         ({"seed": 2}, "seed is 2, was 1"),
         ({"lanes": 4}, "lanes is 4, was 8"),
+        ({"shard": Shard(1, 2)}, "shard is {'index': 1, 'count': 2}, was None"),
         ({"format": "webp"}, "format is webp, was png"),
         ({"defaults": RowDefaults(guidance_scale=3.0)}, "guidance_scale is 3.0, was None"),
     ],
@@ -58,7 +60,8 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "todo"), [({}, 2), ({"retry_failed": True}, 3), ({"new_run": True}, 4), ({"limit": 3}, 1)]
+    ("changes", "todo"),
+    [({}, 2), ({"retry_failed": True}, 3), ({"new_run": True}, 4), ({"limit": 3}, 1), ({"shard": Shard(1, 1)}, 2)],
 )
 def test_what_is_left_to_do(config: RunConfig, changes: dict[str, Any], todo: int) -> None:
     lease = Lease(config.output)

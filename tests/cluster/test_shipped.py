@@ -28,7 +28,7 @@ def test_what_is_too_large_is_refused_with_its_largest_files(tmp_path: Path, mon
 
 def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> None:
     line = ["m.parquet", "s3://b/out", "--lanes", "4", "--negative-prompt", "m.parquet", "--allow-root", "pictures"]
-    line += ["--actors", "2:8"]
+    line += ["--actors", "2:8", "--shard", "1/3"]
     command, values = rewritten(generate, [*line, "--skip-invalid", "--guidance-interval", "0.1", "0.9"])
     here = Path.cwd()
     assert command[0] == "generate"
@@ -37,7 +37,7 @@ def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> Non
     assert "--negative-prompt m.parquet" in options
     assert f"--allow-root {here}/pictures" in options
     assert "--guidance-interval 0.1 0.9" in options and "--skip-invalid" in options and "--lanes 4" in options
-    assert "--actors 2:8" in options
+    assert "--actors 2:8" in options and "--shard 1/3" in options
     assert values["model"] == "shapes" and "--model" not in options
     assert rewritten(generate, command[1:])[0] == command
 

@@ -16,6 +16,8 @@ from PIL import Image
 
 from jobs import cli
 from pipeline import storage
+from pipeline.buckets import Shard
+from pipeline.check import check_output
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.ledger import read_ledger
 from pipeline.report import write_report
@@ -195,6 +197,20 @@ def test_a_grown_manifest_makes_the_new_rows(tmp_path: Path) -> None:
     summary = run_cheap(manifest, tmp_path / "out")
     assert (summary.made, summary.already_done, summary.ok) == (5, 4, 9)
     assert set(hashes(tmp_path / "out")) == {row["id"] for row in rows}
+
+
+def test_jobs_that_share_a_manifest_make_each_row_once(tmp_path: Path) -> None:
+    rows = [{"id": f"r{index}", "prompt": "x"} for index in range(30)]
+    manifest = write_manifest(tmp_path / "m.parquet", rows)
+    outputs = [tmp_path / str(index) for index in (1, 2)]
+    for index, output in enumerate(outputs, 1):
+        assert 5 < run_cheap(manifest, output, shard=Shard(index, 2)).made < 25
+        assert check_output(str(output), manifest).count == 0
+    first, second = (hashes(output) for output in outputs)
+    assert not set(first) & set(second)
+    assert run_cheap(manifest, outputs[0], shard=Shard(1, 2)).made == 0
+    run_cheap(manifest, tmp_path / "whole")
+    assert hashes(tmp_path / "whole") == first | second
 
 
 def test_a_dying_model_ends_the_run_in_one_line_and_marks_no_row(tmp_path: Path) -> None:
