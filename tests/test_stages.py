@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,12 @@ def test_every_format_is_what_it_says(tmp_path: Path, image_format: Any, kind: s
 
 def test_concurrent_calls_share_the_lanes() -> None:
     engine = LaneEngine(zeros, lanes=8, device="cpu", dtype=torch.float32)
-    release = threading.Event()
+    started, release = threading.Event(), threading.Event()
     task = CheapTask()
     first_request = task.request
 
     def held_back(key: Any, row: Any) -> Any:
+        started.set()
         release.wait()
         return first_request(key, row)
 
@@ -155,22 +157,26 @@ def test_concurrent_calls_share_the_lanes() -> None:
     lanes = LaneThread(task, engine, threads=1, report=lambda amounts: None)
     outcomes: dict[str, Any] = {}
 
-    def call(name: str) -> None:
-        outcomes[name] = lanes.run([{"prompt": name, "seed": seed} for seed in range(4)])
+    def call(name: str, rows: int) -> None:
+        outcomes[name] = lanes.run([{"prompt": name, "seed": seed} for seed in range(rows)])
 
-    callers = [threading.Thread(target=call, args=(name,)) for name in ("one", "two")]
-    for caller in callers:
+    counts = {"first": 1, "one": 4, "two": 3}
+    callers = [threading.Thread(target=call, args=item, daemon=True) for item in counts.items()]
+    callers[0].start()
+    assert started.wait(60)
+    for caller in callers[1:]:
         caller.start()
-    while len(lanes._waiting) + len(lanes._running) < 7:
-        pass
+    deadline = time.monotonic() + 60
+    while len(lanes._waiting) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
     release.set()
     for caller in callers:
-        caller.join(10)
+        caller.join(60)
     lanes.close()
     assert engine.stats.calls == 1
-    for name in ("one", "two"):
-        assert [made.parameters["prompt"] for made in outcomes[name] if isinstance(made, Made)] == [name] * 4
-        assert [made.parameters["seed"] for made in outcomes[name]] == [0, 1, 2, 3]
+    for name, count in counts.items():
+        assert [made.parameters["prompt"] for made in outcomes[name] if isinstance(made, Made)] == [name] * count
+        assert [made.parameters["seed"] for made in outcomes[name]] == list(range(count))
 
 
 def test_when_the_engine_dies_every_waiting_call_raises(tmp_path: Path) -> None:
@@ -189,7 +195,7 @@ def test_when_the_engine_dies_every_waiting_call_raises(tmp_path: Path) -> None:
     for caller in callers:
         caller.start()
     for caller in callers:
-        caller.join(10)
+        caller.join(60)
     assert len(raised) == 3
     assert all("out of memory" in str(error) for error in raised)
     with pytest.raises(ActorError, match="out of memory"):

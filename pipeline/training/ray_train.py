@@ -48,14 +48,17 @@ class TrainConfig:
 def run_recipe(config: TrainConfig, worker: Worker) -> None:
     """Train as one of the processes; the same in all of them but for their rank."""
     torch.set_num_threads(config.threads)
-    torch.set_flush_denormal(True)  # weights that decay towards zero would else slow CPUs down
     recipe = RECIPES[config.recipe]
     what = recipe.config
     if config.data is not None:
         what = replace(what, source=Table(config.output / "data"))
     if config.steps is not None:
         what = replace(what, loop=replace(what.loop, steps=config.steps))
-    recipe.train(what, config.output, worker)
+    torch.set_flush_denormal(True)  # weights that decay towards zero would else slow CPUs down
+    try:
+        recipe.train(what, config.output, worker)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def run_training(config: TrainConfig) -> None:
