@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,13 +111,14 @@ def run_here(manifest: str, output: str) -> int:
 RUN = (sys.executable, "-m", "tests.chaos", "--run")
 
 
-def chaos(seeds: range, rows: int, kills: int, folder: Path) -> list[Story]:
-    """The stories of runs that were disturbed by so many kills each."""
+def chaos(seeds: range, rows: int, kills: int, folder: Path) -> Iterator[Story]:
+    """The stories of runs that were disturbed by so many kills each, as they end."""
     manifest = write_rows(folder / "manifest.parquet", rows)
     subprocess.run([*RUN, manifest, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
     expected = pictures_of(folder / "whole")
     assert len(expected) == rows
-    return [disturbed(seed, folder, manifest, expected, kills) for seed in seeds]
+    for seed in seeds:
+        yield disturbed(seed, folder, manifest, expected, kills)
 
 
 def main() -> int:
@@ -128,10 +130,14 @@ def main() -> int:
     options = parser.parse_args()
     if options.run:
         return run_here(*options.run)
+    faults = wrong = 0
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        stories = chaos(range(options.seeds), options.rows, options.kills, Path(folder))
-    print(*stories, f"{sum(story.kills.total() for story in stories)} faults", sep="\n")
-    return int(any(story.problems for story in stories))
+        for story in chaos(range(options.seeds), options.rows, options.kills, Path(folder)):
+            print(story, flush=True)
+            faults += story.kills.total()
+            wrong += bool(story.problems)
+    print(f"{faults} faults")
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

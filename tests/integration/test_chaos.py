@@ -12,6 +12,6 @@ from tests.chaos import chaos
 def test_after_any_kills_every_row_is_there_once_and_the_same(
     tmp_path: Path, seeds: int, rows: int, kills: int
 ) -> None:
-    stories = chaos(range(seeds), rows, kills, tmp_path)
+    stories = list(chaos(range(seeds), rows, kills, tmp_path))
     assert [str(story) for story in stories if story.problems] == []
     assert sum(story.kills.total() for story in stories) > 0
