@@ -167,8 +167,10 @@ def _session(leader: int) -> list[int]:
 
 
 def _command(process: int) -> str:
-    """A process's command line; nothing once it has ended."""
-    listed = subprocess.run(["ps", "-p", str(process), "-o", "args="], capture_output=True, text=True, check=False)
+    """A process's whole command line, however wide the terminal; nothing once it has ended."""
+    listed = subprocess.run(
+        ["ps", "-ww", "-p", str(process), "-o", "args="], capture_output=True, text=True, check=False
+    )
     return listed.stdout
 
 

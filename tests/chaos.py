@@ -12,18 +12,27 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+import torch
+from torch import Tensor
 
 from pipeline.check import check_output
+from pipeline.config import RunConfig
+from pipeline.diffusion.engine import LaneEngine
+from pipeline.machinery import Machinery
+from pipeline.run import RunError, run_job
+from tests.cheap import FACTS, load_cheap, zeros
 
 KILLS = ("an actor", "a worker", "the driver")
 _ATTEMPTS = 20
+_SECONDS_A_CALL = 0.1
 
 
 @dataclass
@@ -79,33 +88,39 @@ def _kill(run: subprocess.Popen[bytes], chance: random.Random, story: Story) -> 
         workers = [(child, "".join(child.cmdline()[:1])) for child in children]
     except psutil.Error:
         return
-    kind = chance.choice(KILLS)
-    victims = [child for child, title in workers if title.startswith("ray::")]
-    if kind == "an actor":
-        victims = [child for child, title in workers if title.startswith("ray::MapWorker")]
-    elif kind == "the driver":
-        victims = [psutil.Process(run.pid)]
-    if victims:
-        try:
-            chance.choice(victims).kill()
-        except psutil.Error:
-            return
-        story.kills[kind] += 1
+    victims = {
+        "an actor": [child for child, title in workers if title.startswith("ray::MapWorker")],
+        "a worker": [child for child, title in workers if title.startswith("ray::")],
+        "the driver": [psutil.Process(run.pid)],
+    }
+    kind = chance.choice([kind for kind in KILLS if victims[kind]])
+    try:
+        chance.choice(victims[kind]).kill()
+    except psutil.Error:
+        return
+    story.kills[kind] += 1
 
 
 def run_here(manifest: str, output: str) -> int:
     """One attempt, on a Ray of its own; two actors, small parts."""
-    from pipeline.config import RunConfig
-    from pipeline.run import RunError, run_job
-    from tests.cheap import FACTS, load_cheap
-
     config = RunConfig(task="generate", manifest=manifest, output=output, actors=2, lanes=4, patience=120)
     try:
-        print(run_job(config, load=load_cheap, checkpoint=FACTS))
+        print(run_job(config, load=_load, checkpoint=FACTS))
     except RunError as error:
         print(error)
         return 1
     return 0
+
+
+def _load(config: RunConfig, device: str) -> Machinery:
+    """The cheap model, slow enough to be killed while it works."""
+    machinery = load_cheap(config, device)
+
+    def slow(*arguments: Any) -> Tensor:
+        time.sleep(_SECONDS_A_CALL)
+        return zeros(*arguments)
+
+    return replace(machinery, engine=LaneEngine(slow, lanes=config.lanes, device="cpu", dtype=torch.float32))
 
 
 RUN = (sys.executable, "-m", "tests.chaos", "--run")
