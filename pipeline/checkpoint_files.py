@@ -1,9 +1,12 @@
 """A checkpoint's local folder: embedded, on disk, or copied once from object storage."""
 
+import fcntl
 import hashlib
 import os
 import shutil
-import uuid
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +29,9 @@ def local_checkpoint(model: str) -> Path:
     sizes = "\n".join(f"{path} {filesystem.info(path).get('size')} {_version(filesystem.info(path))}" for path in paths)
     name = Path(root).name
     folder = cache_folder() / hashlib.sha256(f"{model}\n{sizes}".encode()).hexdigest()[:24] / name
-    if not folder.is_dir():
-        _copy(files, [path.removeprefix(root).lstrip("/") for path in paths], folder)
+    with _alone(folder.parent):
+        if not folder.is_dir():
+            _copy(files, [path.removeprefix(root).lstrip("/") for path in paths], folder)
     return folder
 
 
@@ -36,19 +40,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LATENTMILL_CACHE") or Path.home() / ".cache" / "latentmill") / "checkpoints"
 
 
+def check_weights(model: str, here: str, driver: str) -> None:
+    """CheckpointError where a node's weights are not the driver's: an older copy at the same path, a damaged disk."""
+    if here != driver:
+        raise CheckpointError(
+            f"{storage.shown(model)}: on node {socket.gethostname()} its sha256 is {here[:16]}..., the driver's is "
+            f"{driver[:16]}...; delete that node's copy (checkpoints from URLs are kept in {cache_folder()})"
+        )
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """One process of this machine at a time; the system lets go for one that dies."""
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _copy(urls: list[str], names: list[str], folder: Path) -> None:
-    """Copy files so that the folder is there whole or not at all, whoever else does the same."""
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex}"
+    """Copy files so that the folder is there whole or not at all; CheckpointError where one comes short."""
+    partial = folder.parent / f".{folder.name}"
+    shutil.rmtree(partial, ignore_errors=True)  # of one that died half way
     for url, name in zip(urls, names, strict=True):
         filesystem, path = storage.locate(url)
-        (partial / name).parent.mkdir(parents=True, exist_ok=True)
-        filesystem.get_file(path, str(partial / name))
-    try:
-        partial.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(partial)  # another actor was faster
+        copy = partial / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        filesystem.get_file(path, str(copy))
+        size = filesystem.info(path).get("size")
+        if copy.stat().st_size != size:
+            raise CheckpointError(f"{storage.shown(url)}: {copy.stat().st_size:,} of {size:,} bytes came; try again")
+    partial.rename(folder)
 
 
 def _version(info: dict[str, object]) -> object:

@@ -123,8 +123,8 @@ def _run(config: RunConfig, plan: RunPlan, lease: Lease, load: LoadMachinery | N
     """What was done, by name; run.json says how it ended."""
     try:
         with cluster_for(config, plan.checkpoint) as actors:
-            _write_start(config, plan, actors)
-            figures = _execute(config, plan, actors, lease, load)
+            weights = _write_start(config, plan, actors)
+            figures = _execute(config, plan, actors, lease, load, weights)
         delete_uncommitted(config.output, read_ledger(config.output))
     except KeyboardInterrupt:
         write_run(config, plan, {"status": "stopped"})
@@ -148,6 +148,7 @@ def _graph(
     load: LoadMachinery | None,
     report: Report,
     journal: RemoteJournal,
+    weights: str | None,
 ) -> ray.data.Dataset:
     """The whole pipeline, but for the sink."""
     rows_a_block = plan.rows_a_block(config, actors.count)
@@ -171,7 +172,7 @@ def _graph(
     rows = rows.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
     rows = rows.map_batches(
         Denoise,
-        fn_constructor_args=(config, plan.run_id, actors.device, report, load, journal),
+        fn_constructor_args=(config, plan.run_id, actors.device, report, load, journal, weights),
         batch_format="pyarrow",
         batch_size=rows_a_block,
         num_cpus=actors.cpus,
@@ -214,7 +215,12 @@ def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
 
 
 def _execute(
-    config: RunConfig, plan: RunPlan, actors: Actors, lease: Lease, load: LoadMachinery | None
+    config: RunConfig,
+    plan: RunPlan,
+    actors: Actors,
+    lease: Lease,
+    load: LoadMachinery | None,
+    weights: str | None,
 ) -> Counter[str]:
     """Run the graph into the sink; what was done, by name. KeyboardInterrupt, if a signal ended it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # they end with us alone
@@ -234,7 +240,7 @@ def _execute(
     )
     try:
         with watch, ProgressDisplay(lambda: _total(figures), todo=plan.todo, done=plan.already_done):
-            _graph(config, plan, actors, load, report, journal).write_datasink(sink)
+            _graph(config, plan, actors, load, report, journal, weights).write_datasink(sink)
     except KeyboardInterrupt:
         if watch.reason:
             raise RunError(f"the run did not finish: {watch.reason}; the same command goes on") from None
@@ -252,8 +258,8 @@ def _total(figures: Any) -> dict[str, Any]:
         return {}
 
 
-def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> None:
-    """RunError where the model or the device is another than that of the pictures that are there."""
+def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> str | None:
+    """The sha256 of the weights; RunError where they or the device differ from those of earlier pictures."""
     dtype = config.dtype or ("float16" if actors.device == "cuda" else "float32")
     folder = plan.checkpoint.folder
     digest = None if folder is None else weights_digest(folder, half=dtype == "float16")
@@ -268,6 +274,7 @@ def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> None:
     earlier = read_run(config.output)
     refuse_differences(config, about, earlier if earlier.get("run_id") == plan.run_id else {})
     write_run(config, plan, about)
+    return digest
 
 
 def _write_end(config: RunConfig, plan: RunPlan, summary: RunSummary, figures: Mapping[str, float]) -> None:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import images, storage
+from pipeline.checkpoint_files import check_weights
 from pipeline.config import RunConfig
 from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 from pipeline.manifest import seed_of
@@ -171,11 +172,15 @@ class Denoise:
         report: Report,
         load: LoadMachinery | None = None,
         journal: RowJournal | None = None,
+        weights_sha256: str | None = None,
     ) -> None:
+        """`weights_sha256`: the driver's; CheckpointError if this node's are others."""
         with _beats(report):
             from pipeline.machinery import LaneThread, load_machinery  # here: the CPU stages' processes need no torch
 
             machinery = (load or load_machinery)(config, device)
+        if weights_sha256 is not None:
+            check_weights(config.model, machinery.weights_sha256, weights_sha256)
         self._config = config
         self._origin = Origin(
             task=config.task,

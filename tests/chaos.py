@@ -59,16 +59,16 @@ def pictures_of(output: Path) -> dict[str, str]:
     return dict(zip(table["id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
 
 
-def disturbed(seed: int, folder: Path, manifest: str, expected: dict[str, str], kills: int) -> Story:
-    """Run until the end, with `kills` kills on the way."""
+def disturbed(seed: int, folder: Path, manifest: str, expected: dict[str, str], kills: int, seconds: float) -> Story:
+    """Run until the end, with `kills` kills on the way; undisturbed it takes so many seconds."""
     chance, story, output = random.Random(seed), Story(seed), folder / f"out-{seed}"
     while story.attempts < _ATTEMPTS:
         story.attempts += 1
         with open(folder / f"log-{seed}", "ab") as log:
             run = subprocess.Popen([*RUN, manifest, str(output)], stdout=log, stderr=log, start_new_session=True)
         while run.poll() is None:
-            time.sleep(chance.uniform(0.2, 3))
-            if story.kills.total() < kills and (output / "run.json").exists():
+            time.sleep(chance.uniform(0.02, 0.5) * seconds if story.kills.total() < kills else 0.2)
+            if run.poll() is None and story.kills.total() < kills and (output / "run.json").exists():
                 _kill(run, chance, story)
         if run.returncode == 0:
             break
@@ -129,11 +129,13 @@ RUN = (sys.executable, "-m", "tests.chaos", "--run")
 def chaos(seeds: range, rows: int, kills: int, folder: Path) -> Iterator[Story]:
     """The stories of runs that were disturbed by so many kills each, as they end."""
     manifest = write_rows(folder / "manifest.parquet", rows)
+    started = time.monotonic()
     subprocess.run([*RUN, manifest, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - started
     expected = pictures_of(folder / "whole")
     assert len(expected) == rows
     for seed in seeds:
-        yield disturbed(seed, folder, manifest, expected, kills)
+        yield disturbed(seed, folder, manifest, expected, kills, seconds)
 
 
 def main() -> int:
