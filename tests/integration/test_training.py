@@ -1,8 +1,12 @@
 """Training on Ray: a user's own table, and several workers."""
 
 import io
+import json
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -32,9 +36,9 @@ def table_of(count: int) -> bytes:
     return written.getvalue()
 
 
-def trained(output: Path, *options: str) -> dict[str, torch.Tensor]:
-    """The autoencoder's weights after three steps of the command."""
-    arguments = ["train", "shapes-autoencoder", str(output), "--steps", "3", "--threads", "1", *options]
+def trained(output: Path, *options: str, steps: int = 3) -> dict[str, torch.Tensor]:
+    """The autoencoder's weights after some steps of the command."""
+    arguments = ["train", "shapes-autoencoder", str(output), "--steps", str(steps), "--threads", "1", *options]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.output
     return load_file(output / "vae" / "diffusion_pytorch_model.safetensors")
@@ -78,3 +82,31 @@ def test_two_workers_learn_what_one_does(tmp_path: Path) -> None:
     together = trained(tmp_path / "together", "--workers", "2")
     for name, weight in alone.items():
         torch.testing.assert_close(weight.float(), together[name].float(), atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_replaced_and_the_weights_come_out_the_same(tmp_path: Path) -> None:
+    alone = trained(tmp_path / "alone", steps=30)
+    killed: list[int] = []
+
+    def kill() -> None:
+        log = tmp_path / "together" / "autoencoder" / "log.jsonl"
+        while not log.exists():  # its first line comes with step 20
+            time.sleep(0.1)
+        for process in psutil.process_iter(["cmdline"]):
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or ()):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    together = trained(tmp_path / "together", "--workers", "2", steps=30)
+    killer.join(10)
+    assert len(killed) == 1
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "together/autoencoder/log.jsonl").read_text().splitlines()
+    ]
+    assert steps == [20, 20]
+    for name, weight in alone.items():
+        torch.testing.assert_close(weight.float(), together[name].float(), atol=5e-3, rtol=0)
