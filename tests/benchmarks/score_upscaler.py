@@ -46,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--count", type=int, default=32)
+    parser.add_argument("--num-inference-steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -54,7 +55,7 @@ def main() -> None:
     textures = [texture(Random(f"{HELD_OUT}/{index}"), LARGE) for index in range(options.count)]
     random = Random(HELD_OUT)
     for corrected in (False, True):
-        task = Upscale(stack, RowDefaults(correct_colours=corrected))
+        task = Upscale(stack, RowDefaults(correct_colours=corrected, num_inference_steps=options.num_inference_steps))
         suffix = ", colours corrected" if corrected else ""
         score(f"scenes, averaged{suffix}", task, drawn, [picture.reduce(4) for picture in drawn])
         score(f"textures, averaged{suffix}", task, textures, [picture.reduce(4) for picture in textures])
