@@ -161,7 +161,7 @@ def rewritten(command: click.Command, arguments: list[str]) -> tuple[list[str], 
 
 def _spelled(option: click.Option, value: Any) -> list[str]:
     if option.is_flag:
-        return [option.opts[0]] if value else []
+        return [option.opts[0]] if value else option.secondary_opts[:1]
     if option.multiple:
         return [text for item in value for text in (option.opts[0], str(item))]
     return [option.opts[0], *(str(part) for part in (value if option.nargs > 1 else (value,)))]

@@ -38,7 +38,11 @@ UPSCALE_OPTIONS: Final = (
         show_default=True,
         help="Where the pictures are: in the Parquet, or beside it in files as the sources' lay.",
     ),
-    click.option("--correct-colours", is_flag=True, help="Draw low frequencies and colours back to the source's."),
+    click.option(
+        "--correct-colours/--no-correct-colours",
+        default=None,
+        help="Draw low frequencies and colours back to the source's. [default: the model's, else no]",
+    ),
 )
 
 

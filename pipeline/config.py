@@ -39,7 +39,7 @@ class RowDefaults:
     """Pixels that neighbouring tiles share; `None`: a quarter of the tile."""
     scale: int = 4
     """How many times as wide and high an upscaled picture is."""
-    correct_colours: bool = False
+    correct_colours: bool | None = None
     """An upscaled picture's low frequencies are drawn to its source's."""
     mask_invert: bool = False
     """Masks are black where the picture is repainted."""

@@ -48,6 +48,7 @@ class Upscale(Generate):
         noise = stack.low_res_schedule_config
         self._alphas = None if noise is None else NoiseScheduleConfig.from_dict(noise).alphas_cumprod()
         self._multiple = 2 ** (len(stack.unet.config.block_out_channels) - 1)
+        self.correct_colours: bool = self._setting({}, "correct_colours", stack.generation_config, False)
         self.tile = stack.unet.config.sample_size if defaults.tile is None else defaults.tile
         self.overlap = self.tile // 4 if defaults.overlap is None else defaults.overlap
         if self.tile < self._multiple or self.tile % self._multiple or not 0 <= self.overlap <= self.tile // 2:
@@ -67,7 +68,7 @@ class Upscale(Generate):
             "upscale_factor": self.defaults.scale,
             "tile_size": self.tile,
             "tile_overlap": self.overlap,
-            "colours_corrected": self.defaults.correct_colours,
+            "colours_corrected": self.correct_colours,
         }
         if self._alphas is not None:
             chosen["noise_level"] = int(self._setting(row, "noise_level", self.stack.generation_config))
@@ -100,7 +101,7 @@ class Upscale(Generate):
         shown = self._shown(source)
         tiling = Tiling.of(latents.shape[1], latents.shape[2], self.tile, self.overlap)
         made = decoded(self.stack.decode, latents, tiling)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
-        if self.defaults.correct_colours:
+        if self.correct_colours:
             made = corrected(made, shown)
         scale = self.defaults.scale
         made = images.resize(made, scale * width, scale * height)

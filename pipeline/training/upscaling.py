@@ -73,7 +73,7 @@ UPSCALER: Final = UpscalerRecipe(
         "beta_end": 0.02,
         "clip_sample": False,
     },
-    advice={"num_inference_steps": 10, "guidance_scale": 1.0, "noise_level": 0},
+    advice={"num_inference_steps": 4, "guidance_scale": 1.0, "noise_level": 0, "correct_colours": True},
     seed=5,
     loop=LoopConfig(steps=1000, learning_rate=2e-3, warmup_steps=50, cooldown=0.4, average_decay=0.99),
 )

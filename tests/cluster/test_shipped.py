@@ -8,6 +8,7 @@ import pytest
 from jobs import ray_jobs
 from jobs.generate import generate
 from jobs.ray_jobs import JobError, pack, rewritten, storage_settings
+from jobs.upscale import upscale
 
 
 def test_the_embedded_checkpoint_goes_along_only_when_it_is_named(tmp_path: Path) -> None:
@@ -40,6 +41,9 @@ def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> Non
     assert "--actors 2:8" in options and "--shard 1/3" in options
     assert values["model"] == "shapes" and "--model" not in options
     assert rewritten(generate, command[1:])[0] == command
+    for flag in ("--correct-colours", "--no-correct-colours"):
+        assert flag in rewritten(upscale, ["m.parquet", "out", flag])[0]
+    assert "correct" not in " ".join(rewritten(upscale, ["m.parquet", "out"])[0])
 
 
 def test_a_wrong_command_line_is_refused_before_anything_is_sent() -> None:

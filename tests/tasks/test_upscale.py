@@ -1,5 +1,6 @@
 """Super-resolution against diffusers' pipelines on small random checkpoints, and what becomes of any size and mode."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,10 @@ def test_corrected_colours_average_to_the_source(stack: Stack) -> None:
     errors = [np.square(averages(one.pixels, 37) - row["pixels"].astype(np.float32)).mean() for one in (plain, made)]
     decibels = [10 * np.log10(255**2 / error) for error in errors]
     assert decibels[1] >= 35 > 30 > decibels[0]
-    assert made.parameters["colours_corrected"]
+    assert made.parameters["colours_corrected"] and not plain.parameters["colours_corrected"]
+    advised = replace(stack, generation_config={"correct_colours": True})
+    assert (enlarged(advised, row)[0].pixels == made.pixels).all()
+    assert (enlarged(advised, row, correct_colours=False)[0].pixels == plain.pixels).all()
 
 
 def test_noise_over_black_and_white_is_drawn_back_to_them_too() -> None:
