@@ -1,6 +1,10 @@
 """A model that returns at once, for tests and benchmarks of everything around it."""
 
+import os
+import signal
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,9 +71,32 @@ def load_cheap(config: RunConfig, device: str) -> Machinery:
     )
 
 
+class DeadlyTask(CheapTask):
+    """A row with the prompt "poison" kills its process."""
+
+    def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest:
+        if row["prompt"] == "poison":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().request(key, row)
+
+
+def load_deadly(config: RunConfig, device: str) -> Machinery:
+    return replace(load_cheap(config, device), task=DeadlyTask())
+
+
+def load_stuck(config: RunConfig, device: str) -> Machinery:
+    """A model whose network never comes back."""
+
+    def stuck(*arguments: Any) -> Tensor:
+        time.sleep(1e6)
+        raise AssertionError
+
+    engine = LaneEngine(stuck, lanes=config.lanes, device="cpu", dtype=torch.float32)
+    return replace(load_cheap(config, device), engine=engine)
+
+
 def load_broken(config: RunConfig, device: str) -> Machinery:
     """A model whose network runs out of memory."""
-    from dataclasses import replace
 
     def out_of_memory(*arguments: Any) -> Tensor:
         raise RuntimeError("out of memory (pretended)")

@@ -22,7 +22,7 @@ from pipeline.config import RowDefaults, RunConfig
 from pipeline.ledger import read_ledger
 from pipeline.report import write_report
 from pipeline.run import InvalidManifestError, RunError, RunSummary, run_job
-from tests.cheap import FACTS, load_broken, load_cheap
+from tests.cheap import FACTS, load_broken, load_cheap, load_deadly, load_stuck
 from tests.checkpoints import tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -197,6 +197,24 @@ def test_a_grown_manifest_makes_the_new_rows(tmp_path: Path) -> None:
     summary = run_cheap(manifest, tmp_path / "out")
     assert (summary.made, summary.already_done, summary.ok) == (5, 4, 9)
     assert set(hashes(tmp_path / "out")) == {row["id"] for row in rows}
+
+
+@pytest.mark.slow
+def test_a_row_that_kills_its_process_again_and_again_fails_and_its_neighbours_are_made(tmp_path: Path) -> None:
+    rows = [{"id": f"r{index}", "prompt": "poison" if index == 4 else "x"} for index in range(12)]
+    manifest = write_manifest(tmp_path / "m.parquet", rows)
+    summary = run_job(config_for(manifest, tmp_path / "out"), load=load_deadly, checkpoint=FACTS)
+    assert (summary.ok, summary.failed) == (11, 1)
+    (failed,) = pads.dataset(tmp_path / "out" / "failed").to_table().to_pylist()
+    assert (failed["id"], failed["error_type"]) == ("r4", "ProcessDied")
+    assert check_output(str(tmp_path / "out"), manifest).count == 0
+
+
+def test_a_run_in_which_nothing_moves_ends_within_its_patience(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", [{"id": "a", "prompt": "x"}])
+    with pytest.raises(RunError, match=r"nothing has moved for \d+ seconds.*the same command goes on"):
+        run_job(config_for(manifest, tmp_path / "out", patience=5.0, grace=2.0), load=load_stuck, checkpoint=FACTS)
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
 
 
 def test_jobs_that_share_a_manifest_make_each_row_once(tmp_path: Path) -> None:
