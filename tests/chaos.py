@@ -67,7 +67,7 @@ def disturbed(seed: int, folder: Path, manifest: str, expected: dict[str, str], 
         with open(folder / f"log-{seed}", "ab") as log:
             run = subprocess.Popen([*RUN, manifest, str(output)], stdout=log, stderr=log, start_new_session=True)
         while run.poll() is None:
-            time.sleep(chance.uniform(0.02, 0.5) * seconds if story.kills.total() < kills else 0.2)
+            time.sleep(chance.uniform(0.02, 0.15) * seconds if story.kills.total() < kills else 0.2)
             if run.poll() is None and story.kills.total() < kills and (output / "run.json").exists():
                 _kill(run, chance, story)
         if run.returncode == 0:
