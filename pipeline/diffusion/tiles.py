@@ -58,11 +58,16 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def _weights(starts: list[int], tile: int, length: int) -> list[Tensor]:
-    """Linear ramps over what neighbours share, divided by their sum; (tile,) each."""
+    """Linear ramps over what neighbours share, divided by their sum; (tile,) each.
+
+    At a tile's own edge a network sees padding where there is a picture: the outer quarter of what is shared is left
+    to the neighbour.
+    """
     windows = [torch.ones(tile) for _ in starts]
     for (left, right), (before, after) in zip(pairwise(starts), pairwise(windows), strict=True):
         shared = left + tile - right
-        ramp = torch.arange(1, shared + 1) / (shared + 1)
+        edge = shared // 4
+        ramp = ((torch.arange(1, shared + 1) - edge) / (shared - 2 * edge + 1)).clamp(0, 1)
         after[:shared] = torch.minimum(after[:shared], ramp)
         before[tile - shared :] = torch.minimum(before[tile - shared :], ramp.flip(0))
     total = torch.zeros(length)

@@ -7,6 +7,7 @@ a patch discriminator. What a recipe does not weigh is left out.
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class AutoencoderRecipe:
     batch: int
     kl_weight: float
     """Of the KL divergence a colour value, beside the reconstruction's error a colour value."""
+    window: int | None = None
+    """The side of the part of the latents that is decoded, anywhere in them: so that no part can stand in for others,
+    and tiles of a picture decode as the whole does."""
     commitment: float = 0.25
     """How much the encoder is held to the codes that it chose, where there is a codebook."""
     perceptual_weight: float = 0.0
@@ -62,7 +66,9 @@ SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
 """The paper's whole loss; it needs the CLIP that shapes-clip makes."""
-TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, seed=4)
+TEXTURES_AUTOENCODER = replace(
+    SHAPES_AUTOENCODER, source=TEXTURES, window=11, seed=4, loop=replace(SHAPES_AUTOENCODER.loop, steps=3000)
+)
 SHAPES_VQ = replace(
     SHAPES_AUTOENCODER,
     model=VQConfig(
@@ -103,7 +109,13 @@ def autoencoder_loss(
     if isinstance(autoencoder, VQModel):
         rebuilt, regular, figures = _through_codebook(autoencoder, pixels, recipe)
     else:
-        rebuilt, regular, figures = _through_posterior(autoencoder, pixels, noise, recipe)
+        posterior = autoencoder.posterior(pixels)
+        kl = posterior.kl().sum() / pixels.numel()
+        regular, figures = recipe.kl_weight * kl, {"kl": kl.item()}
+        latents = posterior.sample(noise)
+        if recipe.window is not None:
+            latents, pixels = windows(recipe.window, f"{recipe.seed}/{step}", latents, pixels)
+        rebuilt = autoencoder.decode_unscaled(latents)
     error = rebuilt - pixels
     squared = error.square().mean()
     reconstruction = error.abs().mean() + squared
@@ -122,13 +134,16 @@ def autoencoder_loss(
     return loss, figures
 
 
-def _through_posterior(
-    autoencoder: AutoencoderKL, pixels: Tensor, noise: Tensor, recipe: AutoencoderRecipe
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Rebuilt pixels, the weighted KL divergence, and figures."""
-    posterior = autoencoder.posterior(pixels)
-    kl = posterior.kl().sum() / pixels.numel()
-    return autoencoder.decode_unscaled(posterior.sample(noise)), recipe.kl_weight * kl, {"kl": kl.item()}
+def windows(window: int, seed: str, latents: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """The same part of everything, at a place that `seed` says: `window` a side of latents (B, C, h, w)."""
+    random, side = Random(seed), latents.shape[-1]
+    top, left = random.randint(0, side - window), random.randint(0, side - window)
+    parts: list[Tensor] = []
+    for value in (latents, *others):
+        factor = value.shape[-1] // side
+        rows, columns = (slice(factor * first, factor * (first + window)) for first in (top, left))
+        parts.append(value[:, :, rows, columns].contiguous(memory_format=torch.channels_last))
+    return tuple(parts)
 
 
 def _through_codebook(

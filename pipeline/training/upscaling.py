@@ -17,7 +17,7 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.checkpoint import load_autoencoder, load_text_encoder
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
-from pipeline.training.autoencoder import scale_latents
+from pipeline.training.autoencoder import scale_latents, windows
 from pipeline.training.diffusion import SHAPES_DIFFUSION, drawn_timesteps
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_errors, noised
@@ -38,6 +38,8 @@ class UpscalerRecipe:
     source: Source = TEXTURES
     width: int
     """Pixels of a training picture's side, large."""
+    window: int
+    """The side of the part of its latents that is learned from: a tile's edge is seldom a picture's."""
     batch: int
     max_noise_level: int
     scheduler: dict[str, Any]
@@ -62,6 +64,7 @@ UPSCALER: Final = UpscalerRecipe(
         num_class_embeds=101,
     ),
     width=128,
+    window=24,
     batch=12,
     max_noise_level=100,
     scheduler=SHAPES_DIFFUSION.scheduler,
@@ -75,7 +78,7 @@ UPSCALER: Final = UpscalerRecipe(
     },
     advice={"num_inference_steps": 4, "guidance_scale": 1.0, "noise_level": 0, "correct_colours": True},
     seed=5,
-    loop=LoopConfig(steps=1000, learning_rate=2e-3, warmup_steps=50, cooldown=0.4, average_decay=0.99),
+    loop=LoopConfig(steps=5600, learning_rate=2e-3, warmup_steps=50, cooldown=0.4, average_decay=0.99),
 )
 
 
@@ -113,6 +116,7 @@ def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = ALONE)
         timesteps = drawn_timesteps(recipe.batch, len(alphas), draws)
         noise = torch.randn(first.shape, generator=draws)
         shown, levels, timesteps, noise = (worker.part(part) for part in (shown, levels, timesteps, noise))
+        latents, shown, noise = windows(recipe.window, f"{recipe.seed}/{step}", latents, shown, noise)
 
         def network(noisy: Tensor, timesteps: Tensor) -> Tensor:
             seen = torch.cat([noisy, shown], dim=1).to(memory_format=torch.channels_last)

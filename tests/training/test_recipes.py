@@ -22,6 +22,7 @@ from pipeline.training.autoencoder import (
     autoencoder_loss,
     scale_latents,
     train_autoencoder,
+    windows,
 )
 from pipeline.training.conditioning import Kind
 from pipeline.training.contrastive import SHAPES_CLIP, train_clip
@@ -211,9 +212,9 @@ def test_an_upscaler_learns_from_textures_and_opens_as_the_field_s(output: Path)
     for name in ("text_encoder", "tokenizer"):
         (folder / name).symlink_to(source / name)
     loop = LoopConfig(steps=30, learning_rate=3e-3, warmup_steps=5, log_every=10)
-    train_autoencoder(replace(TEXTURES_AUTOENCODER, width=32, batch=4, loop=loop), folder)
+    train_autoencoder(replace(TEXTURES_AUTOENCODER, width=32, window=6, batch=4, loop=loop), folder)
     unet = replace(UPSCALER.unet, block_out_channels=(16, 32, 32), cross_attention_dim=32, norm_num_groups=8)
-    train_upscaler(replace(UPSCALER, unet=unet, width=64, batch=8, loop=loop), folder)
+    train_upscaler(replace(UPSCALER, unet=unet, width=64, window=12, batch=8, loop=loop), folder)
     seen = losses(folder / "upscaling")
     assert seen[-1] < 0.9 * seen[0]
     pipeline = StableDiffusionUpscalePipeline.from_pretrained(folder, torch_dtype=torch.float32)
@@ -234,3 +235,16 @@ def test_latents_can_be_made_larger_with_the_same_pictures_out() -> None:
     after = autoencoder.posterior(pixels).sample(noise)
     torch.testing.assert_close(after, 5.4 * before, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(autoencoder.decode_unscaled(after), rebuilt, rtol=1e-4, atol=1e-4)
+
+
+def test_windows_are_one_part_of_latents_and_pixels() -> None:
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    latents = torch.stack([rows, columns])[None]
+    pixels = latents.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    places = set()
+    for step in range(40):
+        part, large = windows(5, f"1/{step}", latents, pixels)
+        assert part.shape == (1, 2, 5, 5)
+        assert (large == part.repeat_interleave(4, 2).repeat_interleave(4, 3)).all()
+        places.add(tuple(part[0, :, 0, 0].tolist()))
+    assert {row for row, _ in places} == {column for _, column in places} == {0.0, 1.0, 2.0, 3.0}
