@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import RowDefaults
-from pipeline.models.checkpoint import load_stack
+from pipeline.diffusion.tiles import Tiling
+from pipeline.models.checkpoint import EMBEDDED, Stack, load_stack
 from pipeline.tasks.upscale import Upscale
 from pipeline.training.pictures import scenes
 from pipeline.training.scenes import draw
@@ -42,9 +43,32 @@ def score(name: str, task: Upscale, wanted: list[Image.Image], small: list[Image
     )
 
 
+def seams(stack: Stack, name: str, wanted: Image.Image, tile: int) -> None:
+    """How error jumps where a tile begins or ends, against everywhere else, and what tiles change of the whole."""
+    small = wanted.reduce(4)
+    rows = [{"pixels": np.asarray(small)}]
+    [whole] = made(Upscale(stack, RowDefaults(tile=small.width, overlap=0)), rows)
+    [tiled] = made(Upscale(stack, RowDefaults(tile=tile)), rows)
+    tiling = Tiling.of(small.height, small.width, tile, tile // 4)
+    borders = sorted({4 * edge for left in tiling.lefts for edge in (left, left + tile)} - {0, 4 * small.width})
+    errors = tiled.astype(float) - np.asarray(wanted)
+    jumps = np.abs(np.diff(errors, axis=1)).mean((0, 2))
+    at, other = jumps[[border - 1 for border in borders]].mean(), np.delete(jumps, [b - 1 for b in borders]).mean()
+    print(
+        f"{name}, {tiling.count} tiles of {tile}: the error jumps by {at:.2f} levels at {len(borders)} borders, "
+        f"{other:.2f} elsewhere; one tile and many differ by {np.abs(whole.astype(float) - tiled).mean():.2f} levels",
+        flush=True,
+    )
+
+
+def ramp(width: int) -> Image.Image:
+    grey = Image.linear_gradient("L").resize((width, width))
+    return Image.merge("RGB", [grey.rotate(angle) for angle in (0, 90, 180)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=EMBEDDED / "upscaler")
     parser.add_argument("--count", type=int, default=32)
     parser.add_argument("--num-inference-steps", type=int)
     parser.add_argument("--threads", type=int, default=2)
@@ -61,6 +85,12 @@ def main() -> None:
         score(f"textures, averaged{suffix}", task, textures, [picture.reduce(4) for picture in textures])
         if not corrected:
             score("textures, all degradations", task, textures, [degraded(picture, 4, random) for picture in textures])
+    large = 2 * LARGE
+    pictures = {"ramp": ramp(large), "scene": draw(scenes(HELD_OUT, 0, 1)[0], large)}
+    pictures["texture"] = texture(Random(f"{HELD_OUT}/seams"), large)
+    for name, picture in pictures.items():
+        for tile in (32, 64):
+            seams(stack, f"{name} to {large}x{large}", picture, tile)
 
 
 if __name__ == "__main__":
