@@ -17,7 +17,8 @@ demo: $(STAMP)
 	$(BIN)/latentmill manifest show manifests/demo.parquet --rows 4
 	$(BIN)/latentmill generate manifests/demo.parquet work/demo
 	$(BIN)/latentmill inpaint manifests/holes.parquet work/demo-inpaint
-	for run in demo demo-inpaint; do $(BIN)/latentmill report work/$$run || exit 1; done
+	$(BIN)/latentmill upscale manifests/small.parquet work/demo-upscale
+	for run in demo demo-inpaint demo-upscale; do $(BIN)/latentmill report work/$$run || exit 1; done
 	@echo "The pictures are in work/demo*/data (Parquet); look at them in work/demo*/report/index.html"
 
 test: $(STAMP)
@@ -37,3 +38,4 @@ bench: $(STAMP)
 bench-model: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.score_model
 	$(BIN)/python -m tests.benchmarks.score_inpainting
+	$(BIN)/python -m tests.benchmarks.score_upscaler

@@ -5,9 +5,8 @@ from typing import Any, Final
 import click
 
 from jobs.generate import run_and_report
-from jobs.options import DEFAULT_MODELS, ROW_OPTIONS, RUN_OPTIONS, config_of, model_options, with_options
+from jobs.options import ROW_OPTIONS, RUN_OPTIONS, config_of, model_options, with_options
 from pipeline.config import SCALES
-from pipeline.models.configs import is_embedded
 
 UPSCALE_OPTIONS: Final = (
     click.option("--noise-level", type=click.IntRange(0, 1000), metavar="N", help="Noise on what the model is shown."),
@@ -61,7 +60,4 @@ def upscale(context: click.Context, manifest: str, output: str, **options: Any) 
 
     Exit status: 0, every row is there; 1, the run did not finish; 3, it did, and some rows failed.
     """
-    embedded = DEFAULT_MODELS["upscale"]
-    if options["model"] == embedded and not is_embedded(embedded):
-        raise click.UsageError("no upscaler comes with this version; name one by --model PATH_OR_URL")
     return run_and_report(config_of("upscale", manifest, output, options))

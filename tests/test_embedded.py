@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.models.checkpoint import EMBEDDED, load_stack
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.inpaint import Inpaint
+from pipeline.tasks.upscale import Upscale
 from pipeline.training.scenes import Scene, draw
-from tests.benchmarks.judge import held_out, judge, made
+from tests.benchmarks.judge import held_out, judge, made, psnr
 from tests.benchmarks.score_inpainting import hole, other_thing, row
 
 COUNT = 6
@@ -50,3 +52,17 @@ def test_a_hole_holds_what_is_asked_for_and_nothing_where_nothing_is_said() -> N
         for scene, picture in zip(scenes, emptied, strict=True)
     ]
     assert np.median(errors) < 20
+
+
+def test_an_enlarged_scene_is_nearer_to_the_large_one_than_bicubic_makes_it() -> None:
+    task = Upscale(load_stack(EMBEDDED / "upscaler"), RowDefaults())
+    wanted = [draw(scene, 256) for scene in held_out(2, COUNT)]
+    small = [picture.reduce(4) for picture in wanted]
+    smooth = [np.asarray(picture.resize((256, 256), Image.Resampling.BICUBIC)) for picture in small]
+    enlarged = made(task, [{"pixels": np.asarray(picture)} for picture in small])
+
+    def decibels(pictures: list[Any]) -> float:
+        pairs = zip(pictures, wanted, strict=True)
+        return float(np.mean([psnr(float(np.square(one - np.asarray(other, float)).mean())) for one, other in pairs]))
+
+    assert decibels(enlarged) >= decibels(smooth) + 2

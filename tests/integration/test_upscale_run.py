@@ -109,8 +109,3 @@ def test_the_pictures_of_a_run_are_taken_up_by_the_next(
     (first / "run.json").write_text(json.dumps(run | {"status": "stopped"}, indent=2))
     assert cli.run(["upscale", str(first), str(tmp_path / "third"), *options]) == 1
     assert "holds a run that has not finished" in capsys.readouterr().err
-
-
-def test_without_a_model_of_its_own_the_command_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["upscale", "m.parquet", "out"]) == 1
-    assert "no upscaler comes with this version; name one by --model PATH_OR_URL" in capsys.readouterr().err
