@@ -25,13 +25,14 @@ def local_checkpoint(model: str) -> Path:
     files = [url for url in storage.list_files(model) if url.endswith(KEPT_SUFFIXES)]
     if not any(url.endswith("/model_index.json") for url in files):
         raise CheckpointError(f"{storage.shown(model)}: holds no model_index.json; a checkpoint is a folder with one")
-    paths = [storage.locate(url)[1] for url in files]
-    sizes = "\n".join(f"{path} {filesystem.info(path).get('size')} {_version(filesystem.info(path))}" for path in paths)
+    infos = {path: filesystem.info(path) for path in (storage.locate(url)[1] for url in files)}
+    versions = "\n".join(f"{path} {info.get('size')} {_version(info)}" for path, info in infos.items())
     name = Path(root).name
-    folder = cache_folder() / hashlib.sha256(f"{model}\n{sizes}".encode()).hexdigest()[:24] / name
-    with _alone(folder.parent):
-        if not folder.is_dir():
-            _copy(files, [path.removeprefix(root).lstrip("/") for path in paths], folder)
+    folder = cache_folder() / hashlib.sha256(f"{model}\n{versions}".encode()).hexdigest()[:24] / name
+    if not folder.is_dir():
+        with _alone(folder.parent):
+            if not folder.is_dir():  # another process may have been first
+                _copy(model, {path: info["size"] for path, info in infos.items()}, folder)
     return folder
 
 
@@ -58,18 +59,21 @@ def _alone(place: Path) -> Iterator[None]:
         yield
 
 
-def _copy(urls: list[str], names: list[str], folder: Path) -> None:
-    """Copy files so that the folder is there whole or not at all; CheckpointError where one comes short."""
+def _copy(model: str, sizes: dict[str, int], folder: Path) -> None:
+    """Copy a model's files, by their paths, so that the folder is there whole or not at all.
+
+    CheckpointError where one comes short of its size."""
+    filesystem, root = storage.locate(model)
     partial = folder.parent / f".{folder.name}"
     shutil.rmtree(partial, ignore_errors=True)  # of one that died half way
-    for url, name in zip(urls, names, strict=True):
-        filesystem, path = storage.locate(url)
+    for path, size in sizes.items():
+        name = path.removeprefix(root).lstrip("/")
         copy = partial / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         filesystem.get_file(path, str(copy))
-        size = filesystem.info(path).get("size")
-        if copy.stat().st_size != size:
-            raise CheckpointError(f"{storage.shown(url)}: {copy.stat().st_size:,} of {size:,} bytes came; try again")
+        if (came := copy.stat().st_size) != size:
+            place = storage.shown(storage.join(model, name))
+            raise CheckpointError(f"{place}: {came:,} of {size:,} bytes came; try again")
     partial.rename(folder)
 
 

@@ -28,9 +28,9 @@ def model(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 def fetch(model: str, copies: "multiprocessing.Queue[str]") -> None:
     copy = checkpoint_files._copy
 
-    def told(urls: list[str], names: list[str], folder: Path) -> None:
+    def told(model: str, sizes: dict[str, int], folder: Path) -> None:
         copies.put("copied")
-        copy(urls, names, folder)
+        copy(model, sizes, folder)
 
     checkpoint_files._copy = told
     copies.put(str(local_checkpoint(model)))
@@ -49,6 +49,17 @@ def test_processes_that_start_at_once_copy_it_once(model: str) -> None:
     (folder,) = {Path(name) for name in told if name != "copied"}
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert found == FILES
+
+
+def test_a_copy_that_is_there_is_taken_as_it_is_where_nothing_can_be_written(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(place: Path) -> None:
+        raise OSError(f"{place}: read-only file system")
+
+    folder = local_checkpoint(model)
+    monkeypatch.setattr(checkpoint_files, "_alone", refused)
+    assert local_checkpoint(model) == folder
 
 
 def test_what_a_process_left_that_died_half_way_is_not_taken(model: str) -> None:
