@@ -25,7 +25,7 @@ def corrected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray
     TOLERANCE, ROUNDS times at most. Memory: the difference in float32, and a strip of the picture."""
     for _ in range(ROUNDS):
         drift = averages(enlarged, source.shape[0]) - source
-        if np.abs(drift).max() <= TOLERANCE:
+        if max(drift.max(), -drift.min()) <= TOLERANCE:
             break
         enlarged = _without(enlarged, torch.from_numpy(drift.transpose(2, 0, 1)))
     return enlarged

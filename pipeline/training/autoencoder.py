@@ -66,9 +66,7 @@ SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
 """The paper's whole loss; it needs the CLIP that shapes-clip makes."""
-TEXTURES_AUTOENCODER = replace(
-    SHAPES_AUTOENCODER, source=TEXTURES, window=11, seed=4, loop=replace(SHAPES_AUTOENCODER.loop, steps=3000)
-)
+TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, window=11, seed=4)
 SHAPES_VQ = replace(
     SHAPES_AUTOENCODER,
     model=VQConfig(
@@ -107,15 +105,14 @@ def autoencoder_loss(
     """
     autoencoder = players.autoencoder
     if isinstance(autoencoder, VQModel):
-        rebuilt, regular, figures = _through_codebook(autoencoder, pixels, recipe)
+        decode = autoencoder.decode_codes
+        latents, regular, figures = _by_codebook(autoencoder, pixels, recipe)
     else:
-        posterior = autoencoder.posterior(pixels)
-        kl = posterior.kl().sum() / pixels.numel()
-        regular, figures = recipe.kl_weight * kl, {"kl": kl.item()}
-        latents = posterior.sample(noise)
-        if recipe.window is not None:
-            latents, pixels = windows(recipe.window, f"{recipe.seed}/{step}", latents, pixels)
-        rebuilt = autoencoder.decode_unscaled(latents)
+        decode = autoencoder.decode_unscaled
+        latents, regular, figures = _by_posterior(autoencoder, pixels, noise, recipe)
+    if recipe.window is not None:
+        latents, pixels = windows(recipe.window, f"{recipe.seed}/{step}", latents, pixels)
+    rebuilt = decode(latents)
     error = rebuilt - pixels
     squared = error.square().mean()
     reconstruction = error.abs().mean() + squared
@@ -134,6 +131,31 @@ def autoencoder_loss(
     return loss, figures
 
 
+def _by_posterior(
+    autoencoder: AutoencoderKL, pixels: Tensor, noise: Tensor, recipe: AutoencoderRecipe
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Latents to decode, the weighted KL divergence, and figures."""
+    posterior = autoencoder.posterior(pixels)
+    kl = posterior.kl().sum() / pixels.numel()
+    return posterior.sample(noise), recipe.kl_weight * kl, {"kl": kl.item()}
+
+
+def _by_codebook(
+    autoencoder: VQModel, pixels: Tensor, recipe: AutoencoderRecipe
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Latents to decode, the commitment loss, and figures; the gradient passes the lookup straight (van den Oord 2017).
+
+    `codes_used` is the perplexity of the batch's codes: as many as are used alike.
+    """
+    latents = autoencoder.encode(pixels)
+    numbers = autoencoder.quantize.nearest(latents)
+    codes = autoencoder.quantize.vectors(numbers)
+    shares = torch.bincount(numbers.flatten()) / numbers.numel()
+    used = torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item()
+    straight = latents + (codes - latents).detach()
+    return straight, commitment_loss(latents, codes, recipe.commitment), {"codes_used": used}
+
+
 def windows(window: int, seed: str, latents: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """The same part of everything, at a place that `seed` says: `window` a side of latents (B, C, h, w)."""
     random, side = Random(seed), latents.shape[-1]
@@ -144,22 +166,6 @@ def windows(window: int, seed: str, latents: Tensor, *others: Tensor) -> tuple[T
         rows, columns = (slice(factor * first, factor * (first + window)) for first in (top, left))
         parts.append(value[:, :, rows, columns].contiguous(memory_format=torch.channels_last))
     return tuple(parts)
-
-
-def _through_codebook(
-    autoencoder: VQModel, pixels: Tensor, recipe: AutoencoderRecipe
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Rebuilt pixels, the commitment loss, and figures; the gradient passes the lookup straight (van den Oord 2017).
-
-    `codes_used` is the perplexity of the batch's codes: as many as are used alike.
-    """
-    latents = autoencoder.encode(pixels)
-    numbers = autoencoder.quantize.nearest(latents)
-    codes = autoencoder.quantize.vectors(numbers)
-    shares = torch.bincount(numbers.flatten()) / numbers.numel()
-    used = torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item()
-    rebuilt = autoencoder.decode_codes(latents + (codes - latents).detach())
-    return rebuilt, commitment_loss(latents, codes, recipe.commitment), {"codes_used": used}
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = ALONE) -> None:
