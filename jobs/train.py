@@ -28,13 +28,13 @@ def train(
     that all of them see.
     """
     from pipeline.training.ray_train import DataError, TrainConfig, run_training
-    from pipeline.training.recipes import MAKERS, RECIPES
+    from pipeline.training.recipes import RECIPES
 
     if recipe not in RECIPES:
         raise click.UsageError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
-    for component in RECIPES[recipe].needs:
+    for component, maker in RECIPES[recipe].needs.items():
         if not (output / component / "config.json").exists():
-            raise click.UsageError(f"{output} has no {component}; train {MAKERS[component]} into it first")
+            raise click.UsageError(f"{output} has no {component}; train {maker} into it first")
     if data is not None and not RECIPES[recipe].takes_data:
         raise click.UsageError(f"{recipe} has no --data: it makes its pictures from scenes that it knows")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

@@ -100,6 +100,8 @@ def test_every_problem_is_printed_and_the_status_says_so(capsys: Captured, tmp_p
         (["generate", "m.parquet", "out", "--num-inference-steps", "0"], "0 is not in the range 1<=x<=1000"),
         (["generate", "m.parquet", "out.parquet"], "OUTPUT is a folder; out.parquet looks like a file"),
         (["generate", "m.parquet", "out", "--lanes", "1"], "--lanes 1 has no room for guidance"),
+        (["train", "shapes-diffusion", "out"], "out has no vae; train shapes-autoencoder into it first"),
+        (["train", "upscaler", "out"], "out has no vae; train textures-autoencoder into it first"),
         (["generate", "m.parquet", "out", "--guidance-scale", "nan"], "--guidance-scale"),
         (["generate", "m.parquet", "out", "--guidance-interval", "0.8", "0.2"], "the first must be smaller"),
         (["generat", "m.parquet"], "No such command"),

@@ -1,7 +1,7 @@
 """The recipes by name: what `latentmill train` can make."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +31,8 @@ class Recipe:
     train: Callable[[Any, Path, Worker], None]
     config: Any
     """A frozen dataclass with `loop`, and `source` where a user's own table can take its place."""
-    needs: tuple[str, ...] = ()
-    """Names of components, with the recipe that makes each in MAKERS."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Names of components, and the recipe that makes each."""
 
     @property
     def takes_data(self) -> bool:
@@ -44,22 +44,18 @@ class Recipe:
         return self.config.width
 
 
-MAKERS: Final = {
-    "clip": "shapes-clip",
-    "text_encoder": "shapes-diffusion",
-    "unet": "shapes-diffusion",
-    "vae": "shapes-autoencoder",
-}
+_CLIP: Final = {"clip": "shapes-clip"}
+_VAE: Final = {"vae": "shapes-autoencoder"}
 
 RECIPES: Final[dict[str, Recipe]] = {
     "shapes-clip": Recipe(train_clip, SHAPES_CLIP),
     "shapes-autoencoder": Recipe(train_autoencoder, SHAPES_AUTOENCODER),
-    "shapes-autoencoder-adversarial": Recipe(train_autoencoder, SHAPES_AUTOENCODER_ADVERSARIAL, ("clip",)),
+    "shapes-autoencoder-adversarial": Recipe(train_autoencoder, SHAPES_AUTOENCODER_ADVERSARIAL, _CLIP),
     "shapes-vq": Recipe(train_autoencoder, SHAPES_VQ),
-    "shapes-diffusion": Recipe(train_diffusion, SHAPES_DIFFUSION, ("vae",)),
-    "shapes-diffusion-frozen-clip": Recipe(train_diffusion, SHAPES_DIFFUSION_FROZEN_CLIP, ("clip", "vae")),
-    "shapes-diffusion-bert": Recipe(train_diffusion, SHAPES_DIFFUSION_BERT, ("vae",)),
-    "shapes-inpainting": Recipe(train_inpainting, SHAPES_INPAINTING, ("unet", "vae")),
+    "shapes-diffusion": Recipe(train_diffusion, SHAPES_DIFFUSION, _VAE),
+    "shapes-diffusion-frozen-clip": Recipe(train_diffusion, SHAPES_DIFFUSION_FROZEN_CLIP, _CLIP | _VAE),
+    "shapes-diffusion-bert": Recipe(train_diffusion, SHAPES_DIFFUSION_BERT, _VAE),
+    "shapes-inpainting": Recipe(train_inpainting, SHAPES_INPAINTING, {"unet": "shapes-diffusion"} | _VAE),
     "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),
-    "upscaler": Recipe(train_upscaler, UPSCALER, ("vae", "text_encoder")),
+    "upscaler": Recipe(train_upscaler, UPSCALER, {"vae": "textures-autoencoder", "text_encoder": "shapes-diffusion"}),
 }
