@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import torch
@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.manifest_rules import Rules
 from pipeline.models.configs import CheckpointError
-from pipeline.plan import CheckpointFacts, RunError, facts_of
+from pipeline.plan import CheckpointFacts, RunError, count_rows, facts_of
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows
 
 
@@ -51,11 +51,10 @@ def estimate(
     `load` and `checkpoint` as for run_job. RunError says in one line why it cannot be told; nothing is written."""
     try:
         facts = checkpoint or facts_of(config)
-        total = min(manifest.count_rows(config.manifest), config.limit or 2**63)
-        sample = _sample(config.manifest, total, rows + 1)
+        sample = _sample(config.manifest, count_rows(replace(config, shard=None)), rows + 1)
         if sample.num_rows < 2:
             raise RunError(f"{storage.shown(config.manifest)}: has too few rows to tell anything from")
-        return _timed(config, sample, total, facts, load)
+        return _timed(config, sample, count_rows(config), facts, load)
     except (storage.StorageError, manifest.ManifestError, CheckpointError) as error:
         raise RunError(str(error)) from error
 

@@ -71,7 +71,7 @@ class RunPlan:
     fingerprint: str
     """Of the manifest."""
     rows: int
-    """Of the manifest, or of its first `limit` rows."""
+    """Of the manifest: those that this run makes, all in all."""
     todo: int
     checkpoint: CheckpointFacts
 
@@ -117,7 +117,7 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointFacts | None
         fingerprint = manifest.fingerprint(config.manifest)
         _refuse_changed_rows(config, committed, fingerprint, earlier)
         delete_uncommitted(config.output, committed)
-        rows = _count_rows(config)
+        rows = count_rows(config)
         return RunPlan(
             run_id=str(earlier.get("run_id") or uuid.uuid4().hex),
             attempt=int(earlier.get("attempt") or 0) + 1,
@@ -246,7 +246,7 @@ def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
 
 
 def ids_of(manifest_url: str, limit: int | None = None, shard: Shard | None = None) -> HashBuckets:
-    """The ids of a manifest, or of its first `limit` rows, or of one shard of them."""
+    """The ids of a manifest, or of its first `limit` rows, or those of one shard of these."""
     asked = HashBuckets()
     for batch in manifest.limited(manifest.read_batches(manifest_url, ["id"]), limit):
         hashes = hashes_of(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
@@ -266,7 +266,8 @@ def _refuse_changed_rows(config: RunConfig, committed: Committed, fingerprint: s
         )
 
 
-def _count_rows(config: RunConfig) -> int:
+def count_rows(config: RunConfig) -> int:
+    """The rows that a run makes of its manifest: all, the first `limit`, or its shard's of these."""
     if config.shard is None:
         return min(manifest.count_rows(config.manifest), config.limit or 2**63)
     batches = manifest.limited(manifest.read_batches(config.manifest, ["id"]), config.limit)

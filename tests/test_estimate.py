@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from jobs.cli import cli
+from pipeline.buckets import Shard
 from pipeline.config import RunConfig
 from pipeline.estimate import Estimate, estimate
 from pipeline.machinery import Machinery
@@ -44,6 +45,13 @@ def test_a_row_takes_what_the_machinery_takes_and_nothing_is_written(tmp_path: P
     assert SECONDS <= found.seconds_a_row < 3 * SECONDS
     assert 50 < found.bytes_a_row < 20_000
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
+
+
+def test_a_shard_is_told_by_its_own_rows(tmp_path: Path) -> None:
+    config = config_for(tmp_path, ["x"] * 40)
+    shards = [replace(config, shard=Shard(index, 2)) for index in (1, 2)]
+    first, second = (estimate(shard, 2, load=load_slow, checkpoint=FACTS).rows for shard in shards)
+    assert 0 < first < 40 and first + second == 40
 
 
 def test_failed_rows_are_told_and_do_not_make_the_others_look_fast(tmp_path: Path) -> None:
