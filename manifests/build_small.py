@@ -3,13 +3,12 @@
 .venv/bin/python manifests/build_small.py
 """
 
-import io
 from pathlib import Path
 from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from build_holes import png
 
 from pipeline.training.pictures import scenes
 from pipeline.training.scenes import draw
@@ -26,12 +25,6 @@ def main() -> None:
     pictures[2] = pictures[2].crop((0, 0, LARGE, 3 * LARGE // 4))
     rows = [{"id": f"small-{index:02}", "image": png(picture.reduce(4))} for index, picture in enumerate(pictures)]
     pq.write_table(pa.Table.from_pylist(rows), Path(__file__).parent / "small.parquet")
-
-
-def png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

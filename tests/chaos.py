@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,13 @@ import psutil
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from pipeline.check import check_output
 from pipeline.config import RunConfig
-from pipeline.diffusion.engine import LaneEngine
 from pipeline.machinery import Machinery
 from pipeline.run import RunError, run_job
-from tests.cheap import FACTS, load_cheap, zeros
+from tests.cheap import FACTS, machinery_of, zeros
 
 KILLS = ("an actor", "a worker", "the driver")
 _ATTEMPTS = 20
@@ -114,13 +112,12 @@ def run_here(manifest: str, output: str) -> int:
 
 def _load(config: RunConfig, device: str) -> Machinery:
     """The cheap model, slow enough to be killed while it works."""
-    machinery = load_cheap(config, device)
 
     def slow(*arguments: Any) -> Tensor:
         time.sleep(_SECONDS_A_CALL)
         return zeros(*arguments)
 
-    return replace(machinery, engine=LaneEngine(slow, lanes=config.lanes, device="cpu", dtype=torch.float32))
+    return machinery_of(config, slow)
 
 
 RUN = (sys.executable, "-m", "tests.chaos", "--run")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import RunConfig
-from pipeline.diffusion.engine import DenoisingRequest, LaneEngine
+from pipeline.diffusion.engine import Denoise, DenoisingRequest, LaneEngine
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
@@ -60,15 +60,20 @@ def zeros(
     return torch.zeros_like(latents)
 
 
-def load_cheap(config: RunConfig, device: str) -> Machinery:
+def machinery_of(config: RunConfig, network: Denoise = zeros) -> Machinery:
+    """A cheap task on any network."""
     return Machinery(
         task=CheapTask(),
-        engine=LaneEngine(zeros, lanes=config.lanes, device="cpu", dtype=torch.float32),
+        engine=LaneEngine(network, lanes=config.lanes, device="cpu", dtype=torch.float32),
         model="cheap",
         weights_sha256="0" * 64,
         device="cpu",
         dtype="float32",
     )
+
+
+def load_cheap(config: RunConfig, device: str) -> Machinery:
+    return machinery_of(config)
 
 
 class DeadlyTask(CheapTask):
@@ -91,8 +96,7 @@ def load_stuck(config: RunConfig, device: str) -> Machinery:
         time.sleep(1e6)
         raise AssertionError
 
-    engine = LaneEngine(stuck, lanes=config.lanes, device="cpu", dtype=torch.float32)
-    return replace(load_cheap(config, device), engine=engine)
+    return machinery_of(config, stuck)
 
 
 def load_broken(config: RunConfig, device: str) -> Machinery:
@@ -101,5 +105,4 @@ def load_broken(config: RunConfig, device: str) -> Machinery:
     def out_of_memory(*arguments: Any) -> Tensor:
         raise RuntimeError("out of memory (pretended)")
 
-    engine = LaneEngine(out_of_memory, lanes=config.lanes, device="cpu", dtype=torch.float32)
-    return replace(load_cheap(config, device), engine=engine)
+    return machinery_of(config, out_of_memory)
