@@ -5,6 +5,7 @@ message. Everything that fails raises StorageError, whose text is one line for t
 """
 
 import errno
+import io
 import os
 import posixpath
 import random
@@ -21,6 +22,7 @@ from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
 
@@ -46,9 +48,9 @@ _CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azu
 _S3_CONFIG: Final[dict[str, Any]] = {
     "connect_timeout": 15,
     "read_timeout": 120,
-    "retries": {"max_attempts": 2, "mode": "standard"},  # the rest is ours: counted, and the same for all storage
+    "retries": {"total_max_attempts": 1, "mode": "standard"},  # retries are ours: counted, and the same for all storage
 }
-_ATTEMPTS: Final = 7
+_ATTEMPTS: Final = 8
 _FIRST_WAIT: Final = 0.5
 """Seconds before the second attempt; each further wait is twice as long, and jitter takes up to half of it."""
 _PASSING_ERRNOS: Final = frozenset(
@@ -92,11 +94,11 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
-    """The same for pyarrow's readers and writers (pyarrow's own S3 filesystem ignores AWS_ENDPOINT_URL)."""
+    """The same for pyarrow's readers (pyarrow's own S3 filesystem ignores AWS_ENDPOINT_URL)."""
     filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         return pafs.LocalFileSystem(), path
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    return pafs.PyFileSystem(_Readers(url)), path
 
 
 def is_local(url: str) -> bool:
@@ -222,6 +224,65 @@ def delete(url: str) -> None:
     _retried(url, remove)
 
 
+class _Readers(pafs.FSSpecHandler):
+    """pyarrow's way to object storage: each request is tried again as ours are. Another process opens its own."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        super().__init__(locate(url)[0])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Readers, (self._url,)
+
+    def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
+        return _retried(self._url, lambda: super(_Readers, self).get_file_info(paths))
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
+        return _retried(self._url, lambda: super(_Readers, self).get_file_info_selector(selector))
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_RangeFile(self.fs, path), mode="r")
+
+
+class _RangeFile(io.RawIOBase):
+    """A remote file that reads exactly the ranges it is asked for."""
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem, path: str) -> None:
+        self._filesystem, self._path, self._place = filesystem, path, 0
+        self._url = _url_of(filesystem, path)
+        self._size = int(_retried(self._url, lambda: filesystem.info(path)["size"]))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        start, end = self._place, self._size if size < 0 else min(self._place + size, self._size)
+        if start >= end:
+            return b""
+        data = _retried(self._url, lambda: self._range(start, end))
+        self._place = end
+        return data
+
+    def _range(self, start: int, end: int) -> bytes:
+        data = cast(bytes, self._filesystem.cat_file(self._path, start=start, end=end))
+        if len(data) != end - start:
+            raise ConnectionError(f"{len(data):,} bytes came instead of {end - start:,}")
+        return data
+
+
 def _retried(url: str, action: Callable[[], Answer]) -> Answer:
     """What `action` gives, after faults that pass; StorageUnavailableError when they do not."""
     for attempt in range(1, _ATTEMPTS + 1):
@@ -304,6 +365,7 @@ def _filesystem(scheme: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
         if scheme != "s3":
             return fsspec.filesystem(scheme)
         filesystem = fsspec.filesystem("s3", endpoint_url=endpoint, use_listings_cache=False, config_kwargs=_S3_CONFIG)
+        filesystem.retries = 1
         _send_no_expect_header(filesystem)
     except ImportError as error:
         raise StorageError(

@@ -50,9 +50,9 @@ def test_faults_that_pass_are_retried_and_counted(error: Exception, monkeypatch:
 
 def test_attempts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = faulty(monkeypatch, "cat_file", ConnectionResetError("cut"), 100)
-    with pytest.raises(storage.StorageUnavailableError, match=r"7 attempts") as caught:
+    with pytest.raises(storage.StorageUnavailableError, match=r"8 attempts") as caught:
         storage.read_bytes("memory://faults/a")
-    assert len(calls) == 7 and "\n" not in str(caught.value)
+    assert len(calls) == 8 and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [PermissionError("no"), FileNotFoundError("no"), OSError(errno.ENOSPC, "disk full")])

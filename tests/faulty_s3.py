@@ -1,0 +1,160 @@
+"""A proxy on loopback between a client and an S3 server, which does what busy servers and bad networks do."""
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Kind = Literal["slow down", "error", "forbidden", "too many", "timeout", "cut", "reply lost", "short", "stall"]
+Moment = Literal["before", "within", "after"]
+
+_ERRORS: Final[dict[Kind, tuple[int, str]]] = {
+    "slow down": (503, "SlowDown"),
+    "error": (500, "InternalError"),
+    "forbidden": (403, "AccessDenied"),
+    "too many": (429, "TooManyRequests"),
+    "timeout": (400, "RequestTimeout"),
+}
+_BODIES: Final = ("short", "timeout")
+"""Faults of a body or told by one: a HEAD has none."""
+_STALL_SECONDS: Final = 3600.0
+
+
+@dataclass
+class FaultyProxy:
+    """What it does to the requests that come, and what it has done.
+
+    "cut": the line is reset before the request is passed on; "reply lost": after it; "short": the reply ends in the
+    middle of its body; "stall": there is no reply. The others are replies of the server's."""
+
+    url: str
+    kind: Kind | None = None
+    chance: float = 1.0
+    """Of a fault, for each request."""
+    times: int | None = None
+    """No more faults than these; None: no such limit."""
+    touches: Callable[[str, str], bool] = lambda method, path: True
+    """Whether a request, by method and path, can have a fault."""
+    done: Counter[str] = field(default_factory=Counter)
+    """The faults that were done, by kind."""
+    requests: int = 0
+    on_request: Callable[[str, str, Moment, int], bool] = lambda method, path, moment, port: False
+    """Told of each moment of a request, with its client's port; True: the client is dead, nothing more of it counts."""
+
+    @contextmanager
+    def faulty(
+        self,
+        kind: Kind,
+        *,
+        chance: float = 1.0,
+        times: int | None = None,
+        touches: Callable[[str, str], bool] = lambda method, path: True,
+    ) -> Iterator[None]:
+        """For the time of a `with` block."""
+        self.kind, self.chance, self.times, self.touches = kind, chance, times, touches
+        try:
+            yield
+        finally:
+            self.kind = None
+
+    def fault_of(self, method: str, path: str) -> Kind | None:
+        """What befalls this request; it counts as done."""
+        self.requests += 1
+        kind = self.kind
+        if kind is None or self.times == 0 or not self.touches(method, path) or random.random() >= self.chance:
+            return None
+        if self.times is not None:
+            self.times -= 1
+        self.done[kind] += 1
+        return kind
+
+
+@contextmanager
+def faulty_proxy(server: str) -> Iterator[FaultyProxy]:
+    """Run a proxy before the server at this URL, in a thread of its own."""
+    host, _, port = server.removeprefix("http://").partition(":")
+    loop = asyncio.new_event_loop()
+    proxy = FaultyProxy("")
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            await _serve(proxy, (host, int(port)), reader, writer)
+        writer.close()
+
+    listener = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20))
+    proxy.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    thread = threading.Thread(target=loop.run_forever, name="faulty proxy", daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        listener.close()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+async def _serve(
+    proxy: FaultyProxy, server: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """One request of a connection, then its end: the next request brings a connection of its own."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    body = await _body(head, reader)
+    method, path = head.decode("latin-1").split(" ", 2)[:2]
+    port = writer.get_extra_info("peername")[1]
+    kind = proxy.fault_of(method, path) if method != "HEAD" or proxy.kind not in _BODIES else None
+    if kind == "stall":
+        await asyncio.sleep(_STALL_SECONDS)
+    if kind == "cut" or proxy.on_request(method, path, "before", port):
+        return writer.transport.abort()
+    if kind in _ERRORS:
+        writer.write(_error(kind, method))
+        return await writer.drain()
+    upstream, to_server = await asyncio.open_connection(*server)
+    try:
+        to_server.write(_without_keep_alive(head) + body[: len(body) // 2])
+        await to_server.drain()
+        if proxy.on_request(method, path, "within", port):
+            return writer.transport.abort()
+        to_server.write(body[len(body) // 2 :])
+        reply = await upstream.read()
+    finally:
+        to_server.close()
+    if kind == "reply lost" or proxy.on_request(method, path, "after", port):
+        return writer.transport.abort()
+    start = reply.index(b"\r\n\r\n") + 4
+    if kind == "short":
+        reply = reply[: start + (len(reply) - start) // 2]
+    writer.write(_without_keep_alive(reply[:start]) + reply[start:])
+    return await writer.drain()
+
+
+async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
+    headers = head.lower()
+    if b"transfer-encoding: chunked" in headers:
+        parts = [await reader.readuntil(b"\r\n")]
+        while int(parts[-1].split(b";")[0], 16):
+            size = int(parts[-1].split(b";")[0], 16)
+            parts += [await reader.readexactly(size + 2), await reader.readuntil(b"\r\n")]
+        return b"".join(parts) + await reader.readuntil(b"\r\n")
+    _, found, rest = headers.partition(b"\r\ncontent-length:")
+    return await reader.readexactly(int(rest.split(b"\r\n")[0])) if found else b""
+
+
+def _without_keep_alive(head: bytes) -> bytes:
+    lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith((b"connection:", b"keep-alive:"))]
+    return b"\r\n".join([*lines, b"Connection: close", b"", b""])
+
+
+def _error(kind: Kind, method: str) -> bytes:
+    status, code = _ERRORS[kind]
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}, says the proxy</Message></Error>'
+    head = f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}Connection: close\r\n\r\n{'' if method == 'HEAD' else body}".encode()
