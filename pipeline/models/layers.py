@@ -1,10 +1,14 @@
 """The blocks that the U-Nets and autoencoders share. Attribute names are the field's tensor names."""
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_NARROW: Final = 16
+"""Channels of an attention head below which zeros are put beside them."""
 
 
 def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -68,13 +72,22 @@ class Attention(nn.Module):
             self._split(self.to_v(states)),
         )
         if self.upcast:
-            attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(tokens.dtype)
+            attended = _attend(query.float(), key.float(), value.float()).to(tokens.dtype)
         else:
-            attended = F.scaled_dot_product_attention(query, key, value)
+            attended = _attend(query, key, value)
         return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention, (B, heads, tokens, width). Zeros fill narrow heads, of which torch's kernel for CPUs is slow."""
+    width = query.shape[-1]
+    if query.is_cuda or width >= _NARROW:
+        return F.scaled_dot_product_attention(query, key, value)
+    query, key, value = (F.pad(heads, (0, _NARROW - width)) for heads in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=width**-0.5)[..., :width]
 
 
 class PixelAttention(Attention):
