@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -34,6 +34,8 @@ class EngineStats:
     lanes_filled: int = 0
     lanes_run: int = 0
     network_seconds: float = 0.0
+    out_of_memory: int = 0
+    """How often a call did not fit into the device's memory."""
 
     @property
     def occupancy(self) -> float:
@@ -60,6 +62,7 @@ class LaneEngine:
         self.stats = EngineStats()
         self._batches: dict[Hashable, LaneBatch] = {}
         self._current: LaneBatch | None = None
+        self._lanes_a_call = lanes
         self._timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
@@ -153,16 +156,38 @@ class LaneEngine:
     def _evaluate(self, call: Call) -> Tensor:
         if self.device.type != "cuda":
             started = time.perf_counter()
-            output = self.denoise(*call)
+            output = self._denoised(call)
             self.stats.network_seconds += time.perf_counter() - started
             return output
         stream = torch.cuda.current_stream(self.device)
         start, end = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
         start.record(stream)
-        output = self.denoise(*call)
+        output = self._denoised(call)
         end.record(stream)
         self._timed.append((start, end))
         while self._timed and self._timed[0][1].query():  # read where nothing has to wait for it
             start, end = self._timed.pop(0)
             self.stats.network_seconds += start.elapsed_time(end) / 1000
         return output
+
+    def _denoised(self, call: Call) -> Tensor:
+        """The network's output; in smaller parts, from then on, where a call does not fit into the device's memory.
+
+        Another batch shape can give other last bits: such rows may differ from those of a device with more memory."""
+        cleared = False
+        while True:
+            try:
+                parts = zip(*(_parts(of, self.lanes, self._lanes_a_call) for of in call), strict=True)
+                return torch.cat([self.denoise(*part) for part in parts])
+            except torch.OutOfMemoryError:
+                self.stats.out_of_memory += 1
+                if self._lanes_a_call == 1:
+                    raise
+                if cleared:  # the first time, what earlier calls have left may be all that was in the way
+                    self._lanes_a_call = -(-self._lanes_a_call // 2)
+            torch.cuda.empty_cache()
+            cleared = True
+
+
+def _parts(of: Tensor | None, lanes: int, size: int) -> Sequence[Tensor | None]:
+    return [None] * -(-lanes // size) if of is None else of.split(size)

@@ -291,3 +291,47 @@ def test_noise_is_drawn_from_the_rows_own_generator_only() -> None:
 def test_no_lanes_are_refused() -> None:
     with pytest.raises(ValueError, match="lanes is 0; give at least 1"):
         LaneEngine(TextNetwork(), lanes=0, device="cpu", dtype=torch.float32)
+
+
+class SmallMemory(TextNetwork):
+    """Holds calls of at most so many lanes, but for the first `passing` times."""
+
+    def __init__(self, most: int, passing: int | None = None) -> None:
+        super().__init__()
+        self.most, self.passing = most, passing
+
+    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+        if len(latents) > self.most and self.passing != 0:
+            self.passing = None if self.passing is None else self.passing - 1
+            raise torch.OutOfMemoryError("out of memory (pretended)")
+        return super().forward(latents, timesteps, states, labels)
+
+
+def engine_of(network: nn.Module) -> LaneEngine:
+    return LaneEngine(network, lanes=6, device="cpu", dtype=torch.float32)
+
+
+def test_a_call_that_does_not_fit_into_memory_is_made_in_parts() -> None:
+    requests = [request(key, guidance=Guidance(scale=3.0)) for key in range(5)]
+    whole = dict(engine_of(TextNetwork()).run(requests))
+    engine = engine_of(network := SmallMemory(most=2))
+    for key, latents in engine.run(requests):
+        torch.testing.assert_close(latents, whole[key], rtol=1e-4, atol=1e-5)
+    assert {shape[0] for shape in network.batches} == {2}
+    assert engine.stats.out_of_memory == 3  # six lanes twice, then three; never again
+
+
+def test_memory_that_was_short_once_changes_no_row() -> None:
+    requests = [request(key) for key in range(5)]
+    whole = dict(engine_of(TextNetwork()).run(requests))
+    engine = engine_of(network := SmallMemory(most=2, passing=1))
+    for key, latents in engine.run(requests):
+        assert torch.equal(latents, whole[key])
+    assert {shape[0] for shape in network.batches} == {6}
+
+
+def test_a_single_lane_that_does_not_fit_ends_the_engine() -> None:
+    engine = engine_of(SmallMemory(most=0))
+    engine.add(request(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.step()
