@@ -135,6 +135,20 @@ RUN_OPTIONS: Final = (
         metavar="N|MIN:MAX",
         help="Actors that hold the model; more, up to MAX, as rows wait. [default: by GPUs, or CPUs and memory]",
     ),
+    click.option(
+        "--gpus-per-actor",
+        type=click.FloatRange(0, min_open=True),
+        default=1.0,
+        show_default=True,
+        metavar="N",
+        help="0.5 puts two actors onto a GPU.",
+    ),
+    click.option(
+        "--memory-per-actor",
+        type=click.FloatRange(0, min_open=True),
+        metavar="GIB",
+        help="Of a node, for Ray to reserve. [default: nothing]",
+    ),
     click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
     click.option(
         "--dtype",
@@ -163,6 +177,14 @@ RUN_OPTIONS: Final = (
         show_default=True,
         metavar="SECONDS",
         help="End a run in which nothing moves for so long.",
+    ),
+    click.option(
+        "--call-limit",
+        type=click.FloatRange(1),
+        default=300.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A call of the U-Net that takes longer hangs: its process is ended, its rows are made elsewhere.",
     ),
     click.option(
         "--grace",
@@ -200,8 +222,28 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
-    run = ("model", "seed", "lanes", "threads", "device", "dtype", "quality", "allow_roots", "skip_invalid")
-    run += ("shard", "retry_failed", "new_run", "patience", "grace", *(("store",) if "store" in options else ()))
+    run = (
+        "gpus_per_actor",
+        "memory_per_actor",
+        "model",
+        "seed",
+        "lanes",
+        "threads",
+        "device",
+        "dtype",
+        "quality",
+        "allow_roots",
+        "skip_invalid",
+    )
+    run += (
+        "shard",
+        "retry_failed",
+        "new_run",
+        "patience",
+        "grace",
+        "call_limit",
+        *(("store",) if "store" in options else ()),
+    )
     actors, max_actors = options["actors"] or (None, None)
     return RunConfig(
         actors=actors,

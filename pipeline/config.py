@@ -70,6 +70,12 @@ class RunConfig:
     """How many actors hold the model; `None`: one a GPU, or as many as the CPUs and the memory allow."""
     max_actors: int | None = None
     """Up to which Ray adds more as rows wait, where it finds or starts nodes for them; `None`: none are added."""
+    gpus_per_actor: float = 1.0
+    """Of each actor where the device is "cuda": a part where several small models fit onto one GPU."""
+    memory_per_actor: float | None = None
+    """GiB of a node's memory that Ray reserves for each; `None`: none, but on CPUs no more actors than fit."""
+    call_limit: float = 300.0
+    """Seconds that one call of the U-Net may take; then its process is ended, and its rows are made by another."""
     device: str = "auto"
     """"cuda", "cpu", or "auto": CUDA where the cluster has GPUs."""
     dtype: Dtype | None = None

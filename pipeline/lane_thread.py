@@ -1,11 +1,14 @@
 """One thread that owns a lane engine; concurrent calls hand it their rows, so lanes are refilled across batches."""
 
+import os
+import signal
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -13,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine
+from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine, Result
 from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 
 ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
@@ -44,7 +47,7 @@ Outcome = Made | Exception
 """What became of a row; an exception is one of ROW_ERRORS, ProcessDied, or Stopped."""
 
 Report = Callable[[Mapping[str, float]], None]
-"""Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, network_seconds."""
+"""Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, and seconds (`rates.SECONDS`)."""
 
 
 class ActorError(RuntimeError):
@@ -82,8 +85,17 @@ class LaneThread:
     """
 
     def __init__(
-        self, task: Task, engine: LaneEngine, *, threads: int, report: Report, journal: RowJournal | None = None
+        self,
+        task: Task,
+        engine: LaneEngine,
+        *,
+        threads: int,
+        report: Report,
+        journal: RowJournal | None = None,
+        call_limit: float | None = None,
     ) -> None:
+        """`call_limit`: seconds after which a call of the network hangs, and this process is killed: whoever runs it
+        starts another, and the journal knows which rows it had."""
         self._task, self._engine, self._threads, self._report = task, engine, threads, report
         self._journal, self._name = journal or Journal(), uuid.uuid4().hex
         self._changed = threading.Condition()
@@ -94,9 +106,13 @@ class LaneThread:
         self._running: dict[int, _Place] = {}
         self._settled: list[str] = []
         self._next_key = 0
-        self._told, self._unreported, self._told_at = EngineStats(), 0, 0.0
+        self._told, self._told_at = EngineStats(), 0.0
+        self._unreported = defaultdict[str, float](float)
+        self._called_at: float | None = None
         self._thread = threading.Thread(target=self._work, name="lanes", daemon=True)
         self._thread.start()
+        if call_limit is not None:
+            threading.Thread(target=self._guard, args=(call_limit,), name="guard", daemon=True).start()
 
     def run(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
         """What became of each row, in their order; blocks until all are done. Called from any thread."""
@@ -137,7 +153,7 @@ class LaneThread:
             torch.set_num_threads(self._threads)
             while self._wait_for_rows():
                 self._admit()
-                for key, latents in self._engine.step():
+                for key, latents in self._step():
                     if (place := self._running.pop(_number(key), None)) is not None:
                         self._finish(place, latents)
                 self._tell_journal()
@@ -147,10 +163,27 @@ class LaneThread:
         else:
             self._fail(ActorError("the lanes are closed"))
 
+    def _step(self) -> list[Result]:
+        self._called_at = time.monotonic()
+        try:
+            return self._engine.step()
+        finally:
+            self._called_at = None
+
+    def _guard(self, limit: float) -> None:
+        while self._thread.is_alive():
+            time.sleep(min(1.0, limit / 4))
+            since = self._called_at
+            if since is not None and time.monotonic() - since > limit:
+                self._report({"hung_calls": 1})
+                time.sleep(_REPORT_SECONDS)  # for the report to leave
+                os.kill(os.getpid(), signal.SIGKILL)
+
     def _wait_for_rows(self) -> bool:
         with self._changed:
-            while not (self._waiting or self._running or self._closed):
-                self._changed.wait()
+            with self._timed("waiting"):
+                while not (self._waiting or self._running or self._closed):
+                    self._changed.wait()
             return bool(self._waiting or self._running)
 
     def _admit(self) -> None:
@@ -173,8 +206,9 @@ class LaneThread:
     def _start(self, place: _Place) -> None:
         place.started = time.perf_counter()
         try:
-            place.row = self._task.prepare(place.row)
-            request = self._task.request(self._next_key, place.row)
+            with self._timed("request"):
+                place.row = self._task.prepare(place.row)
+                request = self._task.request(self._next_key, place.row)
             if isinstance(request, np.ndarray):
                 return self._settle(place, self._made(place, request))
         except ROW_ERRORS as error:
@@ -187,7 +221,8 @@ class LaneThread:
         if isinstance(latents, ValueError):
             return self._settle(place, latents)
         try:
-            made = self._made(place, self._task.pixels(latents, place.row))
+            with self._timed("decode"):
+                made = self._made(place, self._task.pixels(latents, place.row))
         except ROW_ERRORS as error:
             return self._settle(place, error)
         return self._settle(place, made)
@@ -197,7 +232,7 @@ class LaneThread:
         return Made(pixels=pixels, parameters=parameters, seconds=time.perf_counter() - place.started)
 
     def _settle(self, place: _Place, outcome: Outcome) -> None:
-        self._unreported += 1
+        self._unreported["rows"] += 1
         self._settled.append(place.key)
         place.call.outcomes[place.index] = outcome
         place.call.missing -= 1
@@ -218,17 +253,27 @@ class LaneThread:
         stats, told = self._engine.stats, self._told
         self._report(
             {
-                "rows": self._unreported,
+                **self._unreported,
                 "evaluations": stats.calls - told.calls,
                 "lanes_filled": stats.lanes_filled - told.lanes_filled,
                 "lanes_run": stats.lanes_run - told.lanes_run,
                 "network_seconds": stats.network_seconds - told.network_seconds,
+                "out_of_memory": stats.out_of_memory - told.out_of_memory,
             }
         )
-        self._told = EngineStats(stats.calls, stats.lanes_filled, stats.lanes_run, stats.network_seconds)
-        self._unreported, self._told_at = 0, at
+        self._told = replace(stats)
+        self._told_at = at
+        self._unreported.clear()
         if self._journal.stopping():
             self._let_go()
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._unreported[f"{name}_seconds"] += time.perf_counter() - before
 
     def _let_go(self) -> None:
         """What is not finished is not made; the engine may end with what it has."""

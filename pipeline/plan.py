@@ -167,7 +167,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """The run's options as run.json has them: without what is secret, or of one attempt alone."""
     settings = asdict(config) | {name: storage.shown(getattr(config, name)) for name in ("manifest", "output", "model")}
     settings["allow_roots"] = [storage.shown(root) for root in config.allow_roots]
-    for name in ("address", "retry_failed", "new_run", "patience", "grace"):
+    for name in ("address", "retry_failed", "new_run", "patience", "grace", "call_limit"):
         del settings[name]
     return json.loads(json.dumps(settings))
 

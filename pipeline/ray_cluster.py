@@ -36,7 +36,9 @@ class Actors:
     count: int
     device: str
     cpus: float
-    gpus: int
+    gpus: float
+    memory: int | None
+    """Bytes."""
 
 
 METRICS: Final = {
@@ -47,8 +49,16 @@ METRICS: Final = {
     "evaluations": "Calls of the U-Net.",
     "lanes_filled": "Lanes of these calls that held a row.",
     "lanes_run": "Lanes of these calls, empty ones included.",
-    "network_seconds": "Time in the U-Net.",
     "loading_seconds": "Time in which actors loaded their model.",
+    "request_seconds": "Time in which actors encoded texts and pictures.",
+    "network_seconds": "Time in the U-Net.",
+    "decode_seconds": "Time in which actors decoded latents.",
+    "waiting_seconds": "Time in which actors had no rows.",
+    "fetch_seconds": "Time in which sources were fetched and decoded.",
+    "encode_seconds": "Time in which pictures were encoded.",
+    "write_seconds": "Time in which parts of the output were written.",
+    "out_of_memory": "Calls of the U-Net that did not fit into memory, and were made again in parts.",
+    "hung_calls": "Calls of the U-Net that hung: their processes were ended.",
     "storage_retries": "Faults of storage that passed.",
 }
 """What Ray's metrics tell of a run, as `ray_latentmill_NAME`, tagged with the run's id."""
@@ -161,18 +171,23 @@ def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[s
     """As many actors as were asked for; else one a GPU, or what memory and CPUs (with some left for the rest) hold."""
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+    reserved = None if config.memory_per_actor is None else int(config.memory_per_actor * 2**30)
     if device == "cuda":
-        count = config.actors or gpus
-        if not gpus or count > gpus:
+        each = config.gpus_per_actor
+        fit = int(1 / each) * gpus if each < 1 else int(gpus / each)
+        count = config.actors or fit
+        if not fit or count > fit:
             raise RunError(
-                f"{max(count, 1)} actors need as many GPUs; the cluster has {gpus}: give --device cpu or fewer actors"
+                f"{max(count, 1)} actors need {max(count, 1) * each:g} GPUs; the cluster has {gpus}: "
+                "give --device cpu, fewer actors, or a part as --gpus-per-actor"
             )
-        return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=1)
-    memory = max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
+        cpu_share = min(config.threads, _share(cpus, count))
+        return Actors(count=count, device=device, cpus=cpu_share, gpus=each, memory=reserved)
+    memory = reserved or max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
     by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
     by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
     count = config.actors or min(by_cpus, by_memory)
-    return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=0)
+    return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=0, memory=reserved)
 
 
 def _share(cpus: float, actors: int) -> float:

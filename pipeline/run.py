@@ -34,6 +34,7 @@ from pipeline.plan import (
 )
 from pipeline.progress import ProgressDisplay, Reporter, duration_of, rate_of
 from pipeline.provenance import now
+from pipeline.rates import Rates, summary_of, write_rates
 from pipeline.ray_cluster import Actors, MeteredFigures, RemoteJournal, cluster_for, one_line
 from pipeline.sink import LedgerDatasink
 from pipeline.stages import Denoise, EncodeImages, LoadMachinery, PrepareRows, Report, row_ids
@@ -62,8 +63,6 @@ class RunSummary:
     seconds: float
     images_per_second: float
     """Of this attempt, with the loading of the model."""
-    occupancy: float
-    """The part of the U-Net's evaluations that were some row's own."""
     output: str
     run_id: str
 
@@ -108,7 +107,6 @@ def run_job(
         made=made,
         seconds=seconds,
         images_per_second=figures["ok"] / seconds,
-        occupancy=figures["lanes_filled"] / figures["lanes_run"] if figures["lanes_run"] else 0.0,
         output=config.output,
         run_id=plan.run_id,
     )
@@ -160,7 +158,7 @@ def _graph(
         journal=journal,
         report=report,
     )
-    encode = EncodeImages(config=config, manifest=plan.schema)
+    encode = EncodeImages(config=config, manifest=plan.schema, report=report)
     calls = min(config.lanes, _MAX_UPSCALES_AN_ACTOR) if config.task == "upscale" else _CALLS_AN_ACTOR
 
     rows = _read(config, plan)
@@ -177,6 +175,7 @@ def _graph(
         batch_size=rows_a_block,
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
+        memory=actors.memory,
         compute=ActorPoolStrategy(
             min_size=actors.count,
             max_size=max(actors.count, config.max_actors or 0),
@@ -231,8 +230,9 @@ def _execute(
     sink = LedgerDatasink(
         config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file, store=config.store
     )
+    rates = Rates(lambda: _total(figures), actors.count)
     watch = Watch(
-        poll=lambda: _total(figures),
+        poll=rates.poll,
         stop=journal.stop,
         lost=lambda: lease.lost,
         patience=config.patience,
@@ -245,9 +245,12 @@ def _execute(
         if watch.reason:
             raise RunError(f"the run did not finish: {watch.reason}; the same command goes on") from None
         raise
+    finally:
+        with suppress(storage.StorageError):
+            write_rates(config.output, plan.attempt, rates.table())
     if watch.stopped and sink.ok + sink.failed < plan.todo:
         raise KeyboardInterrupt
-    return Counter({**_total(figures), "ok": sink.ok, "failed": sink.failed})
+    return Counter({**_total(figures), "ok": sink.ok, "failed": sink.failed, "actors": actors.count})
 
 
 def _total(figures: Any) -> dict[str, Any]:
@@ -287,10 +290,9 @@ def _write_end(config: RunConfig, plan: RunPlan, summary: RunSummary, figures: M
             "made": summary.made,
             "already_done": summary.already_done,
             "seconds": round(summary.seconds, 3),
-            "images_per_second": round(summary.images_per_second, 4),
-            "occupancy": round(summary.occupancy, 4),
+            "actors": int(figures["actors"]),
+            **summary_of(figures, int(figures["actors"]), summary.seconds),
             "evaluations": int(figures.get("evaluations", 0)),
-            "network_seconds": round(figures.get("network_seconds", 0.0), 3),
             "storage_retries": int(figures.get("storage_retries", 0)),
         },
     }

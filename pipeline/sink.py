@@ -1,6 +1,7 @@
 """The Datasink: writes parts of the output, and commits each by its ledger entry."""
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -62,13 +63,15 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         tables = [block for block in blocks if block.num_rows]
         if not tables:
             return 0, 0
+        started = time.perf_counter()
         table = pa.concat_tables(tables)
         failed = table.filter(table["error_type"].is_valid())
         good = table.filter(table["error_type"].is_null())
         entry = entry_url(self.output, key := part_key(table["id"].to_pylist()))
         if not storage.exists(entry):
             self._write_part(key, entry, good, failed)
-        self.report({"ok": good.num_rows, "failed": failed.num_rows, **storage.taken_faults()})
+        spent = time.perf_counter() - started
+        self.report({"ok": good.num_rows, "failed": failed.num_rows, "write_seconds": spent, **storage.taken_faults()})
         return good.num_rows, failed.num_rows
 
     def _stored(self, rows: pa.Table) -> pa.Table:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LoadMachinery = Callable[[RunConfig, str], "Machinery"]
 """Loads a run's model onto "cuda" or "cpu"."""
 Report = Callable[[Mapping[str, float]], None]
-"""Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, network_seconds, ok, failed."""
+"""Where amounts are added up by name: rows, ok, failed, evaluations, and seconds (`rates.SECONDS`)."""
 
 PIXELS: Final = "__pixels"
 """Raw uint8 (height, width, 3) of the row's picture, between the network and the encoder."""
@@ -108,13 +108,15 @@ class PrepareRows:
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
             self.journal.started(caller, [key])
+            started = time.perf_counter()
             for name in names:
                 read = errors[index] is None and not is_missing(row.get(name))
                 source = row[name] if read else None
                 errors[index] = sources[name].add(name, source, roots, kept_out) or errors[index]
             self.journal.done(caller, [key])
             if self.report is not None:
-                self.report({"prepared": 1, **storage.taken_faults()})
+                spent = time.perf_counter() - started
+                self.report({"prepared": 1, "fetch_seconds": spent, **storage.taken_faults()})
         hashed = {"image": "source_sha256", "mask": "mask_sha256"}
         columns = {f"__{name}": pa.array(sources[name].pixels, SOURCE_TYPE) for name in names}
         if keeps:
@@ -194,7 +196,12 @@ class Denoise:
             run_id=run_id,
         )
         self._lanes = LaneThread(
-            machinery.task, machinery.engine, threads=config.threads, report=report, journal=journal
+            machinery.task,
+            machinery.engine,
+            threads=config.threads,
+            report=report,
+            journal=journal,
+            call_limit=config.call_limit,
         )
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -271,8 +278,10 @@ class EncodeImages:
 
     config: RunConfig
     manifest: pa.Schema
+    report: Report | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        started = time.perf_counter()
         encoded: list[bytes | None] = []
         errors = list(zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), strict=True))
         for index, row in enumerate(table.drop_columns([PIXELS, ROW]).to_pylist()):
@@ -296,6 +305,8 @@ class EncodeImages:
         }
         columns |= {name: table[name] for name in (*PROVENANCE, *carried_columns(self.manifest).names, ROW)}
         columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
+        if self.report is not None:
+            self.report({"encode_seconds": time.perf_counter() - started})
         return pa.table(columns)
 
     def _places(self, table: pa.Table) -> list[str]:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,19 @@ def load_stuck(config: RunConfig, device: str) -> Machinery:
         raise AssertionError
 
     return machinery_of(config, stuck)
+
+
+def load_hanging(config: RunConfig, device: str) -> Machinery:
+    """A model whose network does not come back from its first call in the run's first process."""
+    first = Path(f"{config.output}.hung")
+
+    def hanging(*arguments: Any) -> Tensor:
+        if not first.exists():
+            first.touch()
+            time.sleep(1e6)
+        return zeros(*arguments)
+
+    return machinery_of(config, hanging)
 
 
 def load_broken(config: RunConfig, device: str) -> Machinery:

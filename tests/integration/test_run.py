@@ -22,7 +22,7 @@ from pipeline.config import RowDefaults, RunConfig
 from pipeline.ledger import read_ledger
 from pipeline.report import write_report
 from pipeline.run import InvalidManifestError, RunError, RunSummary, run_job
-from tests.cheap import FACTS, load_broken, load_cheap, load_deadly, load_stuck
+from tests.cheap import FACTS, load_broken, load_cheap, load_deadly, load_hanging, load_stuck
 from tests.checkpoints import tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -84,10 +84,22 @@ def in_order(
     return manifest, folder / "out", run_job(config_for(manifest, folder / "out", model=str(checkpoint)))
 
 
+def test_a_run_says_where_its_time_went(in_order: tuple[str, Path, RunSummary]) -> None:
+    output = in_order[1]
+    run = json.loads((output / "run.json").read_text())["last_attempt"]
+    spent = run["seconds_in"]
+    for name in ("loading", "request", "network", "decode", "encode", "write"):
+        assert 0 < spent[name] < run["seconds"]
+    assert 0.5 < run["occupancy"] <= 1
+    assert run["images_per_second_an_actor"] <= run["images_per_second"] < run["ideal_images_per_second"]
+    rates = pq.read_table(output / "report" / "rates-001.parquet").to_pylist()
+    assert sum(minute["ok"] for minute in rates) == sum(minute["rows"] for minute in rates) == ROWS
+    assert sum(minute["network_seconds"] for minute in rates) == pytest.approx(spent["network"], abs=0.01)
+
+
 def test_every_row_becomes_a_picture_with_its_provenance(in_order: tuple[str, Path, RunSummary]) -> None:
     _, output, summary = in_order
     assert (summary.ok, summary.failed, summary.already_done, summary.made) == (ROWS, 0, 0, ROWS)
-    assert 0.5 < summary.occupancy <= 1
     table = pads.dataset(output / "data", format="parquet").to_table().sort_by("id").to_pylist()
     for made, asked in zip(table, mixed_rows(), strict=True):
         for name in ("id", "prompt", "num_inference_steps", "guidance_scale", "sampler", "shelf"):
@@ -215,6 +227,14 @@ def test_a_run_in_which_nothing_moves_ends_within_its_patience(tmp_path: Path) -
     with pytest.raises(RunError, match=r"nothing has moved for \d+ seconds.*the same command goes on"):
         run_job(config_for(manifest, tmp_path / "out", patience=5.0, grace=2.0), load=load_stuck, checkpoint=FACTS)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_call_that_hangs_costs_its_process_and_no_row(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "m.parquet", [{"id": f"r{index}", "prompt": "x"} for index in range(6)])
+    config = config_for(manifest, tmp_path / "out", call_limit=1.0)
+    summary = run_job(config, load=load_hanging, checkpoint=FACTS)
+    assert (summary.ok, summary.failed) == (6, 0)
+    assert (tmp_path / "out.hung").exists()
 
 
 def test_jobs_that_share_a_manifest_make_each_row_once(tmp_path: Path) -> None:
