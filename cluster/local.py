@@ -1,9 +1,12 @@
 """A Ray cluster of several nodes on one machine, to try what a real one does.
 
     python -m cluster.local up --nodes 3
+    python -m cluster.local lose
+    python -m cluster.local add
     python -m cluster.local down
 
-Each node is a `ray start --block` of its own; `down` ends those, and no other Ray of this machine."""
+`lose` kills a node as a spot machine goes; `add` brings one more. Each node is a `ray start --block` of its own; `down`
+ends those, and no other Ray of this machine."""
 
 import json
 import os
@@ -14,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
+
+from pipeline.ray_token import use_token
 
 _PATIENCE: Final = 300
 """Seconds for the nodes to come up."""
@@ -47,30 +51,39 @@ class LocalCluster:
     """Process ids of the nodes; a kill of one is the loss of that node."""
     sessions: str
     """Ray's own folder of the cluster."""
+    size: list[str]
+    """What `ray start` is told of each node's resources."""
+
+    @classmethod
+    def of(cls, name: str = "default") -> "LocalCluster":
+        """The cluster of this name that is up; ClusterError if there is none."""
+        try:
+            return cls(**json.loads(_state(name).read_text()))
+        except FileNotFoundError as error:
+            raise ClusterError(f"there is no cluster {name!r}; start one: python -m cluster.local up") from error
 
 
 def up(
     name: str = "default", *, nodes: int = 3, cpus: int = 2, object_store_mib: int = 128, gpus: int = 0
 ) -> LocalCluster:
     """Start a cluster and wait until all its nodes are there; ClusterError if they do not come."""
+    use_token()
     state = _state(name)
     if state.exists():
         raise ClusterError(f"the cluster {name!r} is up already, or was not ended: python -m cluster.local down")
     state.parent.mkdir(parents=True, exist_ok=True)
     sessions = tempfile.mkdtemp(prefix="lm", dir="/tmp")  # short: sockets in it have at most 107 letters
-    gcs, dashboard, client, *agents = _free_ports(nodes + 3)
+    gcs, dashboard, client = _free_ports(3)
     size = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={object_store_mib * 2**20}"]
     head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     head += ["--node-ip-address=127.0.0.1", f"--temp-dir={sessions}", f"--ray-client-server-port={client}"]
     cluster = LocalCluster(
-        address=f"127.0.0.1:{gcs}", jobs=f"http://127.0.0.1:{dashboard}", nodes=[], sessions=sessions
+        address=f"127.0.0.1:{gcs}", jobs=f"http://127.0.0.1:{dashboard}", nodes=[], sessions=sessions, size=size
     )
-    log = Path(sessions) / "start.log"
     try:
-        for index, agent in enumerate(agents):
-            place = head if index == 0 else [f"--address={cluster.address}", "--node-ip-address=127.0.0.1"]
-            arguments = [*place, *size, f"--dashboard-agent-listen-port={agent}"]
-            _add_node(cluster, arguments, log, lambda: state.write_text(json.dumps(asdict(cluster))))
+        _add_node(cluster, head, name)
+        for _ in range(nodes - 1):
+            _add_node(cluster, _joining(cluster), name)
     except BaseException:
         down(name)
         raise
@@ -82,7 +95,7 @@ def down(name: str = "default") -> bool:
     state = _state(name)
     if not state.exists():
         return False
-    cluster = LocalCluster(**json.loads(state.read_text()))
+    cluster = LocalCluster.of(name)
     for node in reversed(cluster.nodes):
         _end(node, cluster.sessions)
     shutil.rmtree(cluster.sessions, ignore_errors=True)
@@ -90,14 +103,45 @@ def down(name: str = "default") -> bool:
     return True
 
 
-def _add_node(cluster: LocalCluster, arguments: list[str], log: Path, save: Callable[[], object]) -> None:
+def add(name: str = "default") -> LocalCluster:
+    """Bring one more node, and wait until it is there."""
+    use_token()
+    cluster = LocalCluster.of(name)
+    _add_node(cluster, _joining(cluster), name)
+    return cluster
+
+
+def lose(name: str = "default", node: int | None = None) -> LocalCluster:
+    """SIGKILL a node with all that runs on it: the one whose process id is `node`, else the last; never the head."""
+    cluster = LocalCluster.of(name)
+    node = cluster.nodes[-1] if node is None else node
+    if node not in cluster.nodes[1:]:
+        raise ClusterError(f"process {node} is the head or no node; those that can be lost are {cluster.nodes[1:]}")
+    for process in (node, *_session(node)):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    cluster.nodes.remove(node)
+    _save(cluster, name)
+    return cluster
+
+
+def _joining(cluster: LocalCluster) -> list[str]:
+    return [f"--address={cluster.address}", "--node-ip-address=127.0.0.1"]
+
+
+def _save(cluster: LocalCluster, name: str) -> None:
+    _state(name).write_text(json.dumps(asdict(cluster)))
+
+
+def _add_node(cluster: LocalCluster, place: list[str], name: str) -> None:
     """Start a node and wait for it; again if it ends, for Ray gives a node 30 s, too few on a busy machine."""
-    count = len(cluster.nodes) + 1
+    log = Path(cluster.sessions) / "start.log"
     for attempt in range(1, _ATTEMPTS + 1):
+        arguments = [*place, *cluster.size, f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]
         cluster.nodes.append(_start(arguments, log))
-        save()
+        _save(cluster, name)
         try:
-            _wait_for_nodes(cluster, count, log)
+            _wait_for_nodes(cluster, log)
             return
         except NodeEndedError:
             if attempt == _ATTEMPTS:
@@ -121,7 +165,8 @@ def _start(arguments: list[str], log: Path) -> int:
         ).pid
 
 
-def _wait_for_nodes(cluster: LocalCluster, count: int, log: Path) -> None:
+def _wait_for_nodes(cluster: LocalCluster, log: Path) -> None:
+    """Until so many nodes live as the cluster has; one that was just lost may be counted for a few seconds."""
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
 
@@ -135,10 +180,10 @@ def _wait_for_nodes(cluster: LocalCluster, count: int, log: Path) -> None:
             alive = [node for node in list_nodes(cluster.jobs, timeout=10) if node.state == "ALIVE"]  # pyright: ignore[reportAttributeAccessIssue]
         except Exception as error:  # noqa: BLE001 - whatever a server says that is not ready yet
             alive, reason = [], f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        if len(alive) >= count:
+        if len(alive) >= len(cluster.nodes):
             return
         time.sleep(0.5)
-    raise ClusterError(f"{count} nodes did not come up in {_PATIENCE} s{reason}")
+    raise ClusterError(f"{len(cluster.nodes)} nodes did not come up in {_PATIENCE} s{reason}")
 
 
 def _end(node: int, sessions: str) -> None:
@@ -222,6 +267,26 @@ def up_command(name: str, nodes: int, cpus: int, object_store_mib: int) -> None:
         raise click.ClickException(str(error)) from error
     click.echo(f"{nodes} nodes are up. Jobs and dashboard: {cluster.jobs}  Ray: {cluster.address}")
     click.echo(f"export RAY_API_SERVER_ADDRESS={cluster.jobs}")
+
+
+@main.command("lose")
+@name_option
+def lose_command(name: str) -> None:
+    """Kill its last node as a spot machine goes; never the head."""
+    try:
+        click.echo(f"{len(lose(name).nodes)} nodes are left.")
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command("add")
+@name_option
+def add_command(name: str) -> None:
+    """Bring one more node."""
+    try:
+        click.echo(f"{len(add(name).nodes)} nodes are up.")
+    except ClusterError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @main.command("down")

@@ -12,6 +12,8 @@ from typing import Final
 
 import click
 
+from pipeline.ray_token import use_token
+
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("jobs.check", "Audit OUTPUT: every row once, every file and picture whole."),
     "doctor": ("jobs.doctor", "Check a cluster, a storage and a checkpoint, and say what to do."),
@@ -69,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """The exit status of one command line."""
+    use_token()
     try:
         status = cli.main(args=arguments, prog_name="latentmill", standalone_mode=False)
     except click.ClickException as error:

@@ -1,0 +1,80 @@
+"""What it costs to go on with a long run: seconds and memory until it is known what of N rows is missing.
+
+`python -m tests.benchmarks.bench_resume --rows 10000000` writes a manifest and the ledger of a run that has made all of
+them but a few, and then plans the same run again, in a process of its own.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import RunConfig
+from pipeline.lease import Lease
+from pipeline.ledger import entry_bytes, entry_url, part_key
+from pipeline.manifest import fingerprint
+from pipeline.plan import plan_run
+from pipeline.storage import write_bytes
+from tests.cheap import FACTS
+
+ROWS_AN_ENTRY = 2_500
+MISSING = 1_000
+
+
+def ids_from(start: int, count: int) -> list[str]:
+    return [f"row-{index:012}" for index in range(start, start + count)]
+
+
+def write_run(folder: Path, rows: int) -> None:
+    with pq.ParquetWriter(
+        folder / "manifest.parquet", pa.schema([("id", pa.string()), ("prompt", pa.string())])
+    ) as file:
+        for start in range(0, rows, 100_000):
+            ids = ids_from(start, min(100_000, rows - start))
+            file.write_table(pa.table({"id": ids, "prompt": [f"a picture of {row_id}" for row_id in ids]}))
+    output = str(folder / "out")
+    for start in range(0, rows - MISSING, ROWS_AN_ENTRY):
+        ids = ids_from(start, min(ROWS_AN_ENTRY, rows - MISSING - start))
+        key = part_key(ids)
+        entry = [{"id": row_id, "status": "ok", "file": f"data/{key}.parquet", "row": bytes(16)} for row_id in ids]
+        write_bytes(entry_url(output, key), entry_bytes(entry))
+    sha256 = fingerprint(str(folder / "manifest.parquet"))
+    write_bytes(f"{output}/run.json", f'{{"run_id": "a", "manifest": {{"sha256": "{sha256}"}}}}'.encode())
+
+
+def plan(folder: Path) -> None:
+    config = RunConfig(task="generate", manifest=str(folder / "manifest.parquet"), output=str(folder / "out"))
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    lease = Lease(config.output)
+    found = plan_run(config, lease, FACTS)
+    seconds = time.monotonic() - started
+    lease.release()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(
+        f"{found.rows:,} rows, {found.already_done:,} done, {found.todo:,} to do: {seconds:.1f} s, "
+        f"{peak / 1024:,.0f} MiB at most ({before / 1024:,.0f} before)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.plan:
+        return plan(options.plan)
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as folder:
+            write_run(Path(folder), rows)
+            subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_resume", "--plan", folder], check=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""How well more actors help: a network that takes a fixed time and no CPU, on one actor, two, four, ...
+
+`python -m tests.benchmarks.bench_scaling --actors 1 2 4 8` prints for each the rows a second and the efficiency: what
+part of the time their networks ran, from when the last actor was ready to the last row.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from torch import Tensor
+
+from pipeline.config import RunConfig
+from pipeline.machinery import Machinery
+from pipeline.run import run_job
+from tests.chaos import write_rows
+from tests.cheap import FACTS, machinery_of, zeros
+
+LANES = 4
+SECONDS_A_CALL = 1.0
+
+
+def load(config: RunConfig, device: str) -> Machinery:
+    """The cheap model; each call sleeps, and is written down with its process."""
+    calls = Path(f"{config.output}.calls")
+    calls.mkdir(exist_ok=True)
+
+    def slow(*arguments: Any) -> Tensor:
+        start = time.time()
+        time.sleep(SECONDS_A_CALL)
+        with open(calls / str(psutil.Process().pid), "a") as file:
+            file.write(json.dumps([start, time.time()]) + "\n")
+        return zeros(*arguments)
+
+    return machinery_of(config, slow)
+
+
+def efficiency(calls: dict[str, list[tuple[float, float]]], actors: int) -> tuple[float, float]:
+    """The part of the time in which the networks ran, and that time, once all were ready."""
+    assert len(calls) == actors, f"{len(calls)} of {actors} actors had rows"
+    start = max(first for (first, _), *_ in calls.values())
+    end = max(last for *_, (_, last) in calls.values())
+    busy = sum(max(0.0, last - max(first, start)) for spans in calls.values() for first, last in spans)
+    return busy / (actors * (end - start)), end - start
+
+
+def measure(folder: Path, actors: int, calls_an_actor: int) -> None:
+    rows = actors * calls_an_actor * LANES
+    manifest = write_rows(folder / f"{actors}.parquet", rows)
+    config = RunConfig(
+        task="generate", manifest=manifest, output=str(folder / f"out-{actors}"), actors=actors, lanes=LANES
+    )
+    run_job(config, load=load, checkpoint=FACTS)
+    calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for file in Path(f"{config.output}.calls").iterdir():
+        calls[file.name] = [tuple(json.loads(line)) for line in file.read_text().splitlines()]
+    part, seconds = efficiency(calls, actors)
+    rate = part * actors * LANES / SECONDS_A_CALL
+    print(f"{actors:>6} {rows:>8,} {seconds:>8.1f} s {rate:>8.1f} rows/s {part:>8.3f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--calls", type=int, default=60, help="of each actor's network")
+    options = parser.parse_args()
+    print(f"{'actors':>6} {'rows':>8} {'time':>10} {'rate':>15} {'efficiency':>8}")
+    ray.init(num_cpus=2 * max(options.actors) + 4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    with tempfile.TemporaryDirectory() as folder:
+        for actors in options.actors:
+            measure(Path(folder), actors, options.calls)
+
+
+if __name__ == "__main__":
+    main()
