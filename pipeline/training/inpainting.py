@@ -33,10 +33,11 @@ class InpaintingRecipe:
     """How to train further what stands in the checkpoint folder."""
 
     batch: int
-    erased: float = 0.25
+    erased: float = 0.4
     """How often a masked thing is not to come back: the picture is the scene without it, and nothing is said."""
-    caption_dropout: float = 0.05
-    """How often nothing is said though all of the scene is to come back."""
+    caption_dropout: float = 0.1
+    """How often nothing is said though things are to come back: those of which strokes and rectangles leave a part.
+    A whole thing never is, or else nothing said would mean that something may be there."""
     seed: int
     loop: LoopConfig
 
@@ -44,7 +45,7 @@ class InpaintingRecipe:
 SHAPES_INPAINTING: Final = InpaintingRecipe(
     batch=32,
     seed=3,
-    loop=LoopConfig(steps=400, learning_rate=1e-3, warmup_steps=20, cooldown=0.5, average_decay=0.98),
+    loop=LoopConfig(steps=2_000, learning_rate=1e-3, warmup_steps=50, cooldown=0.5, average_decay=0.99),
 )
 
 
@@ -62,14 +63,14 @@ def removal(scene: Scene, random: Random, width: int, recipe: InpaintingRecipe) 
     mask = Image.new("L", (width, width))
     canvas = ImageDraw.Draw(mask)
     kind = random.choices(("thing", "strokes", "rectangles"), (0.6, 0.2, 0.2))[0]
-    caption = "" if random.random() < recipe.caption_dropout else scene.caption()
     if kind == "thing":
         thing = random.choice(scene.things)
         _cover(canvas, thing, random, width)
         if random.random() < recipe.erased:
             rest = tuple(other for other in scene.things if other is not thing)
             return Removal(replace(scene, things=rest), "", mask)
-    elif kind == "strokes":
+        return Removal(scene, scene.caption(), mask)
+    if kind == "strokes":
         for _ in range(random.randint(1, 4)):
             points = [(random.random() * width, random.random() * width) for _ in range(random.randint(2, 4))]
             canvas.line(points, fill=255, width=round(random.uniform(0.06, 0.16) * width), joint="curve")
@@ -80,6 +81,7 @@ def removal(scene: Scene, random: Random, width: int, recipe: InpaintingRecipe) 
             canvas.rectangle(
                 [(edge * width) for edge in (x - across / 2, y - down / 2, x + across / 2, y + down / 2)], 255
             )
+    caption = "" if random.random() < recipe.caption_dropout else scene.caption()
     return Removal(scene, caption, mask)
 
 
