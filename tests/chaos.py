@@ -33,6 +33,7 @@ from pipeline import storage
 from pipeline.check import check_output
 from pipeline.config import RunConfig
 from pipeline.machinery import Machinery
+from pipeline.plan import read_run
 from pipeline.run import RunError, run_job
 from tests.cheap import FACTS, machinery_of, zeros
 from tests.faulty_s3 import FaultyProxy, Kind, Moment, faulty_proxy
@@ -142,8 +143,7 @@ def pictures_of(output: str) -> dict[str, str]:
 def disturbed(story: Story, place: Place, folder: Path, expected: dict[str, str], faults: int, seconds: float) -> None:
     """Run until the end, with so many faults on the way; undisturbed it takes so many seconds."""
     chance = random.Random(story.seed)
-    kinds = {name: (weight, fault) for name, (weight, fault) in KILLS.items()}
-    kinds |= {name: (_OWN_WEIGHT // len(place.faults) or 1, fault) for name, fault in place.faults.items()}
+    kinds = KILLS | {name: (_OWN_WEIGHT // len(place.faults) or 1, fault) for name, fault in place.faults.items()}
     while story.attempts < _ATTEMPTS:
         story.attempts += 1
         command = [*RUN, place.manifest, place.output, *([place.address] if place.address else [])]
@@ -171,8 +171,6 @@ def disturbed(story: Story, place: Place, folder: Path, expected: dict[str, str]
 
 def _works(place: Place, story: Story) -> bool:
     """Whether this attempt has begun to write: it says so in run.json."""
-    from pipeline.plan import read_run
-
     run = read_run(place.output)
     return run.get("attempt", 0) >= story.attempts - 1 and run.get("status") == "running"
 

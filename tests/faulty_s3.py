@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-Kind = Literal["slow down", "error", "forbidden", "too many", "timeout", "cut", "reply lost", "short", "stall"]
+Kind = Literal["slow down", "error", "forbidden", "too many", "timeout", "cut", "reply lost", "short"]
 Moment = Literal["before", "within", "after"]
 
 _ERRORS: Final[dict[Kind, tuple[int, str]]] = {
@@ -21,7 +21,6 @@ _ERRORS: Final[dict[Kind, tuple[int, str]]] = {
 }
 _BODIES: Final = ("short", "timeout")
 """Faults of a body or told by one: a HEAD has none."""
-_STALL_SECONDS: Final = 3600.0
 
 
 @dataclass
@@ -29,7 +28,7 @@ class FaultyProxy:
     """What it does to the requests that come, and what it has done.
 
     "cut": the line is reset before the request is passed on; "reply lost": after it; "short": the reply ends in the
-    middle of its body; "stall": there is no reply. The others are replies of the server's."""
+    middle of its body. The others are replies of the server's."""
 
     url: str
     kind: Kind | None = None
@@ -37,35 +36,26 @@ class FaultyProxy:
     """Of a fault, for each request."""
     times: int | None = None
     """No more faults than these; None: no such limit."""
-    touches: Callable[[str, str], bool] = lambda method, path: True
-    """Whether a request, by method and path, can have a fault."""
     done: Counter[str] = field(default_factory=Counter)
     """The faults that were done, by kind."""
-    requests: int = 0
     on_request: Callable[[str, str, Moment, int], bool] = lambda method, path, moment, port: False
     """Told of each moment of a request, with its client's port; True: the client is dead, nothing more of it counts."""
 
     @contextmanager
-    def faulty(
-        self,
-        kind: Kind,
-        *,
-        chance: float = 1.0,
-        times: int | None = None,
-        touches: Callable[[str, str], bool] = lambda method, path: True,
-    ) -> Iterator[None]:
+    def faulty(self, kind: Kind, *, chance: float = 1.0, times: int | None = None) -> Iterator[None]:
         """For the time of a `with` block."""
-        self.kind, self.chance, self.times, self.touches = kind, chance, times, touches
+        self.kind, self.chance, self.times = kind, chance, times
         try:
             yield
         finally:
             self.kind = None
 
-    def fault_of(self, method: str, path: str) -> Kind | None:
+    def fault_of(self, method: str) -> Kind | None:
         """What befalls this request; it counts as done."""
-        self.requests += 1
         kind = self.kind
-        if kind is None or self.times == 0 or not self.touches(method, path) or random.random() >= self.chance:
+        if kind is None or (method == "HEAD" and kind in _BODIES):
+            return None
+        if self.times == 0 or random.random() >= self.chance:
             return None
         if self.times is not None:
             self.times -= 1
@@ -109,9 +99,7 @@ async def _serve(
     body = await _body(head, reader)
     method, path = head.decode("latin-1").split(" ", 2)[:2]
     port = writer.get_extra_info("peername")[1]
-    kind = proxy.fault_of(method, path) if method != "HEAD" or proxy.kind not in _BODIES else None
-    if kind == "stall":
-        await asyncio.sleep(_STALL_SECONDS)
+    kind = proxy.fault_of(method)
     if kind == "cut" or proxy.on_request(method, path, "before", port):
         return writer.transport.abort()
     if kind in _ERRORS:

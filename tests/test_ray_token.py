@@ -9,7 +9,7 @@ from pipeline.ray_token import use_token
 
 
 @pytest.mark.parametrize(
-    ("token", "before", "after"), [(True, None, "token"), (False, None, None), (True, "off", "off")]
+    ("token", "before", "after"), [(True, None, "token"), (False, None, None), (True, "disabled", "disabled")]
 )
 def test_a_token_is_used_where_there_is_one(
     token: bool, before: str | None, after: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
