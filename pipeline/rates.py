@@ -10,9 +10,17 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.provenance import now
 
-SECONDS: Final = ("loading", "request", "network", "decode", "waiting", "fetch", "encode", "write")
-"""Where time goes. In an actor: loading the model; encoding texts and pictures; the U-Net; decoding latents; having no
-rows. In the other stages: fetching and decoding sources; encoding pictures; writing. A figure is `NAME_seconds`."""
+SECONDS: Final = {
+    "loading": "Time in which actors loaded their model.",
+    "request": "Time in which actors encoded texts and pictures.",
+    "network": "Time in the U-Net.",
+    "decode": "Time in which actors decoded latents.",
+    "waiting": "Time in which actors had no rows.",
+    "fetch": "Time in which sources were fetched and decoded.",
+    "encode": "Time in which pictures were encoded.",
+    "write": "Time in which parts of the output were written.",
+}
+"""Where time goes, of all processes together; a figure is `NAME_seconds`."""
 RATES: Final = pa.schema(
     [
         ("started_at", pa.timestamp("us", "UTC")),
@@ -56,12 +64,13 @@ class Rates:
     def _end_minute(self, figures: Mapping[str, float]) -> None:
         at = time.monotonic()
         grown = {name: figures[name] - self._last.get(name, 0.0) for name in figures}
+        rate = grown.get("ok", 0.0) / (at - self._at)
         self._rows.append(
             {
                 "started_at": self._started,
                 "seconds": at - self._at,
                 **{name: int(grown.get(name, 0)) for name in ("rows", "ok", "failed")},
-                "images_per_second": (rate := grown.get("ok", 0.0) / (at - self._at)),
+                "images_per_second": rate,
                 "images_per_second_an_actor": rate / self._actors,
                 "occupancy": occupancy_of(grown),
                 **{f"{name}_seconds": grown.get(f"{name}_seconds", 0.0) for name in SECONDS},

@@ -246,8 +246,9 @@ def _execute(
             raise RunError(f"the run did not finish: {watch.reason}; the same command goes on") from None
         raise
     finally:
-        with suppress(storage.StorageError):
-            write_rates(config.output, plan.attempt, rates.table())
+        if not lease.lost:
+            with suppress(storage.StorageError):
+                write_rates(config.output, plan.attempt, rates.table())
     if watch.stopped and sink.ok + sink.failed < plan.todo:
         raise KeyboardInterrupt
     return Counter({**_total(figures), "ok": sink.ok, "failed": sink.failed, "actors": actors.count})
