@@ -31,7 +31,7 @@ _PATIENCE: Final = 300
 _ATTEMPTS: Final = 3
 
 
-class ClusterError(RuntimeError):
+class ClusterError(click.ClickException):
     """Why a local cluster does not start or stop, in one line."""
 
 
@@ -261,10 +261,7 @@ name_option: Any = click.option("--name", default="default", show_default=True, 
 @click.option("--object-store-mib", type=click.IntRange(80), default=128, show_default=True, help="Of each node.")
 def up_command(name: str, nodes: int, cpus: int, object_store_mib: int) -> None:
     """Start it."""
-    try:
-        cluster = up(name, nodes=nodes, cpus=cpus, object_store_mib=object_store_mib)
-    except ClusterError as error:
-        raise click.ClickException(str(error)) from error
+    cluster = up(name, nodes=nodes, cpus=cpus, object_store_mib=object_store_mib)
     click.echo(f"{nodes} nodes are up. Jobs and dashboard: {cluster.jobs}  Ray: {cluster.address}")
     click.echo(f"export RAY_API_SERVER_ADDRESS={cluster.jobs}")
 
@@ -273,20 +270,14 @@ def up_command(name: str, nodes: int, cpus: int, object_store_mib: int) -> None:
 @name_option
 def lose_command(name: str) -> None:
     """Kill its last node as a spot machine goes; never the head."""
-    try:
-        click.echo(f"{len(lose(name).nodes)} nodes are left.")
-    except ClusterError as error:
-        raise click.ClickException(str(error)) from error
+    click.echo(f"{len(lose(name).nodes)} nodes are left.")
 
 
 @main.command("add")
 @name_option
 def add_command(name: str) -> None:
     """Bring one more node."""
-    try:
-        click.echo(f"{len(add(name).nodes)} nodes are up.")
-    except ClusterError as error:
-        raise click.ClickException(str(error)) from error
+    click.echo(f"{len(add(name).nodes)} nodes are up.")
 
 
 @main.command("down")

@@ -222,28 +222,9 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
-    run = (
-        "gpus_per_actor",
-        "memory_per_actor",
-        "model",
-        "seed",
-        "lanes",
-        "threads",
-        "device",
-        "dtype",
-        "quality",
-        "allow_roots",
-        "skip_invalid",
-    )
-    run += (
-        "shard",
-        "retry_failed",
-        "new_run",
-        "patience",
-        "grace",
-        "call_limit",
-        *(("store",) if "store" in options else ()),
-    )
+    run = ("model", "seed", "lanes", "threads", "device", "dtype", "quality", "allow_roots", "skip_invalid")
+    run += ("gpus_per_actor", "memory_per_actor", "call_limit", "patience", "grace")
+    run += ("shard", "retry_failed", "new_run", *(("store",) if "store" in options else ()))
     actors, max_actors = options["actors"] or (None, None)
     return RunConfig(
         actors=actors,

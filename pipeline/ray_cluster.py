@@ -18,6 +18,7 @@ from ray.util.metrics import Counter
 from pipeline.config import RunConfig
 from pipeline.plan import CheckpointFacts, RunError
 from pipeline.progress import Figures
+from pipeline.rates import SECONDS
 
 _MEMORY_A_CHECKPOINT: Final = 3
 """How many times its weights' size an actor takes, and no less than _MEMORY_AN_ACTOR."""
@@ -49,14 +50,7 @@ METRICS: Final = {
     "evaluations": "Calls of the U-Net.",
     "lanes_filled": "Lanes of these calls that held a row.",
     "lanes_run": "Lanes of these calls, empty ones included.",
-    "loading_seconds": "Time in which actors loaded their model.",
-    "request_seconds": "Time in which actors encoded texts and pictures.",
-    "network_seconds": "Time in the U-Net.",
-    "decode_seconds": "Time in which actors decoded latents.",
-    "waiting_seconds": "Time in which actors had no rows.",
-    "fetch_seconds": "Time in which sources were fetched and decoded.",
-    "encode_seconds": "Time in which pictures were encoded.",
-    "write_seconds": "Time in which parts of the output were written.",
+    **{f"{name}_seconds": text for name, text in SECONDS.items()},
     "out_of_memory": "Calls of the U-Net that did not fit into memory, and were made again in parts.",
     "hung_calls": "Calls of the U-Net that hung: their processes were ended.",
     "storage_retries": "Faults of storage that passed.",
@@ -181,13 +175,13 @@ def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[s
                 f"{max(count, 1)} actors need {max(count, 1) * each:g} GPUs; the cluster has {gpus}: "
                 "give --device cpu, fewer actors, or a part as --gpus-per-actor"
             )
-        cpu_share = min(config.threads, _share(cpus, count))
-        return Actors(count=count, device=device, cpus=cpu_share, gpus=each, memory=reserved)
-    memory = reserved or max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
-    by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
-    by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
-    count = config.actors or min(by_cpus, by_memory)
-    return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=0, memory=reserved)
+    else:
+        each = 0.0
+        memory = reserved or max(_MEMORY_A_CHECKPOINT * checkpoint.size_bytes, _MEMORY_AN_ACTOR)
+        by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
+        by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
+        count = config.actors or min(by_cpus, by_memory)
+    return Actors(count=count, device=device, cpus=min(config.threads, _share(cpus, count)), gpus=each, memory=reserved)
 
 
 def _share(cpus: float, actors: int) -> float:
