@@ -43,6 +43,7 @@ PLACES: Final = ("local disk", "object storage", "small disk", "cluster")
 RUN: Final = (sys.executable, "-m", "tests.chaos", "--run")
 _ATTEMPTS: Final = 20
 _SECONDS_A_CALL: Final = 0.1
+_IDLE: Final = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _SMALL_DISK: Final = "16m"
 _CLUSTER: Final = "chaos"
 _STORAGE_FAULTS: Final[dict[str, Kind]] = {
@@ -100,8 +101,8 @@ class Attempt:
         return found
 
     def kill(self, prefix: str) -> bool:
-        """SIGKILL one of the processes whose title begins so."""
-        victims = [process for process, title in self.workers() if title.startswith(prefix)]
+        """SIGKILL one of the processes whose title begins so, and that has work."""
+        victims = [process for process, title in self.workers() if title.startswith(prefix) and title not in _IDLE]
         with suppress(psutil.Error, IndexError):
             self.chance.choice(victims).kill()
             return True
@@ -146,6 +147,7 @@ def disturbed(story: Story, place: Place, folder: Path, expected: dict[str, str]
     kinds = KILLS | {name: (_OWN_WEIGHT // len(place.faults) or 1, fault) for name, fault in place.faults.items()}
     while story.attempts < _ATTEMPTS:
         story.attempts += 1
+        earlier = read_run(place.output).get("attempt", 0)
         command = [*RUN, place.manifest, place.output, *([place.address] if place.address else [])]
         with open(folder / f"log-{story.seed}", "ab") as log:
             process = subprocess.Popen(
@@ -155,7 +157,7 @@ def disturbed(story: Story, place: Place, folder: Path, expected: dict[str, str]
         while process.poll() is None:
             wanted = story.faults.total() < faults
             time.sleep(chance.uniform(0.02, 0.15) * seconds if wanted else 0.2)
-            if wanted and process.poll() is None and _works(place, story):
+            if wanted and process.poll() is None and _works(place, earlier):
                 (name,) = chance.choices(list(kinds), [weight for weight, _ in kinds.values()])
                 if kinds[name][1](attempt):
                     story.faults[name] += 1
@@ -169,10 +171,10 @@ def disturbed(story: Story, place: Place, folder: Path, expected: dict[str, str]
         story.problems.append("the pictures differ from the undisturbed run's")
 
 
-def _works(place: Place, story: Story) -> bool:
-    """Whether this attempt has begun to write: it says so in run.json."""
+def _works(place: Place, earlier: int) -> bool:
+    """Whether an attempt after that one has begun: it says so in run.json."""
     run = read_run(place.output)
-    return run.get("attempt", 0) >= story.attempts - 1 and run.get("status") == "running"
+    return run.get("attempt", 0) > earlier and run.get("status") == "running"
 
 
 @contextmanager
