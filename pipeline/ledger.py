@@ -106,7 +106,8 @@ def orphans_of(output: str, files: Container[str]) -> list[str]:
 
 
 def delete_uncommitted(output: str, committed: Committed) -> list[str]:
-    """Delete data files that no ledger entry names, and give their URLs: a run that was killed left them."""
+    """Delete data files that no ledger entry names, and what was never a whole file; give the URLs of the first."""
+    storage.delete_leftovers(output)
     orphans = orphans_of(output, committed.files)
     for url in orphans:
         storage.delete(url)

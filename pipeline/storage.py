@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
@@ -39,10 +40,11 @@ SCHEMES: Final[dict[str, str]] = {
     "az": "abfs",
     "abfs": "abfs",
     "abfss": "abfs",
+    "hf": "hf",
 }
 """URL schemes, and fsspec's name for what serves them."""
 
-_PACKAGES: Final = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs"}
+_PACKAGES: Final = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs", "hf": "huggingface_hub"}
 _CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure")
 """Packages whose exceptions are about storage, and not OSErrors."""
 _S3_CONFIG: Final[dict[str, Any]] = {
@@ -62,6 +64,9 @@ _PASSING_TEXTS: Final = re.compile(
     "|reduce your request rate|max retries|IncompleteBody|BadDigest",
     re.IGNORECASE,
 )
+_PAGE: Final = 1000
+"""Names that an S3 server lists at once; it gives no more."""
+_TEMPORARY: Final = re.compile(r"/\.[^/]+\.[0-9a-f]{32}\.part$")
 _faults: Counter[str] = Counter()
 
 
@@ -140,16 +145,24 @@ def is_folder(url: str) -> bool:
 def list_files(url: str, suffix: str = "") -> list[str]:
     """Every file below a folder, as URLs (plain paths where the folder was one), sorted; none if it is not there."""
     filesystem, path = locate(url)
-
-    def find() -> list[str]:
-        try:
-            filesystem.invalidate_cache()
-            return cast(list[str], filesystem.find(path))
-        except FileNotFoundError:
-            return []
-
-    paths = _retried(url, find)
+    if isinstance(filesystem, LocalFileSystem):
+        with _one_line(url):
+            paths = _local_files(path)
+    elif "s3" in filesystem.protocol:
+        paths = _s3_files(filesystem, path, url)
+    else:
+        paths = _retried(url, lambda: _found_files(filesystem, path))
     return [_url_of(filesystem, found) for found in sorted(paths) if found.endswith(suffix) and not found.endswith("/")]
+
+
+def delete_leftovers(url: str) -> None:
+    """Delete what a killed writer left below a folder: files that were never whole. Object storage has none."""
+    filesystem, path = locate(url)
+    if isinstance(filesystem, LocalFileSystem):
+        with _one_line(url):
+            for found in filter(_TEMPORARY.search, _local_files(path)):
+                with suppress(FileNotFoundError):
+                    os.unlink(found)
 
 
 def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
@@ -354,7 +367,7 @@ def _split(url: str) -> tuple[str, str]:
         return "file", url
     scheme, _, rest = url.partition("://")
     if scheme.lower() not in SCHEMES:
-        known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "file", "memory"))
+        known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file", "memory"))
         raise StorageError(f"{shown(url)}: cannot use {scheme}:// URLs; use a local path or one of {known}")
     return SCHEMES[scheme.lower()], rest
 
@@ -380,6 +393,57 @@ def _send_no_expect_header(filesystem: Any) -> None:
 
     with _one_line("s3://"):
         filesystem.s3.meta.events.unregister("before-call.s3", add_expect_header)
+
+
+def _local_files(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    return [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+
+
+def _found_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    try:
+        filesystem.invalidate_cache()
+        return cast(list[str], filesystem.find(path))
+    except FileNotFoundError:
+        return []
+
+
+def _s3_files(filesystem: Any, path: str, url: str) -> list[str]:
+    """Page by page; where one page does not hold all, from several places of the names at once."""
+    bucket, _, key = path.partition("/")
+    prefix = f"{key}/" if key else ""
+
+    def page(after: str) -> tuple[list[str], bool]:
+        """The names that come next, and whether there are more."""
+        found = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, StartAfter=after, MaxKeys=_PAGE)
+        return [item["Key"] for item in found.get("Contents", ())], found.get("IsTruncated", False)
+
+    def names(after: str, last: str | None) -> list[str]:
+        """From a place on, up to another."""
+        found: list[str] = []
+        more = True
+        while more:
+            part, more = _retried(url, lambda after=after: page(after))
+            found += part if last is None else [name for name in part if name <= last]
+            after = part[-1] if part else after
+            more = more and (last is None or after <= last)
+        return found
+
+    try:
+        found, more = _retried(url, lambda: page(prefix))
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return []
+        raise
+    if more:
+        places = [found[-1], *(place for digit in "123456789abcdef" if (place := prefix + digit) > found[-1])]
+        with ThreadPoolExecutor(len(places)) as pool:
+            for part in pool.map(names, places, [*places[1:], None]):
+                found += part
+    if not found and key and exists(url):
+        return [path]
+    return [f"{bucket}/{name}" for name in found]
 
 
 def _url_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:

@@ -1,5 +1,6 @@
 """Storage by URL, on local files and on a real S3 server."""
 
+import hashlib
 import http.server
 import os
 import threading
@@ -34,6 +35,38 @@ def test_what_is_written_is_read_listed_and_deleted(folder: str) -> None:
     storage.delete(listed[0])
     assert not storage.exists(listed[0])
     assert storage.list_files(storage.join(folder, "nothing")) == []
+
+
+def test_a_folder_of_many_pages_is_listed_whole(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PAGE", 5)
+    folder = f"{s3_bucket}/many"
+    names = [f"{hashlib.md5(str(index).encode()).hexdigest()}.parquet" for index in range(200)]
+    names += ["1", "a", "f", "zebra", "deep/er", "Ünïcode", "!"]
+    filesystem, path = storage.locate(folder)
+    filesystem.pipe({f"{path}/{name}": b"" for name in names})
+    storage.write_bytes(f"{s3_bucket}/many-more/not-here", b"")
+    assert storage.list_files(folder) == sorted(storage.join(folder, name) for name in names)
+
+
+def test_a_file_lists_itself(folder: str) -> None:
+    url = storage.join(folder, "a.parquet")
+    storage.write_bytes(url, b"")
+    assert storage.list_files(url) == [url]
+
+
+def test_files_of_killed_writers_are_deleted_and_no_others(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "data" / "a.parquet"), b"whole")
+    for left in (tmp_path / f".run.json.{'0a' * 16}.part", tmp_path / "data" / f".a.parquet.{'f' * 32}.part"):
+        left.write_bytes(b"half")
+    (tmp_path / "data" / "a.part").write_bytes(b"a user's")
+    storage.delete_leftovers(str(tmp_path))
+    assert storage.list_files(str(tmp_path)) == [str(tmp_path / "data" / name) for name in ("a.parquet", "a.part")]
+
+
+def test_hugging_face_is_a_storage() -> None:
+    filesystem, path = storage.locate("hf://datasets/someone/prompts/m.parquet")
+    assert (type(filesystem).__name__, path) == ("HfFileSystem", "datasets/someone/prompts/m.parquet")
+    assert storage.AllowedRoots("hf://datasets/someone/prompts/m.parquet").resolve("a.png").startswith("hf://datasets/")
 
 
 def test_a_missing_file_is_one_clear_line(folder: str) -> None:
