@@ -126,7 +126,8 @@ def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
         write_statistics=[name for name in names if name != "image.bytes"],  # pyright: ignore
     ) as writer:
         for start in range(0, rows.num_rows, MAX_ROW_GROUP_ROWS):
-            group = rows.slice(start, MAX_ROW_GROUP_ROWS).select(schema.names)
+            places = pa.array(range(start, min(start + MAX_ROW_GROUP_ROWS, rows.num_rows)))
+            group = rows.select(schema.names).take(places)  # a copy: a slice would keep offsets of over 2 GiB
             writer.write_table(group.cast(schema))
     return sink.getvalue().to_pybytes()
 

@@ -23,7 +23,8 @@ MANIFEST = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("shelf", pa
 def rows_of(ids: list[str], failed: tuple[str, ...] = (), size: int = 10) -> pa.Table:
     """Rows as EncodeImages gives them."""
     columns: dict[str, Any] = {field.name: pa.nulls(len(ids), field.type) for field in output_schema(MANIFEST)}
-    pictures = [None if row_id in failed else {"bytes": bytes(size), "path": f"{row_id}.png"} for row_id in ids]
+    content = bytes(size)
+    pictures = [None if row_id in failed else {"bytes": content, "path": f"{row_id}.png"} for row_id in ids]
     columns |= {"id": pa.array(ids, pa.string()), "image": pa.array(pictures, IMAGE_TYPE)}
     columns[ROW] = pa.array([json.dumps({"id": row_id}) for row_id in ids])
     for name, kind in ERRORS.items():
@@ -59,6 +60,18 @@ def test_a_part_is_its_rows_and_the_ledger_names_its_files(output: str) -> None:
     assert failed == [
         {"id": "d", "error_type": "error_type of d", "error_message": "error_message of d", "row": '{"id": "d"}'}
     ]
+
+
+@pytest.mark.slow
+def test_a_block_of_more_than_two_gibibytes_is_committed(tmp_path: Path) -> None:
+    ids, size = [f"r{index:02}" for index in range(23)], 100_000_000
+    assert datasink(str(tmp_path / "out")).write([rows_of(ids, size=size)], None) == (23, 0)
+    data = pads.dataset(tmp_path / "out" / "data")
+    assert sorted(data.to_table(columns=["id"])["id"].to_pylist()) == ids
+    files = [Path(name).stat().st_size for name in data.files]
+    assert sum(files) > 2**31
+    assert max(files) < 1.1 * sink.MAX_FILE_BYTES
+    assert read_ledger(str(tmp_path / "out")).ok == 23
 
 
 def test_a_task_that_runs_again_writes_nothing(output: str) -> None:

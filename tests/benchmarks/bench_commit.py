@@ -1,0 +1,107 @@
+"""What the commit costs: the same run with the ledger's sink and with one that only writes Parquet, in turns.
+
+`python -m tests.benchmarks.bench_commit` prints images a second and an actor for both, and how much slower the first
+is. The network takes a fixed time, so that an actor makes at most 4 images of 512x512 pixels a second.
+"""
+
+import argparse
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.config import RunConfig
+from pipeline.machinery import Machinery
+from pipeline.plan import CheckpointFacts
+from pipeline.run import run_job
+from pipeline.sink import LedgerDatasink
+from tests.chaos import write_rows
+from tests.cheap import CheapTask, machinery_of, zeros
+from tests.s3 import CREDENTIALS, s3_server
+
+SIDE = 512
+LANES = 4
+SECONDS_A_CALL = 1.0
+
+
+class PlainDatasink(LedgerDatasink):
+    """Writes what comes, and keeps no account of it."""
+
+    def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
+        table = pa.concat_tables(blocks)
+        filesystem, path = storage.locate(storage.join(self.output, "data", f"{uuid.uuid4().hex}.parquet"))
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with filesystem.open(path, "wb") as file:
+            pq.write_table(table, file, row_group_size=100, compression="none")
+        self.report({"ok": table.num_rows})
+        return table.num_rows, 0
+
+
+class LargePictures(CheapTask):
+    """Half of each is noise, so that their files have the usual size."""
+
+    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
+        picture[: SIDE // 2] = np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE // 2, SIDE, 3))
+        return picture
+
+
+def load(config: RunConfig, device: str) -> Machinery:
+    def slow(*arguments: Any) -> Tensor:
+        time.sleep(SECONDS_A_CALL)
+        return zeros(*arguments)
+
+    return replace(machinery_of(config, slow), task=LargePictures())
+
+
+def measure(manifest: str, output: str, actors: int, sink: type[LedgerDatasink]) -> float:
+    """Images a second and an actor."""
+    config = RunConfig(task="generate", manifest=manifest, output=output, actors=actors, lanes=LANES)
+    started = time.monotonic()
+    with mock.patch("pipeline.run.LedgerDatasink", sink):
+        summary = run_job(config, load=load, checkpoint=CheckpointFacts(native_pixels=SIDE * SIDE))
+    return summary.ok / (time.monotonic() - started) / actors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=240, help="of each actor")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--s3", action="store_true", help="write to an S3 server instead of the disk")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        place = str(folder)
+        if options.s3:
+            endpoint = stack.enter_context(s3_server(folder))
+            stack.enter_context(mock.patch.dict("os.environ", {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}))
+            storage.locate("s3://bench")[0].mkdir("bench")
+            place = "s3://bench"
+        ray.init(num_cpus=options.actors + 4, include_dashboard=False, log_to_driver=False, logging_level="error")
+        manifest = write_rows(folder / "manifest.parquet", options.rows * options.actors)
+        ratios: list[float] = []
+        for turn in range(options.turns):
+            plain = measure(manifest, f"{place}/plain-{turn}", options.actors, PlainDatasink)
+            safe = measure(manifest, f"{place}/safe-{turn}", options.actors, LedgerDatasink)
+            ratios.append(safe / plain)
+            print(f"turn {turn}: {plain:.2f} images/s an actor written, {safe:.2f} committed", flush=True)
+    print(f"with the commit: {1 - median(ratios):+.1%} slower, median of {options.turns}")
+
+
+if __name__ == "__main__":
+    main()
