@@ -1,0 +1,90 @@
+"""How long it takes to list very many files: on the local disk, and from an S3 server that takes its time.
+
+`python -m tests.benchmarks.bench_listing --files 1000000`. The server only answers listings, 1,000 names at a time,
+each after --latency seconds, from names that it makes up.
+"""
+
+import argparse
+import bisect
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from pipeline import storage
+from tests.s3 import CREDENTIALS
+
+PAGE = 1000
+PREFIX = "run/data/"
+
+
+def names_of(files: int) -> list[str]:
+    return sorted(f"{hashlib.md5(str(index).encode()).hexdigest()}.parquet" for index in range(files))
+
+
+def server_of(names: list[str], latency: float) -> ThreadingHTTPServer:
+    class Listings(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            time.sleep(latency)
+            after = parse_qs(urlsplit(self.path).query).get("start-after", [""])[0].removeprefix(PREFIX)
+            start = bisect.bisect_right(names, after)
+            page = names[start : start + PAGE]
+            contents = "".join(
+                f"<Contents><Key>{PREFIX}{name}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f"<ETag>&quot;0&quot;</ETag><Size>1</Size></Contents>"
+                for name in page
+            )
+            more = "true" if start + PAGE < len(names) else "false"
+            body = f"<ListBucketResult><IsTruncated>{more}</IsTruncated>{contents}</ListBucketResult>".encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Listings)
+
+
+def listed(url: str) -> None:
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    found = storage.list_files(url)
+    seconds = time.monotonic() - started
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(f"{storage.shown(url):<32} {len(found):>9,} files {seconds:>7.1f} s {grown:>7.0f} MiB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--latency", type=float, default=0.1, help="seconds of each answer of the server")
+    parser.add_argument("--list", dest="url", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.url:
+        return listed(options.url)
+    command = [sys.executable, "-m", "tests.benchmarks.bench_listing", "--list"]
+    names = names_of(options.files)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            (Path(folder) / name).touch()
+        subprocess.run([*command, folder], check=True)
+    server = server_of(names, options.latency)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}"}
+    subprocess.run([*command, "s3://bucket/run/data"], check=True, env=environment)
+    return None
+
+
+if __name__ == "__main__":
+    main()
