@@ -43,6 +43,7 @@ class NodeEndedError(ClusterError):
 class LocalCluster:
     """A cluster that runs: where it answers, and the processes that are its nodes, the head first."""
 
+    name: str
     address: str
     """Of Ray's GCS, host:port, for `ray.init` and RAY_ADDRESS."""
     jobs: str
@@ -50,7 +51,7 @@ class LocalCluster:
     nodes: list[int]
     """Process ids of the nodes; a kill of one is the loss of that node."""
     sessions: str
-    """Ray's own folder of the cluster."""
+    """Where each node has a folder of its own."""
     size: list[str]
     """What `ray start` is told of each node's resources."""
 
@@ -76,14 +77,19 @@ def up(
     gcs, dashboard, client = _free_ports(3)
     size = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={object_store_mib * 2**20}"]
     head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-    head += ["--node-ip-address=127.0.0.1", f"--temp-dir={sessions}", f"--ray-client-server-port={client}"]
+    head += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}"]
     cluster = LocalCluster(
-        address=f"127.0.0.1:{gcs}", jobs=f"http://127.0.0.1:{dashboard}", nodes=[], sessions=sessions, size=size
+        name=name,
+        address=f"127.0.0.1:{gcs}",
+        jobs=f"http://127.0.0.1:{dashboard}",
+        nodes=[],
+        sessions=sessions,
+        size=size,
     )
     try:
-        _add_node(cluster, head, name)
+        _add_node(cluster, head)
         for _ in range(nodes - 1):
-            _add_node(cluster, _joining(cluster), name)
+            _add_node(cluster, _joining(cluster))
     except BaseException:
         down(name)
         raise
@@ -107,7 +113,7 @@ def add(name: str = "default") -> LocalCluster:
     """Bring one more node, and wait until it is there."""
     use_token()
     cluster = LocalCluster.of(name)
-    _add_node(cluster, _joining(cluster), name)
+    _add_node(cluster, _joining(cluster))
     return cluster
 
 
@@ -121,7 +127,7 @@ def lose(name: str = "default", node: int | None = None) -> LocalCluster:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
     cluster.nodes.remove(node)
-    _save(cluster, name)
+    _save(cluster)
     return cluster
 
 
@@ -129,17 +135,18 @@ def _joining(cluster: LocalCluster) -> list[str]:
     return [f"--address={cluster.address}", "--node-ip-address=127.0.0.1"]
 
 
-def _save(cluster: LocalCluster, name: str) -> None:
-    _state(name).write_text(json.dumps(asdict(cluster)))
+def _save(cluster: LocalCluster) -> None:
+    _state(cluster.name).write_text(json.dumps(asdict(cluster)))
 
 
-def _add_node(cluster: LocalCluster, place: list[str], name: str) -> None:
+def _add_node(cluster: LocalCluster, place: list[str]) -> None:
     """Start a node and wait for it; again if it ends, for Ray gives a node 30 s, too few on a busy machine."""
     log = Path(cluster.sessions) / "start.log"
     for attempt in range(1, _ATTEMPTS + 1):
-        arguments = [*place, *cluster.size, f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]
+        own = [f"--temp-dir={_folder(cluster)}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]
+        arguments = [*place, *cluster.size, *own]
         cluster.nodes.append(_start(arguments, log))
-        _save(cluster, name)
+        _save(cluster)
         try:
             _wait_for_nodes(cluster, log)
             return
@@ -147,6 +154,11 @@ def _add_node(cluster: LocalCluster, place: list[str], name: str) -> None:
             if attempt == _ATTEMPTS:
                 raise
             _end(cluster.nodes.pop(), cluster.sessions)
+
+
+def _folder(cluster: LocalCluster) -> str:
+    """A new node's own folder: nodes that shared one would each throw away the code that a job brings."""
+    return f"{cluster.sessions}/{len(list(Path(cluster.sessions).glob('[0-9]*')))}"
 
 
 def _start(arguments: list[str], log: Path) -> int:

@@ -113,9 +113,12 @@ class Lease:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine started (Linux: clock ticks after this boot); None if there is none or unknown."""
+    """When a process of this machine started (Linux: clock ticks after this boot); None if none lives or it is unknown.
+
+    One that was killed and that its parent has not yet asked about is a zombie: it lives no more."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else f"{boot} {fields[19]}"
     except (OSError, IndexError):
         return None

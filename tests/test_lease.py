@@ -2,13 +2,14 @@
 
 import json
 import multiprocessing
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline import storage
+from pipeline import lease, storage
 from pipeline.lease import Lease, OutputBusyError
 
 
@@ -86,3 +87,13 @@ def test_a_dead_process_of_this_machine_blocks_nobody(tmp_path: Path) -> None:
     lease.acquire()
     assert time.monotonic() - started < 5
     lease.release()
+
+
+def test_a_killed_process_that_nobody_asked_about_is_dead() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert lease._started(process.pid) is not None
+        process.kill()
+        deadline = time.monotonic() + 10
+        while (dead := lease._started(process.pid)) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert dead is None and Path(f"/proc/{process.pid}").exists()

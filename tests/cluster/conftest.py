@@ -1,4 +1,4 @@
-"""One cluster of two nodes with a Jobs server for all tests here."""
+"""One cluster of three nodes with a Jobs server for all tests here."""
 
 import os
 import time
@@ -12,10 +12,11 @@ from cluster.local import LocalCluster, down, up
 
 
 @pytest.fixture(scope="package")
-def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     name = f"tests-{tmp_path_factory.getbasetemp().name}"
-    cluster = up(name, nodes=2, cpus=3, object_store_mib=80)
+    cluster = up(name, nodes=3, cpus=2, object_store_mib=80)
     yield cluster
+    cluster = LocalCluster.of(name)  # a test may have lost nodes and added others
     assert down(name)
     deadline = time.monotonic() + 20
     while (left := _processes_of(cluster)) and time.monotonic() < deadline:
