@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 
 from pipeline.training.loop import ALONE, LoopConfig, Worker, train
 from pipeline.training.losses import contrastive_loss
-from pipeline.training.pictures import SCENES, Source, pixels_of
+from pipeline.training.pictures import SCENES, SIBLINGS, Source, pixels_of
 from pipeline.training.save import write_json
 from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
@@ -54,6 +54,7 @@ SHAPES_CLIP = ContrastiveRecipe(
     text_layers=2,
     heads=4,
     embedding=128,
+    source=SIBLINGS,
     batch=64,
     seed=3,
     loop=LoopConfig(steps=4000, learning_rate=1e-3, warmup_steps=200, cooldown=0.4, average_decay=0.998),

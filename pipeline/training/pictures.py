@@ -21,10 +21,12 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.training.scenes import Scene, draw, random_scene, vocabulary
+from pipeline.training.siblings import sibling
 from pipeline.training.textures import texture
 
 PICTURES_FILE: Final = "pictures.raw"
 CAPTIONS_FILE: Final = "captions.json"
+FAMILY: Final = 4
 MOST_WORDS: Final = 8000
 """Of a table's captions that the tokenizer knows whole; it spells the rarer ones."""
 
@@ -63,6 +65,17 @@ class Scenes:
 
 
 @dataclass(frozen=True, slots=True)
+class Siblings(Scenes):
+    """Scenes in families of FAMILY, which stand together: all but the first differ from it in one word."""
+
+    def examples(self, seed: int, start: int, count: int, width: int) -> list[Example]:
+        numbers = range(start // FAMILY, -(-(start + count) // FAMILY))
+        members = [scene for number in numbers for scene in _family(seed, number)]
+        first = start - numbers.start * FAMILY
+        return [(draw(scene, width), scene.caption()) for scene in members[first : first + count]]
+
+
+@dataclass(frozen=True, slots=True)
 class Textures:
     """Fine detail, of which nothing is said."""
 
@@ -76,6 +89,7 @@ class Textures:
 
 
 SCENES: Final = Scenes()
+SIBLINGS: Final = Siblings()
 TEXTURES: Final = Textures()
 
 
@@ -105,6 +119,16 @@ class Table:
 def scenes(seed: int, start: int, count: int) -> list[Scene]:
     """Scenes `start` to `start + count` of the endless row that `seed` names."""
     return [random_scene(Random(f"{seed}/{start + index}")) for index in range(count)]
+
+
+def _family(seed: int, number: int) -> list[Scene]:
+    """FAMILY scenes of as many captions."""
+    (first,) = scenes(seed, number, 1)
+    family, random = {first.caption(): first}, Random(f"{seed}/{number}/siblings")
+    while len(family) < FAMILY:
+        member = sibling(first, random)
+        family.setdefault(member.caption(), member)
+    return list(family.values())
 
 
 def pixels_of(pictures: Sequence[Image.Image | Example]) -> Tensor:

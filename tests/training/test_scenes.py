@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from pipeline.training.pictures import scenes
+from pipeline.training.pictures import FAMILY, SIBLINGS, scenes
 from pipeline.training.scenes import COLOURS, SHAPES, Background, Scene, Thing, draw, random_scene, vocabulary
 from pipeline.training.tokenizer import word_tokenizer
 
@@ -51,3 +51,18 @@ def test_a_relation_says_where_the_first_thing_stands() -> None:
             "below": first.y > second.y,
         }[scene.relation]
     assert len(seen) == 4
+
+
+def test_siblings_differ_in_their_captions_and_pictures_and_are_the_same_from_any_start() -> None:
+    examples = SIBLINGS.examples(7, 0, 10 * FAMILY, 64)
+    for start in range(0, len(examples), FAMILY):
+        family = examples[start : start + FAMILY]
+        assert len({caption for _, caption in family}) == FAMILY
+        first, words = family[0][0], sorted(family[0][1].split())
+        for picture, caption in family[1:]:
+            others = set(words) ^ set(caption.split())
+            assert len(others - {"a", "an", "of"}) <= 2, f"{family[0][1]} / {caption}"
+            assert picture.tobytes() != first.tobytes()
+    again = SIBLINGS.examples(7, 5, 6, 64)
+    assert [caption for _, caption in again] == [caption for _, caption in examples[5:11]]
+    assert [picture.tobytes() for picture, _ in again] == [picture.tobytes() for picture, _ in examples[5:11]]

@@ -1,0 +1,85 @@
+"""How well the embedded CLIP tells captions apart, on held-out scenes: `python -m tests.benchmarks.score_clip`.
+
+It picks a picture's caption among those of 32 scenes; and, of captions of one thing that differ in one word only, the
+right shape among 8, colour among 10, size among 2; of two things, the right relation among 4.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.models.checkpoint import EMBEDDED
+from pipeline.models.clip import Clip, load_clip
+from pipeline.training.pictures import scenes
+from pipeline.training.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, draw
+from tests.benchmarks.judge import HELD_OUT
+
+CANDIDATES = 32
+
+
+def among_all(clip: Clip, drawn: Sequence[Scene]) -> float:
+    """How often the caption is found among those of as many scenes as CANDIDATES."""
+    seen = clip.of_pictures(np.stack([clip.prepared(np.asarray(draw(scene, clip.side))) for scene in drawn]))
+    texts = torch.stack([clip.of_text(scene.caption()) for scene in drawn])
+    right = 0
+    for start in range(0, len(drawn), CANDIDATES):
+        part = slice(start, start + CANDIDATES)
+        right += int(((seen[part] @ texts[part].T).argmax(1) == torch.arange(len(drawn[part]))).sum())
+    return right / len(drawn)
+
+
+def one_word(clip: Clip, drawn: Sequence[Scene], words: Sequence[str], other: Callable[[Scene, str], Scene]) -> float:
+    """How often the caption is found among those that have another word in its place."""
+    right = 0
+    for scene in drawn:
+        picture = clip.of_pictures(clip.prepared(np.asarray(draw(scene, clip.side)))[None])[0]
+        captions = [other(scene, word).caption() for word in words]
+        texts = torch.stack([clip.of_text(caption) for caption in captions])
+        right += captions[int((texts @ picture).argmax())] == scene.caption()
+    return right / len(drawn)
+
+
+def shape(scene: Scene, word: str) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], shape=word), *scene.things[1:]))
+
+
+def colour(scene: Scene, word: str) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], colour=word), *scene.things[1:]))
+
+
+def size(scene: Scene, word: str) -> Scene:
+    return replace(scene, things=(replace(scene.things[0], size=word), *scene.things[1:]))
+
+
+def relation(scene: Scene, word: str) -> Scene:
+    return replace(scene, relation=word)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=EMBEDDED / "shapes-clip")
+    parser.add_argument("--count", type=int, default=200, help="scenes of each kind")
+    options = parser.parse_args()
+    clip = load_clip(options.model)
+    drawn = scenes(HELD_OUT, 0, 20 * options.count)
+    one = [scene for scene in drawn if len(scene.things) == 1]
+    sized = [scene for scene in one if scene.things[0].says_size]
+    pairs = [scene for scene in drawn if scene.relation in RELATIONS[:4]]
+    whole = options.count // CANDIDATES * CANDIDATES
+    print(f"the caption among those of {CANDIDATES} scenes: {among_all(clip, drawn[:whole]):.1%} of {whole}")
+    for name, found, words, other in (
+        ("one thing, its shape among 8", one, SHAPES, shape),
+        ("one thing, its colour among 10", one, tuple(COLOURS), colour),
+        ("one thing, its size among 2", sized, tuple(SIZES), size),
+        ("two things, their relation among 4", pairs, RELATIONS[:4], relation),
+    ):
+        part = found[: options.count]
+        print(f"{name}: {one_word(clip, part, words, other):.1%} of {len(part)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
