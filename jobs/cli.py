@@ -16,6 +16,7 @@ from pipeline.ray_token import use_token
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("jobs.check", "Audit OUTPUT: every row once, every file and picture whole."),
+    "classify": ("jobs.classify", "Say which of some labels each picture of MANIFEST fits best."),
     "doctor": ("jobs.doctor", "Check a cluster, a storage and a checkpoint, and say what to do."),
     "estimate": ("jobs.estimate", "Make a few rows of MANIFEST and say what all of them would take."),
     "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),

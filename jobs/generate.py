@@ -6,8 +6,10 @@ from typing import Any
 import click
 
 from jobs.options import (
+    PICTURE_OPTIONS,
     ROW_OPTIONS,
     RUN_OPTIONS,
+    SCORE_OPTIONS,
     SIZE_OPTIONS,
     STRENGTH_OPTIONS,
     config_of,
@@ -19,7 +21,9 @@ from jobs.options import (
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, SIZE_OPTIONS, model_options("generate"), RUN_OPTIONS)
+@with_options(
+    ROW_OPTIONS, STRENGTH_OPTIONS, SIZE_OPTIONS, model_options("generate"), SCORE_OPTIONS, PICTURE_OPTIONS, RUN_OPTIONS
+)
 @click.pass_context
 def generate(context: click.Context, manifest: str, output: str, **options: Any) -> int:
     """Make pictures of the rows of MANIFEST, as Parquet in OUTPUT.

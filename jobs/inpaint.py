@@ -5,7 +5,16 @@ from typing import Any, Final
 import click
 
 from jobs.generate import run_and_report
-from jobs.options import ROW_OPTIONS, RUN_OPTIONS, STRENGTH_OPTIONS, config_of, model_options, with_options
+from jobs.options import (
+    PICTURE_OPTIONS,
+    ROW_OPTIONS,
+    RUN_OPTIONS,
+    SCORE_OPTIONS,
+    STRENGTH_OPTIONS,
+    config_of,
+    model_options,
+    with_options,
+)
 
 MASK_OPTIONS: Final = (
     click.option("--mask-invert", is_flag=True, help="Black is repainted, not white."),
@@ -31,7 +40,9 @@ MASK_OPTIONS: Final = (
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, STRENGTH_OPTIONS, MASK_OPTIONS, model_options("inpaint"), RUN_OPTIONS)
+@with_options(
+    ROW_OPTIONS, STRENGTH_OPTIONS, MASK_OPTIONS, model_options("inpaint"), SCORE_OPTIONS, PICTURE_OPTIONS, RUN_OPTIONS
+)
 @click.pass_context
 def inpaint(context: click.Context, manifest: str, output: str, **options: Any) -> int:
     """Make the white part of each row's mask anew, as its prompt says, and leave every other pixel as it is.

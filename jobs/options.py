@@ -87,6 +87,7 @@ DEFAULT_MODELS: Final[dict[Task, str]] = {
     "generate": "shapes",
     "inpaint": "shapes-inpainting",
     "upscale": "upscaler",
+    "classify": "shapes-clip",
 }
 """The embedded checkpoint of each task."""
 
@@ -104,7 +105,7 @@ def model_options(task: Task) -> tuple[Callable[[Any], Any], ...]:
     )
 
 
-RUN_OPTIONS: Final = (
+PICTURE_OPTIONS: Final = (
     click.option(
         "--seed",
         type=int,
@@ -113,13 +114,35 @@ RUN_OPTIONS: Final = (
         metavar="N",
         help="With a row's id, the seed of each row that has none.",
     ),
+    click.option("--format", type=click.Choice(["png", "webp", "jpeg"]), default="png", show_default=True),
+    click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of webp and jpeg."),
+    click.option(
+        "--call-limit",
+        type=click.FloatRange(1),
+        default=300.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A call of the U-Net that takes longer hangs: its process is ended, its rows are made elsewhere.",
+    ),
+)
+"""Of the runs that make pictures."""
+
+SCORE_OPTIONS: Final = (
+    click.option(
+        "--clip-score",
+        metavar="MODEL",
+        help="Also say how well each picture fits its prompt, by a CLIP: shapes-clip, or a folder's path or URL.",
+    ),
+)
+
+RUN_OPTIONS: Final = (
     click.option(
         "--lanes",
         type=click.IntRange(1, 1024),
         default=8,
         show_default=True,
         metavar="N",
-        help="U-Net evaluations a call; a guided row takes two.",
+        help="U-Net evaluations a call, of which a guided row takes two; pictures a call, to classify.",
     ),
     click.option(
         "--threads",
@@ -156,10 +179,6 @@ RUN_OPTIONS: Final = (
         help="[default: float16 on CUDA, float32 on CPUs]",
     ),
     click.option(
-        "--format", "image_format", type=click.Choice(["png", "webp", "jpeg"]), default="png", show_default=True
-    ),
-    click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of webp and jpeg."),
-    click.option(
         "--allow-root",
         "allow_roots",
         multiple=True,
@@ -177,14 +196,6 @@ RUN_OPTIONS: Final = (
         show_default=True,
         metavar="SECONDS",
         help="End a run in which nothing moves for so long.",
-    ),
-    click.option(
-        "--call-limit",
-        type=click.FloatRange(1),
-        default=300.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="A call of the U-Net that takes longer hangs: its process is ended, its rows are made elsewhere.",
     ),
     click.option(
         "--grace",
@@ -222,9 +233,9 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(defaults, options, manifest, output)
-    run = ("model", "seed", "lanes", "threads", "device", "dtype", "quality", "allow_roots", "skip_invalid")
-    run += ("gpus_per_actor", "memory_per_actor", "call_limit", "patience", "grace")
-    run += ("shard", "retry_failed", "new_run", *(("store",) if "store" in options else ()))
+    run = ("model", "lanes", "threads", "device", "dtype", "allow_roots", "skip_invalid", "gpus_per_actor")
+    run += ("memory_per_actor", "patience", "grace", "shard", "retry_failed", "new_run")
+    own = ("seed", "format", "quality", "call_limit", "store", "clip_score", "labels", "template")
     actors, max_actors = options["actors"] or (None, None)
     return RunConfig(
         actors=actors,
@@ -233,10 +244,10 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
         manifest=manifest,
         output=output,
         defaults=defaults,
-        format=options["image_format"],
         address=options["address"],
         limit=options["limit"],
         **{name: options[name] for name in run},
+        **{name: options[name] for name in own if name in options},
     )
 
 

@@ -54,14 +54,14 @@ def connect(address: str) -> JobSubmissionClient:
         raise JobError(f"no Ray Jobs server answers at {address}: is the cluster up, is the port open?") from error
 
 
-def pack(folder: Path, model: str) -> int:
-    """Fill a folder with what a job needs: the code, and the embedded checkpoint if `model` names it; bytes written.
+def pack(folder: Path, *models: str | None) -> int:
+    """Fill a folder with what a job needs: the code, and the embedded checkpoints among `models`; bytes written.
 
     Never the current directory: manifests, outputs and checkpoints are read where they are. JobError if too large.
     """
     root = Path(__file__).resolve().parent.parent
     for package in PACKAGES:
-        shutil.copytree(root / package, folder / package, ignore=_kept_out(root / "pipeline" / "checkpoints", model))
+        shutil.copytree(root / package, folder / package, ignore=_kept_out(root / "pipeline" / "checkpoints", models))
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     total = sum(sizes.values())
     if total > MAX_BYTES:
@@ -74,10 +74,10 @@ def pack(folder: Path, model: str) -> int:
     return total
 
 
-def _kept_out(checkpoints: Path, model: str) -> Callable[[Any, list[str]], set[str]]:
+def _kept_out(checkpoints: Path, models: tuple[str | None, ...]) -> Callable[[Any, list[str]], set[str]]:
     def ignored(folder: Any, names: list[str]) -> set[str]:
         if Path(folder) == checkpoints:
-            return {name for name in names if name != model}
+            return {name for name in names if name not in models}
         return {name for name in names if name == "__pycache__" or name.endswith(".pyc")}
 
     return ignored
@@ -149,8 +149,9 @@ def rewritten(command: click.Command, arguments: list[str]) -> tuple[list[str], 
         ]
     if values.get("address"):
         raise click.UsageError("--address stands before `--`: the job runs on the cluster that it is submitted to")
-    for name in ("manifest", "output", "model"):
-        values[name] = _absolute(values[name], model=name == "model")
+    for name in ("manifest", "output", "model", "clip_score"):
+        if values.get(name) is not None:
+            values[name] = _absolute(values[name], model=name in ("model", "clip_score"))
     values["allow_roots"] = tuple(_absolute(root) for root in values["allow_roots"])
     options: list[str] = []
     for parameter in given:

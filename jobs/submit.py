@@ -10,12 +10,18 @@ from typing import Final
 
 import click
 
+from jobs.classify import classify
 from jobs.generate import generate
 from jobs.inpaint import inpaint
 from jobs.ray_jobs import JobError, address_option, connect, find, follow, pack, rewritten, storage_settings
 from jobs.upscale import upscale
 
-SUBMITTABLE: Final[dict[str, click.Command]] = {"generate": generate, "inpaint": inpaint, "upscale": upscale}
+SUBMITTABLE: Final[dict[str, click.Command]] = {
+    "generate": generate,
+    "inpaint": inpaint,
+    "upscale": upscale,
+    "classify": classify,
+}
 STOPPING: Final = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """A stopped job gets what Ctrl-C gives, and time to end."""
 
@@ -39,7 +45,7 @@ def submit(
 ) -> int:
     """Run a command as a job on a Ray cluster: latentmill submit --address URL -- generate MANIFEST OUTPUT ...
 
-    The code is sent along, with the embedded checkpoint if --model names it; nothing else is. MANIFEST, OUTPUT and
+    The code is sent along, with the embedded checkpoints that it names; nothing else is. MANIFEST, OUTPUT and
     --model must be reachable from the cluster: URLs, or paths that its machines share. Storage settings (AWS_...,
     AZURE_...) go along in the job's environment, which everyone who may read the cluster's dashboard can see;
     --no-storage-env leaves them out.
@@ -52,7 +58,7 @@ def submit(
     settings = storage_settings(os.environ, environment, storage=not no_storage_env)
     client = connect(address)
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
-        size = pack(Path(folder), values["model"])
+        size = pack(Path(folder), values["model"], values.get("clip_score"))
         try:
             job = client.submit_job(
                 entrypoint="python -m jobs.cli " + shlex.join(command),

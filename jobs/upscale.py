@@ -5,7 +5,7 @@ from typing import Any, Final
 import click
 
 from jobs.generate import run_and_report
-from jobs.options import ROW_OPTIONS, RUN_OPTIONS, config_of, model_options, with_options
+from jobs.options import PICTURE_OPTIONS, ROW_OPTIONS, RUN_OPTIONS, config_of, model_options, with_options
 from pipeline.config import SCALES
 
 UPSCALE_OPTIONS: Final = (
@@ -48,7 +48,7 @@ UPSCALE_OPTIONS: Final = (
 @click.command()
 @click.argument("manifest")
 @click.argument("output")
-@with_options(ROW_OPTIONS, UPSCALE_OPTIONS, model_options("upscale"), RUN_OPTIONS)
+@with_options(ROW_OPTIONS, UPSCALE_OPTIONS, model_options("upscale"), PICTURE_OPTIONS, RUN_OPTIONS)
 @click.pass_context
 def upscale(context: click.Context, manifest: str, output: str, **options: Any) -> int:
     """Make pictures four times as wide and high (or --scale), as Parquet in OUTPUT.

@@ -23,7 +23,7 @@ def local_checkpoint(model: str) -> Path:
         return checkpoint_folder(model if "://" not in model else storage.locate(model)[1])
     filesystem, root = storage.locate(model)
     files = [url for url in storage.list_files(model) if url.endswith(KEPT_SUFFIXES)]
-    if not any(url.endswith("/model_index.json") for url in files):
+    if not {storage.join(model, name) for name in ("model_index.json", "config.json")} & set(files):
         raise CheckpointError(f"{storage.shown(model)}: holds no model_index.json; a checkpoint is a folder with one")
     infos = {path: filesystem.info(path) for path in (storage.locate(url)[1] for url in files)}
     versions = "\n".join(f"{path} {info.get('size')} {_version(info)}" for path, info in infos.items())

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from pipeline.buckets import Shard
 
-Task = Literal["generate", "inpaint", "upscale"]
+Task = Literal["generate", "inpaint", "upscale", "classify"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Store = Literal["parquet", "files"]
@@ -85,6 +85,12 @@ class RunConfig:
     """Of webp and jpeg."""
     store: Store = "parquet"
     """Where an upscaled picture's bytes are: in the output's Parquet, or in a file of the output that it names."""
+    clip_score: str | None = None
+    """The CLIP by which a new picture is compared with its prompt, named as a model is; `None`: it is not."""
+    labels: tuple[str, ...] = ()
+    """What a picture may be called, to classify."""
+    template: str = "{}"
+    """The text that a label stands in."""
     allow_roots: tuple[str, ...] = ()
     """Folders beside the manifest's own from which pictures may be read."""
     skip_invalid: bool = False

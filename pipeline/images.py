@@ -148,6 +148,15 @@ def resize_to_cover(pixels: NDArray[np.uint8], width: int, height: int, how: Fil
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), _FILTERS[how]), np.uint8)
 
 
+def middle_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Scaled until its shorter side is `side`, and cut to the square about its centre, as CLIP is shown pictures."""
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    scaled = resize(pixels, side * width // shorter, side * height // shorter, "bicubic")
+    top, left = (scaled.shape[0] - side) // 2, (scaled.shape[1] - side) // 2
+    return scaled[top : top + side, left : left + side]
+
+
 def grey_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The luma (H, W) of uint8 RGB (H, W, 3), by the weights of ITU-R BT.601."""
     return np.asarray(Image.fromarray(pixels).convert("L"), np.uint8)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.config import Task
-from pipeline.schema import OUTPUT, PARAMETERS, PROVENANCE, SOURCES
+from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
 MAX_STEPS: Final = 1000
 MAX_SIZE: Final = 4096
@@ -59,7 +59,7 @@ def schema_problems(schema: pa.Schema, rules: Rules) -> list[Problem]:
         indices = schema.get_all_field_indices(name)
         if len(indices) > 1:
             problems.append(Problem(column=name, message=f'the column "{name}" is there {len(indices)} times'))
-        elif problem := _type_problem(name, schema.field(name).type):
+        elif problem := _type_problem(name, schema.field(name).type, rules):
             problems.append(Problem(column=name, message=problem))
     return problems
 
@@ -68,10 +68,10 @@ def _inpaint_mask(rules: Rules) -> tuple[str, ...]:
     return ("mask",) if rules.task == "inpaint" else ()
 
 
-def _type_problem(name: str, found: pa.DataType) -> str | None:
+def _type_problem(name: str, found: pa.DataType, rules: Rules) -> str | None:
     if pa.types.is_dictionary(found):
         found = found.value_type
-    if name == "id" or name in PARAMETERS:
+    if name == "id" or (name in PARAMETERS and rules.task != "classify"):
         wanted = pa.string() if name == "id" else PARAMETERS[name]
         return None if _fits(found, wanted) else f'the column "{name}" is {found}; it must be {wanted}'
     if name in SOURCES:
@@ -80,7 +80,8 @@ def _type_problem(name: str, found: pa.DataType) -> str | None:
             if _holds_pictures(found)
             else (f'the column "{name}" is {found}; it must be string (paths or URLs), binary, or struct<bytes, path>')
         )
-    if name in OUTPUT or name in PROVENANCE or name in ("error_type", "error_message"):
+    written = CLASSIFIED if rules.task == "classify" else {**OUTPUT, **PROVENANCE}
+    if name in written or name in ("error_type", "error_message"):
         return f'the column "{name}" would hide the column of the output with this name; rename it'
     return None
 
@@ -201,5 +202,6 @@ def is_missing(source: Any) -> bool:
 
 def rules_for(rules: Rules) -> tuple[tuple[str, Rule], ...]:
     """The rules that each stand on one column's value."""
-    sources = {"generate": (), "upscale": ("image",), "inpaint": ("image", "mask")}[rules.task]
-    return (*_RULES, *((name, _source_rule(name)) for name in sources))
+    sources = ("image", "mask") if rules.task == "inpaint" else () if rules.task == "generate" else ("image",)
+    own = _RULES[:1] if rules.task == "classify" else _RULES
+    return (*own, *((name, _source_rule(name)) for name in sources))

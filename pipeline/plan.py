@@ -21,6 +21,7 @@ from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.lease import Lease
 from pipeline.ledger import Committed, delete_uncommitted, forget_all, forget_failed, read_ledger
 from pipeline.manifest_rules import Problem, Rules
+from pipeline.models.clip_folder import check_clip, clip_side
 from pipeline.models.configs import CheckpointError, checked_form
 from pipeline.provenance import now, software_versions
 
@@ -56,6 +57,8 @@ class CheckpointFacts:
     size_bytes: int = 0
     downsample_factor: int = 8
     native_pixels: int = 512 * 512
+    square: int | None = None
+    """Pixels of the side of the square that pictures are cut to, where it takes them in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,6 +178,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
 def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
     """RunError if the pictures of this attempt would be others than those that the output holds already."""
     same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store", "shard")
+    same += ("clip_score", "labels", "template")
     options, was = now.get("config", {}), earlier.get("config", {})
     differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
     model = now.get("model", {}).get("weights_sha256"), earlier.get("model", {}).get("weights_sha256")
@@ -208,6 +212,12 @@ def _check(config: RunConfig) -> None:
         raise RunError(f"scale is {config.defaults.scale}; give one of {', '.join(map(str, SCALES))}")
     if tile is not None and overlap is not None and overlap > tile // 2:
         raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
+    if config.task == "classify" and len(set(config.labels)) < 2:
+        raise RunError("there are no labels to choose among; give two or more, each once")
+    if config.task == "classify" and len(set(config.labels)) < len(config.labels):
+        raise RunError("a label is given more than once; give each once")
+    if "{}" not in config.template:
+        raise RunError(f"template is {config.template!r}; it must hold {{}}, where the label stands")
     if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
         raise RunError(f"sampler {config.defaults.sampler!r} does not exist; there are {', '.join(SAMPLERS)}")
     if storage.exists(config.output) and not storage.is_folder(config.output):
@@ -217,6 +227,12 @@ def _check(config: RunConfig) -> None:
 def facts_of(config: RunConfig) -> CheckpointFacts:
     """What the checkpoint that a run names says of itself; CheckpointError if it cannot be used for the task."""
     folder = local_checkpoint(config.model)
+    if config.clip_score is not None:
+        check_clip(local_checkpoint(config.clip_score))
+    if config.task == "classify":
+        check_clip(folder)
+        side, size = clip_side(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        return CheckpointFacts(folder=folder, size_bytes=size, native_pixels=side**2, square=side)
     try:
         autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
         latents = json.loads((autoencoder / "config.json").read_text())

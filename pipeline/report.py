@@ -38,6 +38,8 @@ _MARGIN: Final = 10
 def write_report(output: str) -> str:
     """Write a run's report from what is in its output; gives the path of its index.html."""
     run = read_run(output)
+    if run.get("task") == "classify":
+        raise RunError(f"{storage.shown(output)}: holds labels; a report shows pictures")
     data = storage.list_files(storage.join(output, DATA), ".parquet")
     if not data and not run:
         raise RunError(f"{storage.shown(output)}: is no run's output; there is no run.json and no data")

@@ -16,7 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, storage
 from pipeline.buckets import Shard, hashes_of
-from pipeline.config import RunConfig
+from pipeline.classify import Classify
+from pipeline.config import RunConfig, Task
 from pipeline.journal import Journal
 from pipeline.lease import Lease
 from pipeline.ledger import delete_uncommitted, held, read_ledger
@@ -65,6 +66,7 @@ class RunSummary:
     """Of this attempt, with the loading of the model."""
     output: str
     run_id: str
+    task: Task = "generate"
 
     @property
     def data(self) -> str:
@@ -77,7 +79,8 @@ class RunSummary:
     def __str__(self) -> str:
         earlier = f"{self.already_done:,} rows were there already. " if self.already_done else ""
         pace = f" in {duration_of(self.seconds)} ({rate_of(self.images_per_second)})" if self.made else ""
-        text = f"{earlier}{self.made:,} rows made{pace}: {self.ok:,} pictures are in {storage.shown(self.data)}"
+        made = "labelled pictures" if self.task == "classify" else "pictures"
+        text = f"{earlier}{self.made:,} rows made{pace}: {self.ok:,} {made} are in {storage.shown(self.data)}"
         if self.failed:
             text += f"\n{self.failed:,} rows failed; the reasons are in {storage.shown(self.failed_rows)}"
         return text
@@ -109,6 +112,7 @@ def run_job(
         images_per_second=figures["ok"] / seconds,
         output=config.output,
         run_id=plan.run_id,
+        task=config.task,
     )
     if made:
         _write_end(config, plan, summary, figures)
@@ -157,6 +161,7 @@ def _graph(
         duplicates=plan.duplicates,
         journal=journal,
         report=report,
+        square=plan.checkpoint.square,
     )
     encode = EncodeImages(config=config, manifest=plan.schema, report=report)
     calls = min(config.lanes, _MAX_UPSCALES_AN_ACTOR) if config.task == "upscale" else _CALLS_AN_ACTOR
@@ -169,7 +174,7 @@ def _graph(
     rows = rows.repartition(target_num_rows_per_block=rows_a_block)
     rows = rows.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
     rows = rows.map_batches(
-        Denoise,
+        Classify if config.task == "classify" else Denoise,
         fn_constructor_args=(config, plan.run_id, actors.device, report, load, journal, weights),
         batch_format="pyarrow",
         batch_size=rows_a_block,
@@ -184,7 +189,7 @@ def _graph(
             enable_true_multi_threading=True,
         ),
     )
-    return rows.map_batches(encode, batch_format="pyarrow", batch_size=None)
+    return rows if config.task == "classify" else rows.map_batches(encode, batch_format="pyarrow", batch_size=None)
 
 
 def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
@@ -228,7 +233,13 @@ def _execute(
     report = Reporter(figures)
     rows_a_file = plan.rows_a_file(config, actors.count)
     sink = LedgerDatasink(
-        config.output, plan.schema, report, fence=lease.next_url, rows_a_file=rows_a_file, store=config.store
+        config.output,
+        plan.schema,
+        report,
+        fence=lease.next_url,
+        rows_a_file=rows_a_file,
+        store=config.store,
+        task=config.task,
     )
     rates = Rates(lambda: _total(figures), actors.count)
     watch = Watch(

@@ -59,7 +59,22 @@ PROVENANCE: Final[dict[str, pa.DataType]] = {
     "run_id": pa.string(),
     "created_at": pa.timestamp("us", tz="UTC"),
     "seconds": pa.float64(),
+    "clip_score": pa.float64(),
 }
+"""How a picture was made; `clip_score`, where the run was asked for it, is how well it fits its prompt."""
+
+CLASSIFIED: Final[dict[str, pa.DataType]] = {
+    "id": pa.string(),
+    "label": pa.string(),
+    "label_score": pa.float64(),
+    "label_scores": pa.list_(pa.float64()),
+    **{
+        name: PROVENANCE[name]
+        for name in ("task", "model", "weights_sha256", "source_sha256", "software", "device", "dtype", "lanes")
+    },
+    **{name: PROVENANCE[name] for name in ("threads", "run_id", "created_at")},
+}
+"""A picture's most probable label and its probability, those of all labels in the run's order, and the provenance."""
 
 FAILED: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),

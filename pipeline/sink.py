@@ -12,7 +12,7 @@ from ray.data import Datasink
 from ray.data.datasource.datasink import WriteResult
 
 from pipeline import storage
-from pipeline.config import Store
+from pipeline.config import Store, Task
 from pipeline.ledger import DATA, FAILED_FOLDER, FAILED_STATUS, OK, entry_bytes, entry_url, part_key, row_hashes
 from pipeline.schema import FAILED, IMAGE_TYPE, MAX_ROW_GROUP_ROWS
 from pipeline.stages import ROW, Report, output_schema
@@ -40,6 +40,7 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         fence: str | None = None,
         rows_a_file: int = 1,
         store: Store = "parquet",
+        task: Task = "generate",
     ) -> None:
         """`fence`: a file whose existence says that the output belongs to another run by now. `rows_a_file`: small
         blocks are put together until they have as many. `store`: "files" for pictures outside of the Parquet."""
@@ -48,7 +49,7 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         self.report = report
         self.ok = self.failed = 0
         """Rows written, once the run is complete."""
-        self._schema = output_schema(manifest)
+        self._schema = output_schema(manifest, task)
 
     def on_write_complete(self, write_result: WriteResult[tuple[int, int]]) -> None:
         self.ok = sum(ok for ok, _ in write_result.write_returns)
@@ -111,12 +112,12 @@ def _entries(rows: pa.Table, status: str, file: str) -> list[dict[str, Any]]:
 def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
     """A Parquet file of good rows: pictures as they are, the rest in zstd, at most MAX_ROW_GROUP_ROWS a row group."""
     narrow = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face's `Image` is, to the letter
-    schema = pa.schema(
-        [field.with_type(narrow) if field.name == "image" else field for field in schema],
-        metadata={"huggingface": json.dumps(_HUGGING_FACE)},
-    )
-    leaves = [f"{name}.{inner}" for name in ("image",) for inner in ("bytes", "path")]
-    names = [*leaves, *(name for name in schema.names if name != "image")]
+    if "image" in schema.names:
+        schema = pa.schema(
+            [field.with_type(narrow) if field.name == "image" else field for field in schema],
+            metadata={"huggingface": json.dumps(_HUGGING_FACE)},
+        )
+    names = [leaf for name in schema.names for leaf in (("image.bytes", "image.path") if name == "image" else (name,))]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -143,6 +144,9 @@ def failed_file(rows: pa.Table) -> bytes:
 
 def _in_files(rows: pa.Table) -> Iterator[pa.Table]:
     """The rows in runs of at most MAX_FILE_BYTES of pictures."""
+    if "image" not in rows.column_names:
+        yield from (rows,) if rows.num_rows else ()
+        return
     start = size = 0
     lengths = pc.call_function("binary_length", [rows["image"].combine_chunks().field("bytes")]).to_pylist()
     for index, length in enumerate(lengths):

@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from pipeline import images, storage
 from pipeline.checkpoint_files import check_weights
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, Task
 from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
 from pipeline.pictures import FILES, file_name, stored_name
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
-from pipeline.schema import IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
+from pipeline.schema import CLASSIFIED, IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
 if TYPE_CHECKING:
     from pipeline.machinery import Machinery, Outcome
@@ -52,9 +52,9 @@ TAGS_TYPE: Final = pa.struct(
 ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
 
 
-def carried_columns(manifest: pa.Schema) -> pa.Schema:
+def carried_columns(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
     """The manifest's columns that go into the output unchanged."""
-    named = {"id", *PARAMETERS, *SOURCES}
+    named = {"id", *SOURCES} if task == "classify" else {"id", *PARAMETERS, *SOURCES}
     return pa.schema([field for field in manifest if field.name not in named])
 
 
@@ -72,6 +72,8 @@ class PrepareRows:
     duplicates: frozenset[str] = frozenset()
     journal: RowJournal = field(default_factory=Journal)
     report: Report | None = None
+    square: int | None = None
+    """Pixels of the middle square to which pictures are cut; None: they stay whole."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         if self.journal.stopping():
@@ -80,11 +82,11 @@ class PrepareRows:
         errors = [self._problem(row) for row in rows]
         columns: dict[str, Any] = {"id": pa.array(row_ids(table), pa.string())}
         columns |= {name: table[name] for name in PARAMETERS if name in table.column_names}
-        for carried in carried_columns(self.manifest):
+        for carried in carried_columns(self.manifest, self.config.task):
             present = carried.name in table.column_names
             columns[carried.name] = table[carried.name].cast(carried.type) if present else _nulls(carried.type, rows)
         names = [name for name in SOURCES if name in self.manifest.names]
-        names = ["image"] if self.config.task == "upscale" else names
+        names = ["image"] if self.config.task in ("upscale", "classify") else names
         if names:
             columns |= self._sources(names, rows, errors)
         columns[ROW] = pa.array([row_as_json(row) for row in rows], pa.string())
@@ -103,7 +105,7 @@ class PrepareRows:
         caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
         deaths = self.journal.begin(caller, keys)
         keeps = self.config.task == "upscale"
-        sources = {name: _Sources(keeps=keeps) for name in names}
+        sources = {name: _Sources(keeps=keeps, square=self.square) for name in names}
         for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
@@ -130,6 +132,7 @@ class _Sources:
 
     keeps: bool = False
     """Channels and tags are kept."""
+    square: int | None = None
     pixels: list[dict[str, Any] | None] = field(default_factory=list)
     hashes: list[str | None] = field(default_factory=list)
     tags: list[dict[str, Any] | None] = field(default_factory=list)
@@ -145,6 +148,7 @@ class _Sources:
                     tags = {**asdict(found), "place": place}
                 else:
                     values = images.decode(data) if name == "image" else images.decode_mask(data)
+                values = values if self.square is None else images.middle_square(values, self.square)
                 decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
                 digest = sha256_of(data)
             except storage.StorageUnavailableError:
@@ -178,9 +182,14 @@ class Denoise:
     ) -> None:
         """`weights_sha256`: the driver's; CheckpointError if this node's are others."""
         with _beats(report):
-            from pipeline.machinery import LaneThread, load_machinery  # here: the CPU stages' processes need no torch
+            from pipeline.machinery import (  # here: the CPU stages' processes need no torch
+                LaneThread,
+                load_machinery,
+                load_score,
+            )
 
             machinery = (load or load_machinery)(config, device)
+            self._score = None if config.clip_score is None else load_score(config.clip_score, config.threads, device)
         if weights_sha256 is not None:
             check_weights(config.model, machinery.weights_sha256, weights_sha256)
         self._config = config
@@ -237,6 +246,9 @@ class Denoise:
         varying = [
             {} if one is None else {**one.parameters, "seconds": one.seconds, "created_at": now()} for one in made
         ]
+        for row, one in zip(varying, made, strict=True):
+            if self._score is not None and one is not None and one.parameters.get("prompt"):
+                row["clip_score"] = self._score(one.pixels, one.parameters["prompt"])
         for name, values in hashes.items():
             for row, value in zip(varying, values, strict=True):
                 row[name] = value
@@ -330,9 +342,10 @@ class EncodeImages:
         return images.encode(values, self.config.format, quality=self.config.quality, metadata=metadata, tags=tags)
 
 
-def output_schema(manifest: pa.Schema) -> pa.Schema:
+def output_schema(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
     """What a file of OUTPUT/data holds."""
-    return pa.schema([*{**OUTPUT, **PROVENANCE}.items(), *carried_columns(manifest)])
+    own = CLASSIFIED if task == "classify" else {**OUTPUT, **PROVENANCE}
+    return pa.schema([*own.items(), *carried_columns(manifest, task)])
 
 
 def row_ids(table: pa.Table) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.configs import EMBEDDED, CheckpointError, checkpoint_folder
-from pipeline.models.text import TextEncoder
+from pipeline.models.text import TextEncoder, load_tokenizer
 from pipeline.models.unet import UnconditionalUNetConfig, UNet, UNetConfig
 from pipeline.models.weights import channels_last, empty_module, load_weights, read_json, weights_digest
 
@@ -195,15 +195,7 @@ def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = Fals
         model = CLIPTextModel(config)
         load_weights(model, folder, half=half, strip="text_model.", ignored=(".position_ids",))
         tokenizer_class = CLIPTokenizer
-    try:
-        tokenizer = tokenizer_class.from_pretrained(tokenizer_folder, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{tokenizer_folder}: no readable {tokenizer_class.__name__}: {reason}") from None
-    if len(tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"{tokenizer_folder}: has {len(tokenizer)} tokens; {folder.name}/config.json has {config.vocab_size}"
-        )
+    tokenizer = load_tokenizer(tokenizer_folder, config.vocab_size, tokenizer_class)
     return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
 
 

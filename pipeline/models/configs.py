@@ -33,7 +33,7 @@ class Config:
 
 Form = Literal["text to image", "inpainting", "upscaling", "an unknown use"]
 
-FORMS: Final[dict[Task, tuple[Form, ...]]] = {
+FORMS: Final[Mapping[Task, tuple[Form, ...]]] = {
     "generate": ("text to image",),
     "inpaint": ("inpainting", "text to image"),
     "upscale": ("upscaling",),
@@ -71,6 +71,6 @@ def checkpoint_folder(model: str) -> Path:
     if folder.is_file():
         raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
     if not folder.is_dir():
-        names = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob("*/model_index.json")))
+        names = ", ".join(sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()))
         raise CheckpointError(f"{model}: no such checkpoint folder, nor an embedded model (there is: {names})")
     return folder

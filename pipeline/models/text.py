@@ -1,10 +1,13 @@
 """Prompts to what cross-attention reads, by CLIP or the paper's BERT; long prompts in chunks of the window."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
+from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from pipeline.models.bert import BertModel
+from pipeline.models.configs import CheckpointError
 
 
 class TextEncoder:
@@ -47,3 +50,17 @@ class TextEncoder:
         windows += [self._padded([])] * (chunks - len(windows))
         states = [self.model(torch.tensor([ids], device=self.model.device)).last_hidden_state[0] for ids in windows]
         return torch.cat(states)
+
+
+def load_tokenizer(
+    folder: Path, vocabulary: int, kind: type[BertTokenizer | CLIPTokenizer] = CLIPTokenizer
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`; CheckpointError if it cannot be read, or has more tokens than the `vocabulary`."""
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: no readable {kind.__name__}: {reason}") from None
+    if len(tokenizer) > vocabulary:
+        raise CheckpointError(f"{folder}: has {len(tokenizer)} tokens; the text encoder's config has {vocabulary}")
+    return tokenizer
