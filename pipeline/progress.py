@@ -42,7 +42,7 @@ class Reporter:
 class ProgressDisplay:
     """Shows the figures that `poll` gives, from a thread of its own, while the `with` block runs.
 
-    `poll` gives amounts by name: `rows` made, `failed` among them. Time is counted from the first row, so that
+    `poll` gives amounts by name: `rows` made, `ok` and `failed` committed. Time is counted from the first row, so that
     loading a model does not spoil the rate."""
 
     def __init__(self, poll: Callable[[], Mapping[str, float]], *, todo: int, done: int, stream: TextIO | None = None):
@@ -76,23 +76,29 @@ class ProgressDisplay:
             last = False
             while not last:
                 last = self._ended.wait(_BAR_SECONDS)
-                rows = self._rows()
+                rows, pace = self._now()
                 label = "rows" if rows else "loading the model"
-                bar.update(task, completed=self._done + rows, description=label, pace=self._pace(rows))
+                bar.update(task, completed=self._done + rows, description=label, pace=pace)
 
     def _show_lines(self) -> None:
         shown = None
         while not self._ended.wait(_LINE_SECONDS):
-            rows = self._rows()
+            rows, pace = self._now()
             line = f"{self._done + rows:,} of {self._todo + self._done:,} rows"
-            line += f", {pace}" if (pace := self._pace(rows)) else ": loading the model" if not rows else ""
+            line += f", {pace}" if pace else ": loading the model" if not rows else ""
             if line != shown:
                 self._stream.write(line + "\n")
                 self._stream.flush()
             shown = line
 
-    def _rows(self) -> int:
-        return min(int(self._poll().get("rows", 0)), self._todo)
+    def _now(self) -> tuple[int, str]:
+        """The rows that are made, and `1.8 rows/s, 0:12 left`; once all are, how many of them are written."""
+        figures = self._poll()
+        rows = min(int(figures.get("rows", 0)), self._todo)
+        written = int(figures.get("ok", 0) + figures.get("failed", 0))
+        if written < rows == self._todo:
+            return rows, f"{self._done + written:,} of them written"
+        return rows, self._pace(rows)
 
     def _pace(self, rows: int) -> str:
         """`1.8 rows/s, 0:12 left`, counted from the first rows seen."""

@@ -55,3 +55,15 @@ def test_figures_are_added_up() -> None:
 def test_words_for_time_and_rate() -> None:
     assert [duration_of(seconds) for seconds in (7, 750, 11_045, 183_600)] == ["0:07", "12:30", "3:04:05", "2 days 3 h"]
     assert [rate_of(rate) for rate in (12.34, 0.5)] == ["12.3 rows/s", "30.0 rows/min"]
+
+
+def test_rows_that_are_made_are_not_yet_written() -> None:
+    stream = io.StringIO()
+    written = iter([0, 3, 5])
+    with ProgressDisplay(lambda: {"rows": 5, "ok": next(written, 5), "failed": 0}, todo=5, done=1, stream=stream):
+        time.sleep(0.2)
+    assert stream.getvalue().splitlines() == [
+        "6 of 6 rows, 1 of them written",
+        "6 of 6 rows, 4 of them written",
+        "6 of 6 rows",
+    ]
