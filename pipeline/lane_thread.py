@@ -259,6 +259,7 @@ class LaneThread:
                 "lanes_run": stats.lanes_run - told.lanes_run,
                 "network_seconds": stats.network_seconds - told.network_seconds,
                 "out_of_memory": stats.out_of_memory - told.out_of_memory,
+                "gpu_memory_bytes": stats.memory_bytes - told.memory_bytes,
             }
         )
         self._told = replace(stats)

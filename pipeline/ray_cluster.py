@@ -52,6 +52,7 @@ METRICS: Final = {
     "lanes_run": "Lanes of these calls, empty ones included.",
     **{f"{name}_seconds": text for name, text in SECONDS.items()},
     "out_of_memory": "Calls of the U-Net that did not fit into memory, and were made again in parts.",
+    "gpu_memory_bytes": "The most GPU memory that each process's tensors took at once, of all processes together.",
     "hung_calls": "Calls of the U-Net that hung: their processes were ended.",
     "storage_retries": "Faults of storage that passed.",
 }

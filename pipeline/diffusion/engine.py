@@ -36,6 +36,8 @@ class EngineStats:
     network_seconds: float = 0.0
     out_of_memory: int = 0
     """How often a call did not fit into the device's memory."""
+    memory_bytes: int = 0
+    """The most of a GPU's memory that this process's tensors took at once."""
 
     @property
     def occupancy(self) -> float:
@@ -105,6 +107,7 @@ class LaneEngine:
         results: list[Result] = []
         for key, value in batch.take(self._evaluate(call)):
             results += self._take_tile(key, value) if isinstance(key, TileKey) else [(key, value)]
+        self.stats.memory_bytes = _peak_memory(self.device)
         return results
 
     def run(self, requests: Iterable[DenoisingRequest]) -> Iterator[Result]:
@@ -191,3 +194,7 @@ class LaneEngine:
 
 def _parts(of: Tensor | None, lanes: int, size: int) -> Sequence[Tensor | None]:
     return [None] * -(-lanes // size) if of is None else of.split(size)
+
+
+def _peak_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

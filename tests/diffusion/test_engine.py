@@ -319,6 +319,7 @@ def test_a_call_that_does_not_fit_into_memory_is_made_in_parts() -> None:
         torch.testing.assert_close(latents, whole[key], rtol=1e-4, atol=1e-5)
     assert {shape[0] for shape in network.batches} == {2}
     assert engine.stats.out_of_memory == 3  # six lanes twice, then three; never again
+    assert engine.stats.memory_bytes == 0, "there is no GPU whose memory could be told"
 
 
 def test_memory_that_was_short_once_changes_no_row() -> None:

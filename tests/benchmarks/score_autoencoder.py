@@ -1,0 +1,76 @@
+"""What autoencoders give back of held-out pictures: `python -m tests.benchmarks.score_autoencoder FOLDER ...`.
+
+Each FOLDER is a `vae` or a `vqvae`. PSNR in dB and SSIM (Wang et al. 2004) of 8-bit pictures; the perceptual distance
+in the features of the embedded CLIP's image tower; and, of a codebook, how many codes are used.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.models.autoencoder import AutoencoderKL
+from pipeline.models.checkpoint import EMBEDDED, load_autoencoder, load_vq
+from pipeline.training.contrastive import load_image_features
+from pipeline.training.losses import perceptual_distance
+from pipeline.training.pictures import SCENES, TEXTURES, pixels_of
+from tests.benchmarks.judge import HELD_OUT, psnr
+
+_WINDOW, _DEVIATION = 11, 1.5
+
+
+def ssim(ours: Tensor, theirs: Tensor) -> float:
+    """The mean structural similarity of levels (B, 3, H, W) of 0 to 255 (Wang et al. 2004, equation 13)."""
+    places = torch.arange(_WINDOW) - _WINDOW // 2
+    line = torch.exp(-(places**2) / (2 * _DEVIATION**2))
+    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
+
+    def mean(values: Tensor) -> Tensor:
+        return F.conv2d(values.flatten(0, 1)[:, None], kernel)
+
+    first, second = mean(ours), mean(theirs)
+    variances = mean(ours**2) - first**2 + mean(theirs**2) - second**2
+    together = mean(ours * theirs) - first * second
+    small, smaller = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    top = (2 * first * second + small) * (2 * together + smaller)
+    return float((top / ((first**2 + second**2 + small) * (variances + smaller))).mean())
+
+
+@torch.inference_mode()
+def score(folder: Path, pixels: Tensor) -> str:
+    """A row of the table."""
+    quantised = json.loads((folder / "config.json").read_text())["_class_name"] == "VQModel"
+    autoencoder = (load_vq if quantised else load_autoencoder)(folder)
+    latents = [autoencoder.encode(part) for part in pixels.split(16)]
+    rebuilt = torch.cat([autoencoder.decode(part) for part in latents]).clamp(-1, 1)
+    ours, theirs = ((255 * (values / 2 + 0.5)).round() for values in (rebuilt, pixels))
+    features = load_image_features(EMBEDDED / "shapes-clip")
+    pairs = zip(rebuilt.split(32), pixels.split(32), strict=True)
+    distance = torch.cat([perceptual_distance(features(one), features(other)) for one, other in pairs]).mean()
+    line = f"{psnr(float((ours - theirs).square().mean())):6.1f} dB {ssim(ours, theirs):7.4f} {distance:11.5f}"
+    if isinstance(autoencoder, AutoencoderKL):
+        return f"{line}   KL, {autoencoder.config.latent_channels} channels"
+    numbers = torch.cat([autoencoder.quantize.nearest(part).flatten() for part in latents])
+    counts = torch.bincount(numbers, minlength=autoencoder.config.num_vq_embeddings)
+    shares = counts[counts > 0] / counts.sum()
+    alike = torch.exp(-(shares * shares.log()).sum())
+    return f"{line}   VQ, {int((counts > 0).sum())} of {len(counts)} codes used, as many as {alike:.0f} used alike"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="*", default=[EMBEDDED / "shapes" / "vae"])
+    parser.add_argument("--count", type=int, default=256)
+    parser.add_argument("--textures", action="store_true", help="of textures instead of scenes")
+    options = parser.parse_args()
+    pixels = pixels_of((TEXTURES if options.textures else SCENES).examples(HELD_OUT, 0, options.count, 64))
+    print(f"{'PSNR':>9} {'SSIM':>7} {'perceptual':>11}   of {options.count} held-out pictures")
+    for folder in options.folders:
+        print(f"{score(folder, pixels)}   {folder}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
