@@ -28,7 +28,8 @@ from pipeline.provenance import now, software_versions
 _SHOWN_PROBLEMS: Final = 3
 _BLOCK_BYTES: Final = 64 * 2**20
 _MAX_BLOCK_ROWS: Final = 1024
-_BLOCKS_AN_ACTOR: Final = 8
+_BLOCKS_AN_ACTOR: Final = 32
+"""At least so many in a run, if they fill the lanes: at its end an actor waits for another's last block at most."""
 _FILE_BYTES: Final = 256 * 2**20
 _BYTES_A_PIXEL: Final = {"png": 1.5, "webp": 0.4, "jpeg": 0.4}
 _MAX_FILE_ROWS: Final = 16

@@ -1,7 +1,8 @@
 """What it costs to go on with a long run: seconds and memory until it is known what of N rows is missing.
 
 `python -m tests.benchmarks.bench_resume --rows 10000000` writes a manifest and the ledger of a run that has made all of
-them but a few, and then plans the same run again, in a process of its own.
+them but a few, and then plans the same run again, in a process of its own. With --check the run has its pictures too,
+the smallest that there are, and all of it is audited.
 """
 
 import argparse
@@ -12,14 +13,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.check import check_output
 from pipeline.config import RunConfig
+from pipeline.images import encode
 from pipeline.lease import Lease
 from pipeline.ledger import entry_bytes, entry_url, part_key
 from pipeline.manifest import fingerprint
 from pipeline.plan import plan_run
+from pipeline.stages import sha256_of
 from pipeline.storage import write_bytes
 from tests.cheap import FACTS
 
@@ -31,7 +36,18 @@ def ids_from(start: int, count: int) -> list[str]:
     return [f"row-{index:012}" for index in range(start, start + count)]
 
 
-def write_run(folder: Path, rows: int) -> None:
+def pictures_of(ids: list[str]) -> bytes:
+    """A data file with a picture of one pixel for each id."""
+    picture = encode(np.zeros((1, 1, 3), np.uint8))
+    ones, sink = pa.repeat(pa.scalar(1, pa.int32()), len(ids)), pa.BufferOutputStream()
+    image = pa.array([{"bytes": picture, "path": None}] * len(ids))
+    sha256 = pa.repeat(sha256_of(picture), len(ids))
+    table = pa.table({"id": ids, "image": image, "width": ones, "height": ones, "sha256": sha256})
+    pq.write_table(table, sink, row_group_size=100)
+    return sink.getvalue().to_pybytes()
+
+
+def write_run(folder: Path, rows: int, *, pictures: bool) -> None:
     with pq.ParquetWriter(
         folder / "manifest.parquet", pa.schema([("id", pa.string()), ("prompt", pa.string())])
     ) as file:
@@ -44,6 +60,8 @@ def write_run(folder: Path, rows: int) -> None:
         key = part_key(ids)
         entry = [{"id": row_id, "status": "ok", "file": f"data/{key}.parquet", "row": bytes(16)} for row_id in ids]
         write_bytes(entry_url(output, key), entry_bytes(entry))
+        if pictures:
+            write_bytes(f"{output}/data/{key}.parquet", pictures_of(ids))
     sha256 = fingerprint(str(folder / "manifest.parquet"))
     write_bytes(f"{output}/run.json", f'{{"run_id": "a", "manifest": {{"sha256": "{sha256}"}}}}'.encode())
 
@@ -62,17 +80,28 @@ def plan(folder: Path) -> None:
     )
 
 
+def check(folder: Path) -> None:
+    started = time.monotonic()
+    audit = check_output(str(folder / "out"))
+    seconds = time.monotonic() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"check: {audit.ok:,} pictures, {audit.count} problems: {seconds:.1f} s, {peak / 1024:,.0f} MiB at most")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
-    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--check", action="store_true", help="audit the output as well")
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.plan:
-        return plan(options.plan)
+    if options.only:
+        return {"plan": plan, "check": check}[options.only[0]](Path(options.only[1]))
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            write_run(Path(folder), rows)
-            subprocess.run([sys.executable, "-m", "tests.benchmarks.bench_resume", "--plan", folder], check=True)
+            write_run(Path(folder), rows, pictures=options.check)
+            for what in ("plan", "check") if options.check else ("plan",):
+                command = [sys.executable, "-m", "tests.benchmarks.bench_resume", "--only", what, folder]
+                subprocess.run(command, check=True)
     return None
 
 
