@@ -1,11 +1,13 @@
-"""The judge of the embedded models' pictures, and the captions that it asks for.
+"""The judges of the embedded models' pictures, and the captions that they ask for.
 
-It is no network: it gives each pixel the nearest colour of the palette, takes the background from the border, each
-thing from the pixels of its colour, and its shape from the outline that covers them best.
+`judge` is no network: it gives each pixel the nearest colour of the palette, takes the background from the border, each
+thing from the pixels of its colour, and its shape from the outline that covers them best. `one_word` is a CLIP's
+opinion, which learned from the generator's pictures.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.diffusion.engine import LaneEngine
+from pipeline.models.clip import Clip
 from pipeline.tasks.generate import Generate
 from pipeline.training.pictures import scenes
 from pipeline.training.scenes import COLOURS, SHAPES, Background, Scene, Thing, draw
@@ -102,6 +105,38 @@ def made(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: int = 16) -> 
         assert isinstance(latents, torch.Tensor)
         pictures[key] = task.pixels(latents, prepared[key])
     return [pictures[index] for index in range(len(rows))]
+
+
+def one_word(
+    clip: Clip,
+    pictures: Sequence[NDArray[np.uint8]],
+    wanted: Sequence[Scene],
+    words: Sequence[str],
+    other: Callable[[Scene, str], Scene],
+) -> float:
+    """How often a CLIP finds a picture's caption among those that `other` makes with each of the words."""
+    right = 0
+    for picture, scene in zip(pictures, wanted, strict=True):
+        seen = clip.of_pictures(clip.prepared(picture)[None])[0]
+        captions = [other(scene, word).caption() for word in words]
+        texts = torch.stack([clip.of_text(caption) for caption in captions])
+        right += captions[int((texts @ seen).argmax())] == scene.caption()
+    return right / len(wanted)
+
+
+def other_thing(attribute: str, place: int = 0) -> Callable[[Scene, str], Scene]:
+    """A scene with another shape, colour or size of one of its things."""
+
+    def other(scene: Scene, word: str) -> Scene:
+        changed = [*scene.things]
+        changed[place] = replace(changed[place], **{attribute: word})
+        return replace(scene, things=tuple(changed))
+
+    return other
+
+
+def other_relation(scene: Scene, word: str) -> Scene:
+    return replace(scene, relation=word)
 
 
 def psnr(squared_error: float) -> float:

@@ -5,8 +5,7 @@ right shape among 8, colour among 10, size among 2; of two things, the right rel
 """
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from pipeline.models.checkpoint import EMBEDDED
 from pipeline.models.clip import Clip, load_clip
 from pipeline.training.pictures import scenes
 from pipeline.training.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, draw
-from tests.benchmarks.judge import HELD_OUT
+from tests.benchmarks.judge import HELD_OUT, one_word, other_relation, other_thing
 
 CANDIDATES = 32
 
@@ -32,33 +31,6 @@ def among_all(clip: Clip, drawn: Sequence[Scene]) -> float:
     return right / len(drawn)
 
 
-def one_word(clip: Clip, drawn: Sequence[Scene], words: Sequence[str], other: Callable[[Scene, str], Scene]) -> float:
-    """How often the caption is found among those that have another word in its place."""
-    right = 0
-    for scene in drawn:
-        picture = clip.of_pictures(clip.prepared(np.asarray(draw(scene, clip.side)))[None])[0]
-        captions = [other(scene, word).caption() for word in words]
-        texts = torch.stack([clip.of_text(caption) for caption in captions])
-        right += captions[int((texts @ picture).argmax())] == scene.caption()
-    return right / len(drawn)
-
-
-def shape(scene: Scene, word: str) -> Scene:
-    return replace(scene, things=(replace(scene.things[0], shape=word), *scene.things[1:]))
-
-
-def colour(scene: Scene, word: str) -> Scene:
-    return replace(scene, things=(replace(scene.things[0], colour=word), *scene.things[1:]))
-
-
-def size(scene: Scene, word: str) -> Scene:
-    return replace(scene, things=(replace(scene.things[0], size=word), *scene.things[1:]))
-
-
-def relation(scene: Scene, word: str) -> Scene:
-    return replace(scene, relation=word)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=EMBEDDED / "shapes-clip")
@@ -72,13 +44,16 @@ def main() -> None:
     whole = options.count // CANDIDATES * CANDIDATES
     print(f"the caption among those of {CANDIDATES} scenes: {among_all(clip, drawn[:whole]):.1%} of {whole}")
     for name, found, words, other in (
-        ("one thing, its shape among 8", one, SHAPES, shape),
-        ("one thing, its colour among 10", one, tuple(COLOURS), colour),
-        ("one thing, its size among 2", sized, tuple(SIZES), size),
-        ("two things, their relation among 4", pairs, RELATIONS[:4], relation),
+        ("one thing, its shape among 8", one, SHAPES, other_thing("shape")),
+        ("one thing, its colour among 10", one, tuple(COLOURS), other_thing("colour")),
+        ("one thing, its size among 2", sized, tuple(SIZES), other_thing("size")),
+        ("two things, the first's shape among 8", pairs, SHAPES, other_thing("shape")),
+        ("two things, the second's shape among 8", pairs, SHAPES, other_thing("shape", 1)),
+        ("two things, their relation among 4", pairs, RELATIONS[:4], other_relation),
     ):
         part = found[: options.count]
-        print(f"{name}: {one_word(clip, part, words, other):.1%} of {len(part)}", flush=True)
+        pictures = [np.asarray(draw(scene, clip.side)) for scene in part]
+        print(f"{name}: {one_word(clip, pictures, part, words, other):.1%} of {len(part)}", flush=True)
 
 
 if __name__ == "__main__":
