@@ -4,10 +4,19 @@ from typing import Any, Final
 
 import click
 
-from jobs.options import DEFAULT_MODELS, ROW_OPTIONS, RUN_OPTIONS, STRENGTH_OPTIONS, config_of, with_options
+from jobs.options import (
+    DEFAULT_MODELS,
+    PICTURE_OPTIONS,
+    ROW_OPTIONS,
+    RUN_OPTIONS,
+    STRENGTH_OPTIONS,
+    config_of,
+    with_options,
+)
+from pipeline.models.configs import FORMS
 
 ESTIMATE_OPTIONS: Final = (
-    click.option("--task", type=click.Choice(list(DEFAULT_MODELS)), default="generate", show_default=True),
+    click.option("--task", type=click.Choice(list(FORMS)), default="generate", show_default=True),
     click.option("--model", metavar="PATH_OR_URL", help="A checkpoint folder. [default: the task's embedded one]"),
     click.option("--rows", type=click.IntRange(1), metavar="N", help="Rows to make. [default: twice the lanes]"),
     click.option("--price", type=click.FloatRange(0), metavar="PRICE", help="Of an actor's hour, in any currency."),
@@ -16,7 +25,7 @@ ESTIMATE_OPTIONS: Final = (
 
 @click.command()
 @click.argument("manifest")
-@with_options(ESTIMATE_OPTIONS, ROW_OPTIONS, STRENGTH_OPTIONS, RUN_OPTIONS)
+@with_options(ESTIMATE_OPTIONS, ROW_OPTIONS, STRENGTH_OPTIONS, PICTURE_OPTIONS, RUN_OPTIONS)
 def estimate(
     manifest: str, task: str, model: str | None, rows: int | None, price: float | None, **options: Any
 ) -> None:
