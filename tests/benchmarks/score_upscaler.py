@@ -1,4 +1,7 @@
-"""How an upscaler does on held-out textures and scenes, 64 to 256 pixels, against bicubic."""
+"""How an upscaler does on held-out textures and scenes, 64 to 256 pixels, against bicubic.
+
+PSNR, and the perceptual distance in the features of the embedded CLIP's image tower.
+"""
 
 import argparse
 from pathlib import Path
@@ -13,7 +16,9 @@ from pipeline.config import RowDefaults
 from pipeline.diffusion.tiles import Tiling
 from pipeline.models.checkpoint import EMBEDDED, Stack, load_stack
 from pipeline.tasks.upscale import Upscale
-from pipeline.training.pictures import scenes
+from pipeline.training.contrastive import ImageFeatures, load_image_features
+from pipeline.training.losses import perceptual_distance
+from pipeline.training.pictures import pixels_of, scenes
 from pipeline.training.scenes import draw
 from pipeline.training.textures import degraded, texture
 from tests.benchmarks.judge import HELD_OUT, made, psnr
@@ -26,19 +31,36 @@ def averaged(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return pixels.reshape(SMALL, 4, SMALL, 4, 3).mean((1, 3))
 
 
+def perceived(features: ImageFeatures, picture: NDArray[np.uint8], target: NDArray[np.uint8]) -> float:
+    """The mean perceptual distance of their windows, which are as large as the embedded CLIP's pictures."""
+    windows = [
+        pixels_of([Image.fromarray(pixels[top : top + SMALL, left : left + SMALL])])
+        for pixels in (picture, target)
+        for top in range(0, LARGE, SMALL)
+        for left in range(0, LARGE, SMALL)
+    ]
+    ours, theirs = torch.cat(windows).chunk(2)
+    with torch.inference_mode():
+        return float(perceptual_distance(features(ours), features(theirs)).mean())
+
+
 def score(name: str, task: Upscale, wanted: list[Image.Image], small: list[Image.Image]) -> None:
     rows = [{"pixels": np.asarray(picture)} for picture in small]
-    ours, bicubic, back = [], [], []
+    ours, bicubic, back, seen, seen_bicubic = [], [], [], [], []
+    features = load_image_features(EMBEDDED / "shapes-clip")
     for target, source, enlarged in zip(wanted, small, made(task, rows), strict=True):
         truth, low = np.asarray(target).astype(float), np.asarray(source).astype(float)
-        smooth = np.asarray(source.resize((LARGE, LARGE), Image.Resampling.BICUBIC)).astype(float)
+        smooth = np.asarray(source.resize((LARGE, LARGE), Image.Resampling.BICUBIC))
         ours.append(psnr(float(np.square(enlarged - truth).mean())))
         bicubic.append(psnr(float(np.square(smooth - truth).mean())))
+        seen.append(perceived(features, enlarged, np.asarray(target)))
+        seen_bicubic.append(perceived(features, smooth, np.asarray(target)))
         back.append(psnr(float(np.square(averaged(enlarged) - low).mean())))
     print(
         f"{name:<36} {np.mean(ours):.1f} dB PSNR, bicubic {np.mean(bicubic):.1f}, "
         f"gain {np.mean(np.subtract(ours, bicubic)):+.1f}; "
-        f"down-sampled against its input {np.mean(back):.1f}",
+        f"down-sampled against its input {np.mean(back):.1f}; "
+        f"perceptual distance {np.mean(seen):.4f}, bicubic {np.mean(seen_bicubic):.4f}",
         flush=True,
     )
 
