@@ -76,29 +76,29 @@ class ProgressDisplay:
             last = False
             while not last:
                 last = self._ended.wait(_BAR_SECONDS)
-                rows, pace = self._now()
-                label = "rows" if rows else "loading the model"
+                rows, label, pace = self._now()
                 bar.update(task, completed=self._done + rows, description=label, pace=pace)
 
     def _show_lines(self) -> None:
         shown = None
         while not self._ended.wait(_LINE_SECONDS):
-            rows, pace = self._now()
+            rows, label, pace = self._now()
             line = f"{self._done + rows:,} of {self._todo + self._done:,} rows"
-            line += f", {pace}" if pace else ": loading the model" if not rows else ""
+            line += f", {pace}" if pace else f": {label}" if label != "rows" else ""
             if line != shown:
                 self._stream.write(line + "\n")
                 self._stream.flush()
             shown = line
 
-    def _now(self) -> tuple[int, str]:
-        """The rows that are made, and `1.8 rows/s, 0:12 left`; once all are, how many of them are written."""
+    def _now(self) -> tuple[int, str, str]:
+        """The rows that are made, what is done, and `1.8 rows/s, 0:12 left`; once all are, how many are written."""
         figures = self._poll()
         rows = min(int(figures.get("rows", 0)), self._todo)
         written = int(figures.get("ok", 0) + figures.get("failed", 0))
+        label = "rows" if rows or figures.get("evaluations") else "loading the model"
         if written < rows == self._todo:
-            return rows, f"{self._done + written:,} of them written"
-        return rows, self._pace(rows)
+            return rows, label, f"{self._done + written:,} of them written"
+        return rows, label, self._pace(rows)
 
     def _pace(self, rows: int) -> str:
         """`1.8 rows/s, 0:12 left`, counted from the first rows seen."""

@@ -8,7 +8,6 @@ import argparse
 import bisect
 import hashlib
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -57,12 +56,17 @@ def server_of(names: list[str], latency: float) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", 0), Listings)
 
 
+def peak_mib() -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def listed(url: str) -> None:
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = peak_mib(), time.monotonic()
     found = storage.list_files(url)
     seconds = time.monotonic() - started
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"{storage.shown(url):<32} {len(found):>9,} files {seconds:>7.1f} s {grown:>7.0f} MiB", flush=True)
+    grown = peak_mib() - before
+    print(f"{storage.shown(url):<32} {len(found):>9,} files {seconds:>7.1f} s {grown:>7.0f} MiB more", flush=True)
 
 
 def main() -> None:
