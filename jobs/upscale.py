@@ -40,7 +40,8 @@ UPSCALE_OPTIONS: Final = (
     click.option(
         "--correct-colours/--no-correct-colours",
         default=None,
-        help="Draw low frequencies and colours back to the source's. [default: the model's, else no]",
+        help="Draw colours and low frequencies back to the source's, and smooth what the networks add but noise to. "
+        "[default: the model's, else no]",
     ),
 )
 

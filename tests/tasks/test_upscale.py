@@ -172,6 +172,18 @@ def test_noise_over_black_and_white_is_drawn_back_to_them_too() -> None:
     assert np.abs(averages(corrected(enlarged, source), 9) - source).mean() < 1
 
 
+def test_detail_weaker_than_the_networks_noise_gives_way_to_bicubic_and_other_detail_stays() -> None:
+    source = np.linspace(60, 180, 80 * 40 * 3).reshape(80, 40, 3).astype(np.uint8)
+    smooth = resize(source, 160, 320, "bicubic")
+    noise = np.random.default_rng(2).normal(0, 3, smooth.shape)
+    noisy = corrected((smooth + noise).round().astype(np.uint8), source)
+    assert (noisy.astype(float) - smooth).std() < 1 < noise.std()
+    fine = np.where(np.arange(160) % 2 == 0, 50, -50)[None, :, None]
+    detailed = (smooth + fine).clip(0, 255).astype(np.uint8)
+    kept = corrected(detailed, source).astype(float) - smooth
+    assert np.abs(kept[4:-4, 4:-4] / fine[:, 4:-4] - 1).max() < 0.1
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_grey_stays_grey_and_alpha_is_enlarged_beside_the_colours(stack: Stack, channels: int) -> None:
     row = row_of(24, 24, channels, guidance_scale=1.0)
