@@ -1,4 +1,4 @@
-"""Faithfulness of an enlarged picture: low frequencies are its source's, and detail is more than the networks' noise."""
+"""Faithfulness of an enlarged picture: low frequencies are its source's, detail stands out of the networks' noise."""
 
 from collections.abc import Iterator
 from typing import Final

@@ -36,7 +36,9 @@ def test_amounts_are_added_up_for_the_run_and_for_prometheus() -> None:
         time.sleep(0.5)
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
-        ours = (line for line in text.splitlines() if line.startswith("ray_latentmill_ok_total{") and 'run="run-7"' in line)
+        ours = (
+            line for line in text.splitlines() if line.startswith("ray_latentmill_ok_total{") and 'run="run-7"' in line
+        )
         line = next(ours, None)
     assert line is not None
     assert float(line.split()[-1]) == 5
