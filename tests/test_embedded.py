@@ -19,6 +19,11 @@ from tests.benchmarks.judge import held_out, judge, made, psnr
 from tests.benchmarks.score_inpainting import hole, other_thing, row
 
 COUNT = 6
+PEERS = {
+    "shapes": "StableDiffusionPipeline",
+    "shapes-inpainting": "StableDiffusionInpaintPipeline",
+    "upscaler": "StableDiffusionUpscalePipeline",
+}
 
 
 def right(pictures: list[Any], scenes: list[Scene]) -> float:
@@ -66,3 +71,14 @@ def test_an_enlarged_scene_is_nearer_to_the_large_one_than_bicubic_makes_it() ->
         return float(np.mean([psnr(float(np.square(one - np.asarray(other, float)).mean())) for one, other in pairs]))
 
     assert decibels(enlarged) >= decibels(smooth) + 2
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_diffusers_opens_the_folder_as_what_it_is(name: str) -> None:
+    import diffusers
+
+    pipeline = getattr(diffusers, PEERS[name]).from_pretrained(EMBEDDED / name)
+    ours = load_stack(EMBEDDED / name).unet.state_dict()
+    theirs = pipeline.unet.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all((ours[key] == theirs[key]).all() for key in ours)

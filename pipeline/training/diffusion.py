@@ -17,7 +17,7 @@ from pipeline.training.conditioning import Kind, text_model
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_errors, min_snr_weights
 from pipeline.training.pictures import SCENES, Source, pixels_of
-from pipeline.training.save import save_component, write_json
+from pipeline.training.save import save_component, write_json, write_model_index
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = ALON
     write_json(output / "generation_config.json", recipe.advice)
     if "bert" in described:
         shutil.copytree(output / "vae", output / "vqvae", dirs_exist_ok=True)
-    write_json(output / "model_index.json", _model_index(recipe, described))
+    write_model_index(output, _model_index(recipe, described))
 
 
 def encoded_pictures(recipe: DiffusionRecipe, output: Path, worker: Worker) -> EncodedPictures:

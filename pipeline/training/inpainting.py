@@ -24,7 +24,7 @@ from pipeline.training.diffusion import Denoiser, drawn_timesteps
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_errors
 from pipeline.training.pictures import pixels_of, scenes
-from pipeline.training.save import save_component, write_json
+from pipeline.training.save import save_component, write_model_index
 from pipeline.training.scenes import Scene, Thing, draw
 
 
@@ -126,7 +126,7 @@ def train_inpainting(recipe: InpaintingRecipe, output: Path, worker: Worker = AL
         return
     save_component(average.unet, unet.config, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
     index = read_json(output / "model_index.json") | {"_class_name": "StableDiffusionInpaintPipeline"}
-    write_json(output / "model_index.json", index)
+    write_model_index(output, index)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from pipeline.training.diffusion import SHAPES_DIFFUSION, drawn_timesteps
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_errors, noised
 from pipeline.training.pictures import TEXTURES, Source, pixels_of
-from pipeline.training.save import save_component, write_json
+from pipeline.training.save import save_component, write_json, write_model_index
 from pipeline.training.textures import degraded
 
 SCALE: Final = 4
@@ -147,4 +147,4 @@ def _save(unet: nn.Module, recipe: UpscalerRecipe, output: Path) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    write_json(output / "model_index.json", index)
+    write_model_index(output, index)
