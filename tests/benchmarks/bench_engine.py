@@ -12,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.models.checkpoint import EMBEDDED, Stack, load_stack
+from pipeline.models.checkpoint import EMBEDDED, load_stack
 from pipeline.tasks.generate import Generate
 from pipeline.training.scenes import vocabulary
 from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
@@ -76,13 +77,15 @@ def sd15_scaled_down(folder: Path) -> Path:
     return folder
 
 
-def run_engine(task: Generate, stack: Stack, rows: list[Row], lanes: int) -> Timing:
+def run_engine(task: Generate, rows: list[Row], lanes: int) -> Timing:
+    stack = task.stack
     engine = LaneEngine(stack.denoise, lanes=lanes, device=stack.device, dtype=stack.dtype)
     started = time.perf_counter()
-    for key, latents in engine.run(task.request(index, row) for index, row in enumerate(rows)):
+    prepared = [task.prepare(row) for row in rows]
+    for key, latents in engine.run(task.request(index, row) for index, row in enumerate(prepared)):
         assert isinstance(key, int)
         assert isinstance(latents, torch.Tensor), latents
-        task.pixels(latents, rows[key])
+        task.pixels(latents, prepared[key])
     return Timing(time.perf_counter() - started, engine.stats.network_seconds)
 
 
@@ -90,29 +93,43 @@ def run_diffusers(pipeline: StableDiffusionPipeline, rows: list[Row], batch: int
     groups: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row["num_inference_steps"], row["guidance_scale"]].append(row)
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+
+    def run() -> None:
+        for (steps, guidance), group in groups.items():
+            for start in range(0, len(group), batch):
+                part = group[start : start + batch]
+                pipeline(
+                    [row["prompt"] for row in part],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=generators(part),
+                    height=side,
+                    width=side,
+                    output_type="np",
+                )
+
+    return timed(pipeline, run)
+
+
+def generators(rows: list[Row]) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(row["seed"]) for row in rows]
+
+
+def timed(pipeline: Any, run: Callable[[], None]) -> Timing:
+    """What `run` takes, and what of it the pipeline's U-Net."""
     spent = [0.0]
     forward = pipeline.unet.forward
 
-    def timed(*args: Any, **kwargs: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         begun = time.perf_counter()
         output = forward(*args, **kwargs)
         spent[0] += time.perf_counter() - begun
         return output
 
-    pipeline.unet.forward = timed
+    pipeline.unet.forward = counted
     started = time.perf_counter()
-    for (steps, guidance), group in groups.items():
-        for start in range(0, len(group), batch):
-            part = group[start : start + batch]
-            pipeline(
-                [row["prompt"] for row in part],
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[torch.Generator().manual_seed(row["seed"]) for row in part],
-                height=pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
-                width=pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
-                output_type="np",
-            )
+    run()
     seconds = time.perf_counter() - started
     pipeline.unet.forward = forward
     return Timing(seconds, spent[0])
@@ -137,28 +154,33 @@ def mixed_rows(count: int) -> list[Row]:
     return [{**row, "num_inference_steps": drawn.randint(10, 50)} for row in rows]
 
 
-def race(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> float:
-    """Print both peers' best of `repeats` turns, and return how many times faster the engine is."""
-    stack = load_stack(folder)
-    task = Generate(stack, RowDefaults())
+def race(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> None:
+    """The engine against diffusers' text-to-image pipeline."""
+    task = Generate(load_stack(folder), RowDefaults())
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     warm = uniform_rows(batch, 1)
-    run_engine(task, stack, warm, 2 * batch)
+    run_engine(task, warm, 2 * batch)
     run_diffusers(pipeline, warm, batch)
-    ours, theirs = [], []
-    for _ in range(repeats):
-        ours.append(run_engine(task, stack, rows, 2 * batch))
-        theirs.append(run_diffusers(pipeline, rows, batch))
-    best, peer = min(ours, key=lambda t: t.seconds), min(theirs, key=lambda t: t.seconds)
-    ratio = peer.seconds / best.seconds
-    for who, timing in (("latentmill", best), ("diffusers", peer)):
-        rate, share = len(rows) / timing.seconds, timing.unet_seconds / timing.seconds
-        print(f"{name:<28} {who:<10} {rate:8.3f} images/s   U-Net {share:4.0%} of the time")
-    spread = ", ".join(f"{p.seconds / o.seconds:.2f}" for o, p in zip(ours, theirs, strict=True))
-    print(f"{name:<28} ratio      {ratio:8.2f}            (turns: {spread})", flush=True)
-    return ratio
+    ours = ("latentmill", lambda: run_engine(task, rows, 2 * batch))
+    in_turns(name, ours, ("diffusers", lambda: run_diffusers(pipeline, rows, batch)), len(rows), repeats)
+
+
+Runner = tuple[str, Callable[[], Timing]]
+"""A peer's name and its turn."""
+
+
+def in_turns(name: str, ours: Runner, theirs: Runner, count: int, repeats: int, unit: str = "images/s") -> None:
+    """Print both peers' best of `repeats` turns over `count` things, and how many times faster the first is."""
+    turns = [(ours[1](), theirs[1]()) for _ in range(repeats)]
+    best = [min(timings, key=lambda timing: timing.seconds) for timings in zip(*turns, strict=True)]
+    for (who, _), timing in zip((ours, theirs), best, strict=True):
+        rate, share = count / timing.seconds, timing.unet_seconds / timing.seconds
+        print(f"{name:<28} {who:<14} {rate:8.3f} {unit}   U-Net {share:4.0%} of the time")
+    spread = ", ".join(f"{p.seconds / o.seconds:.2f}" for o, p in turns)
+    ratio = best[1].seconds / best[0].seconds
+    print(f"{name:<28} ratio          {ratio:8.2f}            (turns: {spread})", flush=True)
 
 
 def main() -> None:

@@ -1,0 +1,136 @@
+"""Inpainting and upscaling against diffusers' own pipelines, with the embedded weights, in one process.
+
+`python -m tests.benchmarks.bench_edits` prints images a second for both and their ratio, the peers taking turns, and
+tiles a second of an archive of mixed sizes: all pictures' tiles in shared lanes, against one picture at a time.
+"""
+
+import argparse
+import random
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale import StableDiffusionUpscalePipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from PIL import Image
+
+from pipeline.config import RowDefaults
+from pipeline.diffusion.tiles import Tiling
+from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.tasks.inpaint import Inpaint
+from pipeline.tasks.upscale import Upscale
+from pipeline.training.scenes import draw
+from pipeline.training.textures import texture
+from tests.benchmarks.bench_engine import Row, Timing, generators, in_turns, run_engine, timed
+from tests.benchmarks.judge import held_out
+from tests.benchmarks.score_inpainting import hole
+
+INPAINTING: Row = {"num_inference_steps": 20, "guidance_scale": 4.0}
+UPSCALING: Row = {"num_inference_steps": 8, "guidance_scale": 1.0, "noise_level": 0}
+
+
+def holes(count: int) -> list[Row]:
+    return [
+        {"pixels": np.asarray(draw(scene)), "mask": hole(scene), "prompt": scene.caption(), "seed": index, **INPAINTING}
+        for index, scene in enumerate(held_out(1, count))
+    ]
+
+
+def pictures(sizes: list[tuple[int, int]]) -> list[Row]:
+    """Textures of these heights and widths."""
+    drawn = [np.asarray(texture(random.Random(index), max(size))) for index, size in enumerate(sizes)]
+    return [
+        {"pixels": pixels[:height, :width].copy(), "seed": index, **UPSCALING}
+        for index, (pixels, (height, width)) in enumerate(zip(drawn, sizes, strict=True))
+    ]
+
+
+def diffusers(pipeline: Any, rows: list[Row], batch: int, arguments: Callable[[list[Row]], Row]) -> Timing:
+    """All rows through the pipeline, batch by batch."""
+
+    def run() -> None:
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            pipeline(generator=generators(part), output_type="np", **arguments(part))
+
+    return timed(pipeline, run)
+
+
+def inpaint_arguments(rows: list[Row]) -> Row:
+    return {
+        "prompt": [row["prompt"] for row in rows],
+        "image": [Image.fromarray(row["pixels"]) for row in rows],
+        "mask_image": [Image.fromarray(row["mask"]) for row in rows],
+        "height": 64,
+        "width": 64,
+        **INPAINTING,
+    }
+
+
+def upscale_arguments(rows: list[Row]) -> Row:
+    return {"prompt": [""] * len(rows), "image": [Image.fromarray(row["pixels"]) for row in rows], **UPSCALING}
+
+
+def one_at_a_time(task: Upscale, rows: list[Row], lanes: int) -> Timing:
+    turns = [run_engine(task, [row], lanes) for row in rows]
+    return Timing(sum(turn.seconds for turn in turns), sum(turn.unet_seconds for turn in turns))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=8)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    batch, repeats = options.batch, options.repeats
+
+    def loaded(pipeline: Any, name: str) -> Any:
+        made = pipeline.from_pretrained(EMBEDDED / name, torch_dtype=torch.float32)
+        made.scheduler = DDIMScheduler.from_config(made.scheduler.config)
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    rows, small = holes(options.rows), pictures([(64, 64)] * options.rows)
+    inpaint = Inpaint(load_stack(EMBEDDED / "shapes-inpainting"), RowDefaults(sampler="ddim"))
+    peer = loaded(StableDiffusionInpaintPipeline, "shapes-inpainting")
+    run_engine(inpaint, rows[:batch], 2 * batch)
+    diffusers(peer, rows[:batch], batch, inpaint_arguments)
+    in_turns(
+        "inpaint, 64x64",
+        ("latentmill", lambda: run_engine(inpaint, rows, 2 * batch)),
+        ("diffusers", lambda: diffusers(peer, rows, batch, inpaint_arguments)),
+        len(rows),
+        repeats,
+    )
+    upscale = Upscale(load_stack(EMBEDDED / "upscaler"), RowDefaults(sampler="ddim", correct_colours=False))
+    peer = loaded(StableDiffusionUpscalePipeline, "upscaler")
+    run_engine(upscale, small[:batch], batch)
+    diffusers(peer, small[:batch], batch, upscale_arguments)
+    in_turns(
+        "upscale, 64x64 to 256x256",
+        ("latentmill", lambda: run_engine(upscale, small, batch)),
+        ("diffusers", lambda: diffusers(peer, small, batch, upscale_arguments)),
+        len(small),
+        repeats,
+    )
+    drawn = random.Random(1)
+    archive = pictures([(drawn.randint(40, 200), drawn.randint(40, 200)) for _ in range(options.rows)])
+    tiled = [Tiling.of(*row["pixels"].shape[:2], upscale.tile, upscale.overlap) for row in archive]
+    in_turns(
+        f"archive of {len(archive)} sizes",
+        ("together", lambda: run_engine(upscale, archive, batch)),
+        ("one at a time", lambda: one_at_a_time(upscale, archive, batch)),
+        sum(tiling.count for tiling in tiled),
+        repeats,
+        unit="tiles/s",
+    )
+
+
+if __name__ == "__main__":
+    main()
