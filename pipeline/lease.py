@@ -43,6 +43,10 @@ class Lease:
         """The file that exists once another run has taken the output over."""
         return self._url(self._number + 1)
 
+    def is_taken(self) -> bool:
+        """Whether another run has the output by now, asked of the storage: a process that was frozen may not know."""
+        return self.lost or storage.exists(self.next_url)
+
     def acquire(self) -> None:
         """Take the output. OutputBusyError: a run that lives holds it. Waits only on what another machine left."""
         highest = self._highest()

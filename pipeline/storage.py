@@ -398,7 +398,13 @@ def _send_no_expect_header(filesystem: Any) -> None:
 def _local_files(path: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
-    return [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+
+    def not_there(error: OSError) -> None:
+        """A folder that cannot be read is no empty one: what is in it must not be taken for gone."""
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return [os.path.join(folder, name) for folder, _, names in os.walk(path, onerror=not_there) for name in names]
 
 
 def _found_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:

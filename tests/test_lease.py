@@ -74,6 +74,15 @@ def test_a_holder_that_was_taken_for_dead_notices(tmp_path: Path) -> None:
     assert first.lost
 
 
+def test_a_holder_that_was_frozen_is_told_by_the_storage(tmp_path: Path) -> None:
+    first = Lease(str(tmp_path))
+    first.acquire()
+    assert not first.is_taken()
+    storage.write_bytes(first.next_url, b"{}")
+    assert first.is_taken() and not first.lost
+    first.release()
+
+
 def hold(output: str) -> None:
     Lease(output).acquire()
 

@@ -54,6 +54,13 @@ def test_a_file_lists_itself(folder: str) -> None:
     assert storage.list_files(url) == [url]
 
 
+def test_a_folder_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "ledger").symlink_to("ledger")
+    with pytest.raises(storage.StorageError):
+        storage.list_files(str(tmp_path / "ledger"))
+    assert storage.list_files(str(tmp_path / "none")) == []
+
+
 def test_files_of_killed_writers_are_deleted_and_no_others(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "data" / "a.parquet"), b"whole")
     for left in (tmp_path / f".run.json.{'0a' * 16}.part", tmp_path / "data" / f".a.parquet.{'f' * 32}.part"):
