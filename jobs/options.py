@@ -232,7 +232,7 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     names += ("guidance_interval", "sampler", "eta", "strength", "mask_invert", "mask_dilate", "mask_feather")
     names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
-    _check(defaults, options, manifest, output)
+    _check(task, defaults, options, manifest, output)
     run = ("model", "lanes", "threads", "device", "dtype", "allow_roots", "skip_invalid", "gpus_per_actor")
     run += ("memory_per_actor", "patience", "grace", "shard", "retry_failed", "new_run")
     own = ("seed", "format", "quality", "call_limit", "store", "clip_score", "labels", "template")
@@ -251,13 +251,13 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     )
 
 
-def _check(defaults: RowDefaults, options: Mapping[str, Any], manifest: str, output: str) -> None:
+def _check(task: Task, defaults: RowDefaults, options: Mapping[str, Any], manifest: str, output: str) -> None:
     start, end = defaults.guidance_interval
     if start >= end:
         raise click.UsageError(f"--guidance-interval {start} {end}: the first must be smaller")
     if defaults.guidance_scale is not None and not math.isfinite(defaults.guidance_scale):
         raise click.UsageError("--guidance-scale must be a finite number")
-    if options["lanes"] < 2 and defaults.guidance_scale not in (0.0, 1.0):
+    if task != "classify" and options["lanes"] < 2 and defaults.guidance_scale not in (0.0, 1.0):
         raise click.UsageError("--lanes 1 has no room for guidance; give --lanes 2 or more, or --guidance-scale 1")
     if output.rstrip("/") == manifest.rstrip("/"):
         raise click.UsageError("OUTPUT is the manifest itself; give another folder")

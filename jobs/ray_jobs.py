@@ -27,6 +27,7 @@ STORAGE_SETTINGS: Final = (
     "AZURE_STORAGE_ACCOUNT_NAME",
     "AZURE_STORAGE_ACCOUNT_KEY",
     "AZURE_STORAGE_SAS_TOKEN",
+    "HF_TOKEN",
 )
 """What a worker needs to reach storage, and what the submitter's environment may hold of it."""
 

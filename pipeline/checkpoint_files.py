@@ -7,6 +7,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +23,13 @@ def local_checkpoint(model: str) -> Path:
     if "://" not in model or storage.is_local(model):
         return checkpoint_folder(model if "://" not in model else storage.locate(model)[1])
     filesystem, root = storage.locate(model)
-    files = [url for url in storage.list_files(model) if url.endswith(KEPT_SUFFIXES)]
-    if not {storage.join(model, name) for name in ("model_index.json", "config.json")} & set(files):
-        raise CheckpointError(f"{storage.shown(model)}: holds no model_index.json; a checkpoint is a folder with one")
-    infos = {path: filesystem.info(path) for path in (storage.locate(url)[1] for url in files)}
+    files = [storage.locate(url)[1] for url in storage.list_files(model) if url.endswith(KEPT_SUFFIXES)]
+    if not {f"{root.rstrip('/')}/{name}" for name in ("model_index.json", "config.json")} & set(files):
+        name = storage.shown(model)
+        raise CheckpointError(
+            f"{name}: holds no model_index.json; a checkpoint is a folder with one (a CLIP: config.json)"
+        )
+    infos = {path: filesystem.info(path) for path in files}
     versions = "\n".join(f"{path} {info.get('size')} {_version(info)}" for path, info in infos.items())
     name = Path(root).name
     folder = cache_folder() / hashlib.sha256(f"{model}\n{versions}".encode()).hexdigest()[:24] / name
@@ -41,9 +45,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LATENTMILL_CACHE") or Path.home() / ".cache" / "latentmill") / "checkpoints"
 
 
-def check_weights(model: str, here: str, driver: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The sha256 of what a run's driver has; None: it is not known."""
+
+    model: str | None = None
+    clip: str | None = None
+    """Of the CLIP that new pictures are scored by."""
+
+
+UNKNOWN: Final = Weights()
+
+
+def check_weights(model: str, here: str, driver: str | None) -> None:
     """CheckpointError where a node's weights are not the driver's: an older copy at the same path, a damaged disk."""
-    if here != driver:
+    if driver is not None and here != driver:
         raise CheckpointError(
             f"{storage.shown(model)}: on node {socket.gethostname()} its sha256 is {here[:16]}..., the driver's is "
             f"{driver[:16]}...; delete that node's copy (checkpoints from URLs are kept in {cache_folder()})"

@@ -79,7 +79,7 @@ class RunConfig:
     device: str = "auto"
     """"cuda", "cpu", or "auto": CUDA where the cluster has GPUs."""
     dtype: Dtype | None = None
-    """`None`: float16 on CUDA, float32 on CPUs."""
+    """`None`: float16 on CUDA, float32 on CPUs: see `dtype_on`."""
     format: ImageFormat = "png"
     quality: int = 95
     """Of webp and jpeg."""
@@ -109,3 +109,7 @@ class RunConfig:
     """Seconds without progress (a row, a step of one) after which a run ends; loading the model is no standstill."""
     grace: float = 30.0
     """Seconds after Ctrl-C or SIGTERM in which what is made is committed."""
+
+    def dtype_on(self, device: str) -> Dtype:
+        """What the networks compute in on "cuda" or "cpu"."""
+        return self.dtype or ("float16" if device == "cuda" else "float32")

@@ -31,15 +31,20 @@ class Machinery:
     dtype: str
 
 
-def load_score(model: str, threads: int, device: str) -> Callable[[NDArray[np.uint8], str], float]:
+def load_score(
+    model: str, threads: int, device: str, weights_sha256: str | None = None
+) -> Callable[[NDArray[np.uint8], str], float]:
     """How well a picture (H, W, 3) fits a text: 100 times the cosine of their CLIP vectors, or 0 where that is below.
 
     As of Hessel et al. 2021, equation 1, who weigh the cosine by 2.5. Each picture goes through the network alone, so
-    that its score depends on it alone."""
-    from pipeline.checkpoint_files import local_checkpoint
+    that its score depends on it alone. `weights_sha256`: the driver's; CheckpointError if this node's are others."""
+    from pipeline.checkpoint_files import check_weights, local_checkpoint
     from pipeline.models.clip import load_clip
+    from pipeline.models.weights import weights_digest
 
-    clip = load_clip(local_checkpoint(model), device=device)
+    folder = local_checkpoint(model)
+    check_weights(model, weights_digest(folder, half=False), weights_sha256)
+    clip = load_clip(folder, device=device)
     of_text = lru_cache(maxsize=_TEXTS)(clip.of_text)
 
     def score(pixels: NDArray[np.uint8], text: str) -> float:
@@ -48,6 +53,11 @@ def load_score(model: str, threads: int, device: str) -> Callable[[NDArray[np.ui
         return max(100 * float(picture @ of_text(text)), 0.0)
 
     return score
+
+
+def device_name(device: str) -> str:
+    """What the provenance calls "cuda" or "cpu"."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device == "cuda" else device
 
 
 def load_machinery(config: RunConfig, device: str) -> Machinery:
@@ -60,13 +70,13 @@ def load_machinery(config: RunConfig, device: str) -> Machinery:
 
     tasks = {"generate": Generate, "inpaint": Inpaint, "upscale": Upscale}
     torch.set_num_threads(config.threads)
-    dtype = config.dtype or ("float16" if device == "cuda" else "float32")
+    dtype = config.dtype_on(device)
     stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
     return Machinery(
         task=tasks[config.task](stack, config.defaults),
         engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
         model=stack.name,
         weights_sha256=stack.weights_sha256,
-        device=f"cuda ({torch.cuda.get_device_name(stack.device)})" if device == "cuda" else device,
+        device=device_name(device),
         dtype=dtype,
     )

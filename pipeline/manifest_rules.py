@@ -9,7 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.config import Task
-from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
+from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES, WORKING
 
 MAX_STEPS: Final = 1000
 MAX_SIZE: Final = 4096
@@ -80,6 +80,8 @@ def _type_problem(name: str, found: pa.DataType, rules: Rules) -> str | None:
             if _holds_pictures(found)
             else (f'the column "{name}" is {found}; it must be string (paths or URLs), binary, or struct<bytes, path>')
         )
+    if name in WORKING:
+        return f'the column "{name}" has a name that a run needs for itself; rename it'
     written = CLASSIFIED if rules.task == "classify" else {**OUTPUT, **PROVENANCE}
     if name in written or name in ("error_type", "error_message"):
         return f'the column "{name}" would hide the column of the output with this name; rename it'

@@ -55,7 +55,10 @@ class CheckpointFacts:
     """What is known of a checkpoint without loading it."""
 
     folder: Path | None = None
+    clip: Path | None = None
+    """The folder of the CLIP that new pictures are scored by, if they are."""
     size_bytes: int = 0
+    """Of both."""
     downsample_factor: int = 8
     native_pixels: int = 512 * 512
     square: int | None = None
@@ -169,7 +172,8 @@ def write_run(config: RunConfig, plan: RunPlan, figures: dict[str, Any]) -> None
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The run's options as run.json has them: without what is secret, or of one attempt alone."""
-    settings = asdict(config) | {name: storage.shown(getattr(config, name)) for name in ("manifest", "output", "model")}
+    urls = ("manifest", "output", "model", "clip_score")
+    settings = asdict(config) | {name: storage.shown(url) for name in urls if (url := getattr(config, name))}
     settings["allow_roots"] = [storage.shown(root) for root in config.allow_roots]
     for name in ("address", "retry_failed", "new_run", "patience", "grace", "call_limit"):
         del settings[name]
@@ -182,9 +186,10 @@ def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mappi
     same += ("clip_score", "labels", "template")
     options, was = now.get("config", {}), earlier.get("config", {})
     differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
-    model = now.get("model", {}).get("weights_sha256"), earlier.get("model", {}).get("weights_sha256")
-    if None not in model:
-        differences.append(_difference("the model's weights", *model))
+    for name, words in (("model", "the model's weights"), ("clip", "the CLIP's weights")):
+        digests = [about.get(name, {}).get("weights_sha256") for about in (now, earlier)]
+        if None not in digests:
+            differences.append(_difference(words, *digests))
     for name in ("dtype", "device"):
         if name in now and name in earlier:
             differences.append(_difference(name, now[name], earlier[name]))
@@ -202,7 +207,7 @@ def _difference(name: str, now: Any, earlier: Any) -> str:
 
 
 def _check(config: RunConfig) -> None:
-    if config.lanes < 2:
+    if config.lanes < 2 and config.task != "classify":
         raise RunError(f"lanes is {config.lanes}; give 2 or more: a guided row takes two")
     for name in ("threads", "actors", "limit"):
         value = getattr(config, name)
@@ -213,14 +218,16 @@ def _check(config: RunConfig) -> None:
         raise RunError(f"scale is {config.defaults.scale}; give one of {', '.join(map(str, SCALES))}")
     if tile is not None and overlap is not None and overlap > tile // 2:
         raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
-    if config.task == "classify" and len(set(config.labels)) < 2:
-        raise RunError("there are no labels to choose among; give two or more, each once")
-    if config.task == "classify" and len(set(config.labels)) < len(config.labels):
+    if len(set(config.labels)) < len(config.labels):
         raise RunError("a label is given more than once; give each once")
+    if config.task == "classify" and len(config.labels) < 2:
+        raise RunError("there are no labels to choose among; give two or more")
     if "{}" not in config.template:
         raise RunError(f"template is {config.template!r}; it must hold {{}}, where the label stands")
     if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
         raise RunError(f"sampler {config.defaults.sampler!r} does not exist; there are {', '.join(SAMPLERS)}")
+    if config.output.startswith("hf://"):
+        raise RunError("the output is at hf://, where each file is a commit; write elsewhere, and upload what is made")
     if storage.exists(config.output) and not storage.is_folder(config.output):
         raise RunError(f"{storage.shown(config.output)}: is a file; the output is a folder")
 
@@ -228,11 +235,13 @@ def _check(config: RunConfig) -> None:
 def facts_of(config: RunConfig) -> CheckpointFacts:
     """What the checkpoint that a run names says of itself; CheckpointError if it cannot be used for the task."""
     folder = local_checkpoint(config.model)
-    if config.clip_score is not None:
-        check_clip(local_checkpoint(config.clip_score))
+    clip = None if config.clip_score is None else local_checkpoint(config.clip_score)
+    if clip is not None:
+        check_clip(clip)
+    size = sum(path.stat().st_size for part in (folder, clip) if part for path in part.rglob("*.safetensors"))
     if config.task == "classify":
         check_clip(folder)
-        side, size = clip_side(folder), sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        side = clip_side(folder)
         return CheckpointFacts(folder=folder, size_bytes=size, native_pixels=side**2, square=side)
     try:
         autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
@@ -246,8 +255,7 @@ def facts_of(config: RunConfig) -> CheckpointFacts:
             f"{folder}: vae/config.json and unet/config.json must give their channels and sample_size ({error})"
         ) from error
     checked_form(folder.name, config.task, *channels)
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    return CheckpointFacts(folder=folder, size_bytes=size, downsample_factor=factor, native_pixels=native)
+    return CheckpointFacts(folder=folder, clip=clip, size_bytes=size, downsample_factor=factor, native_pixels=native)
 
 
 def _problems(config: RunConfig, rules: Rules) -> list[Problem]:

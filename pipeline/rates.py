@@ -15,6 +15,7 @@ SECONDS: Final = {
     "request": "Time in which actors encoded texts and pictures.",
     "network": "Time in the U-Net.",
     "decode": "Time in which actors decoded latents.",
+    "score": "Time in which actors compared pictures with their prompts.",
     "waiting": "Time in which actors had no rows.",
     "fetch": "Time in which sources were fetched and decoded.",
     "encode": "Time in which pictures were encoded.",

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline import manifest, storage
 from pipeline.buckets import Shard, hashes_of
+from pipeline.checkpoint_files import Weights
 from pipeline.classify import Classify
 from pipeline.config import RunConfig, Task
 from pipeline.journal import Journal
@@ -127,20 +128,26 @@ def _run(config: RunConfig, plan: RunPlan, lease: Lease, load: LoadMachinery | N
         with cluster_for(config, plan.checkpoint) as actors:
             weights = _write_start(config, plan, actors)
             figures = _execute(config, plan, actors, lease, load, weights)
-        delete_uncommitted(config.output, read_ledger(config.output))
+        if not lease.is_taken():  # by a run that would not have its files committed yet
+            delete_uncommitted(config.output, read_ledger(config.output))
     except KeyboardInterrupt:
-        write_run(config, plan, {"status": "stopped"})
+        _write_stop(config, plan, lease, {"status": "stopped"})
         raise
     except RunError as error:
-        if not lease.lost:
-            write_run(config, plan, {"status": "failed", "reason": str(error)})
+        _write_stop(config, plan, lease, {"status": "failed", "reason": str(error)})
         raise
     except Exception as error:
         reason = f"the run did not finish: {one_line(error)}; the same command goes on"
-        with suppress(storage.StorageError):
-            write_run(config, plan, {"status": "failed", "reason": reason})
+        _write_stop(config, plan, lease, {"status": "failed", "reason": reason})
         raise RunError(reason) from error
     return figures
+
+
+def _write_stop(config: RunConfig, plan: RunPlan, lease: Lease, about: dict[str, Any]) -> None:
+    """Into run.json, if the output is still ours; storage that fails must not hide why the run ended."""
+    with suppress(storage.StorageError):
+        if not lease.is_taken():
+            write_run(config, plan, about)
 
 
 def _graph(
@@ -150,7 +157,7 @@ def _graph(
     load: LoadMachinery | None,
     report: Report,
     journal: RemoteJournal,
-    weights: str | None,
+    weights: Weights,
 ) -> ray.data.Dataset:
     """The whole pipeline, but for the sink."""
     rows_a_block = plan.rows_a_block(config, actors.count)
@@ -166,6 +173,10 @@ def _graph(
     encode = EncodeImages(config=config, manifest=plan.schema, report=report)
     calls = min(config.lanes, _MAX_UPSCALES_AN_ACTOR) if config.task == "upscale" else _CALLS_AN_ACTOR
 
+    stage, arguments = Denoise, (config, plan.run_id, actors.device, report, load, journal, weights)
+    if config.task == "classify":
+        stage, arguments, calls = Classify, (config, plan.run_id, actors.device, report, journal, weights), 1
+
     rows = _read(config, plan)
     if config.shard is not None:
         rows = rows.map_batches(_rows_in(config.shard), batch_format="pyarrow", batch_size=None)
@@ -174,8 +185,8 @@ def _graph(
     rows = rows.repartition(target_num_rows_per_block=rows_a_block)
     rows = rows.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
     rows = rows.map_batches(
-        Classify if config.task == "classify" else Denoise,
-        fn_constructor_args=(config, plan.run_id, actors.device, report, load, journal, weights),
+        stage,
+        fn_constructor_args=arguments,
         batch_format="pyarrow",
         batch_size=rows_a_block,
         num_cpus=actors.cpus,
@@ -224,7 +235,7 @@ def _execute(
     actors: Actors,
     lease: Lease,
     load: LoadMachinery | None,
-    weights: str | None,
+    weights: Weights,
 ) -> Counter[str]:
     """Run the graph into the sink; what was done, by name. KeyboardInterrupt, if a signal ended it."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # they end with us alone
@@ -273,15 +284,18 @@ def _total(figures: Any) -> dict[str, Any]:
         return {}
 
 
-def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> str | None:
+def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> Weights:
     """The sha256 of the weights; RunError where they or the device differ from those of earlier pictures."""
-    dtype = config.dtype or ("float16" if actors.device == "cuda" else "float32")
-    folder = plan.checkpoint.folder
-    digest = None if folder is None else weights_digest(folder, half=dtype == "float16")
+    dtype, folder, clip = config.dtype_on(actors.device), plan.checkpoint.folder, plan.checkpoint.clip
+    weights = Weights(
+        model=None if folder is None else weights_digest(folder, half=dtype == "float16"),
+        clip=None if clip is None else weights_digest(clip, half=False),
+    )
     about = {
         "status": "running",
         "manifest": {"rows": plan.rows, "sha256": plan.fingerprint},
-        "model": {"name": None if folder is None else folder.name, "weights_sha256": digest},
+        "model": {"name": None if folder is None else folder.name, "weights_sha256": weights.model},
+        **({} if clip is None else {"clip": {"name": clip.name, "weights_sha256": weights.clip}}),
         "device": actors.device,
         "dtype": dtype,
         "actors": actors.count,
@@ -289,7 +303,7 @@ def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> str | None
     earlier = read_run(config.output)
     refuse_differences(config, about, earlier if earlier.get("run_id") == plan.run_id else {})
     write_run(config, plan, about)
-    return digest
+    return weights
 
 
 def _write_end(config: RunConfig, plan: RunPlan, summary: RunSummary, figures: Mapping[str, float]) -> None:

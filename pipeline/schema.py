@@ -28,6 +28,9 @@ PARAMETERS: Final[dict[str, pa.DataType]] = {
 SOURCES: Final = ("image", "mask")
 """Manifest columns that hold pictures: a string URL, binary, or `struct<bytes, path>`."""
 
+WORKING: Final = ("__pixels", "__row", "__tags", "__image", "__mask")
+"""Columns between two stages: pixels and tags of the pictures, the manifest's row, its decoded SOURCES."""
+
 OUTPUT: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),
     "image": IMAGE_TYPE,

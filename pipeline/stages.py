@@ -1,7 +1,7 @@
 """The callable classes of the graph, tables in and tables out: one row in, one row out. No Ray here.
 
 A bad row goes on as a row whose `error_type` and `error_message` are set (null in good rows); what is wrong with
-an actor (out of memory, a checkpoint that is gone) is raised. Columns between two stages start with "__".
+an actor (out of memory, a checkpoint that is gone) is raised. Columns between two stages are schema.WORKING.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import images, storage
-from pipeline.checkpoint_files import check_weights
+from pipeline.checkpoint_files import UNKNOWN, Weights, check_weights
 from pipeline.config import RunConfig, Task
 from pipeline.journal import MAX_DEATHS, Journal, ProcessDied, RowJournal, Stopped
 from pipeline.manifest import seed_of
 from pipeline.manifest_rules import Rules, is_missing, problems_of
 from pipeline.pictures import FILES, file_name, stored_name
 from pipeline.provenance import Origin, now, provenance_columns, software_versions
-from pipeline.schema import CLASSIFIED, IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
+from pipeline.schema import CLASSIFIED, IMAGE_TYPE, OUTPUT, PARAMETERS, PROVENANCE, SOURCES, WORKING
 
 if TYPE_CHECKING:
     from pipeline.machinery import Machinery, Outcome
@@ -178,10 +178,10 @@ class Denoise:
         report: Report,
         load: LoadMachinery | None = None,
         journal: RowJournal | None = None,
-        weights_sha256: str | None = None,
+        weights: Weights = UNKNOWN,
     ) -> None:
-        """`weights_sha256`: the driver's; CheckpointError if this node's are others."""
-        with _beats(report):
+        """`weights`: the driver's; CheckpointError if this node's are others."""
+        with beats(report):
             from pipeline.machinery import (  # here: the CPU stages' processes need no torch
                 LaneThread,
                 load_machinery,
@@ -189,10 +189,11 @@ class Denoise:
             )
 
             machinery = (load or load_machinery)(config, device)
-            self._score = None if config.clip_score is None else load_score(config.clip_score, config.threads, device)
-        if weights_sha256 is not None:
-            check_weights(config.model, machinery.weights_sha256, weights_sha256)
-        self._config = config
+            self._score = None
+            if config.clip_score is not None:
+                self._score = load_score(config.clip_score, config.threads, device, weights.clip)
+        check_weights(config.model, machinery.weights_sha256, weights.model)
+        self._config, self._report = config, report
         self._origin = Origin(
             task=config.task,
             model=machinery.model,
@@ -248,12 +249,14 @@ class Denoise:
         ]
         for row, one in zip(varying, made, strict=True):
             if self._score is not None and one is not None and one.parameters.get("prompt"):
+                started = time.perf_counter()
                 row["clip_score"] = self._score(one.pixels, one.parameters["prompt"])
+                self._report({"score_seconds": time.perf_counter() - started})
         for name, values in hashes.items():
             for row, value in zip(varying, values, strict=True):
                 row[name] = value
-        kept = (ROW, TAGS)
-        columns = {name: table[name] for name in table.column_names if not name.startswith("__") or name in kept}
+        kept = (name for name in table.column_names if name not in WORKING or name in (ROW, TAGS))
+        columns = {name: table[name] for name in kept}
         columns |= provenance_columns(self._origin, varying)
         columns["width"] = pa.array([None if one is None else one.pixels.shape[1] for one in made], pa.int32())
         columns["height"] = pa.array([None if one is None else one.pixels.shape[0] for one in made], pa.int32())
@@ -267,7 +270,7 @@ class Denoise:
 
 
 @contextmanager
-def _beats(report: Report) -> Iterator[None]:
+def beats(report: Report) -> Iterator[None]:
     """Say every second that a model is being loaded."""
     ended = threading.Event()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import checkpoint_files
-from pipeline.checkpoint_files import local_checkpoint
+from pipeline.checkpoint_files import Weights, local_checkpoint
 from pipeline.config import RunConfig
 from pipeline.models.configs import CheckpointError
 from pipeline.stages import Denoise
@@ -23,6 +23,15 @@ def model(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     for name, content in {**FILES, "unet/a.bin": b"pickle"}.items():
         write_bytes(f"{s3_bucket}/models/one/{name}", content)
     return f"{s3_bucket}/models/one"
+
+
+def test_a_storage_of_several_names_holds_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
+    for name, content in FILES.items():
+        write_bytes(f"memory://models/one/{name}", content)  # whose files are listed as memory:///models/one/...
+    assert (local_checkpoint("memory://models/one") / "unet" / "a.safetensors").read_bytes() == FILES[
+        "unet/a.safetensors"
+    ]
 
 
 def fetch(model: str, copies: "multiprocessing.Queue[str]") -> None:
@@ -82,5 +91,5 @@ def test_a_file_that_comes_short_is_refused(model: str, monkeypatch: pytest.Monk
 def test_an_actor_with_other_weights_than_the_driver_does_not_start(tmp_path: Path) -> None:
     config = RunConfig(task="generate", manifest="m.parquet", output=str(tmp_path))
     with pytest.raises(CheckpointError, match=r"its sha256 is 0000.*, the driver's is 1111.*; delete that node's copy"):
-        Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights_sha256="1" * 64)
-    Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights_sha256="0" * 64).close()
+        Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights=Weights(model="1" * 64))
+    Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights=Weights(model="0" * 64)).close()

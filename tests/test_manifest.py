@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline import manifest, storage
 from pipeline.manifest import ManifestError
-from pipeline.manifest_rules import Rules, problems_of
+from pipeline.manifest_rules import Rules, problems_of, schema_problems
 
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
 RULES = Rules(samplers=SAMPLERS)
@@ -137,6 +137,14 @@ def test_types_as_pandas_and_others_write_them_are_taken(tmp_path: Path, column:
         columns[column] = pa.array(["a cat", "a dog"], kind)
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     assert messages(str(tmp_path / "m.parquet")) == []
+
+
+def test_a_name_that_a_run_needs_for_itself_is_refused_and_others_like_it_are_not() -> None:
+    schema = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("__pixels", pa.binary())])
+    [problem] = schema_problems(schema, Rules())
+    assert problem.column == "__pixels" and "rename it" in str(problem)
+    of_pandas = pa.schema([("id", pa.string()), ("prompt", pa.string()), ("__index_level_0__", pa.int64())])
+    assert not schema_problems(of_pandas, Rules())
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.binary(), pa.struct([("bytes", pa.binary()), ("path", pa.string())])])

@@ -51,6 +51,34 @@ def test_another_model_is_refused() -> None:
     refuse_differences(CONFIG, now, now)
 
 
+def test_another_clip_to_score_by_is_refused() -> None:
+    now, earlier = ({"clip": {"weights_sha256": digest}} for digest in ("aa", "bb"))
+    with pytest.raises(RunError, match="the CLIP's weights is aa, was bb"):
+        refuse_differences(CONFIG, now, earlier)
+
+
+def test_no_key_of_a_url_is_written_down() -> None:
+    url = "s3://key:hidden@bucket/clip"
+    config = replace(CONFIG, manifest=url, model=url, clip_score=url, allow_roots=(url,))
+    assert "hidden" not in json.dumps(settings_of(config))
+    assert "bucket/clip" in settings_of(config)["clip_score"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"output": "hf://datasets/me/pictures"}, "each file is a commit"),
+        ({"lanes": 1}, "a guided row takes two"),
+        ({"task": "classify", "labels": ("a", "a")}, "more than once"),
+        ({"task": "classify", "labels": ("a",)}, "give two or more"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_at_once(changes: dict[str, Any], told: str) -> None:
+    config = replace(CONFIG, **changes)
+    with pytest.raises(RunError, match=told):
+        plan_run(config, Lease(config.output), FACTS)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """An output in which of four rows one is good and one failed."""

@@ -56,7 +56,7 @@ def through(config: RunConfig, rows: list[dict[str, Any]], load: Any = None) -> 
 
 MIXED = [
     {"id": f"row {index}", "prompt": prompt, "seed": seed, "num_inference_steps": steps, "sampler": sampler}
-    | {"guidance_scale": scale, "width": width, "label": index}
+    | {"guidance_scale": scale, "width": width, "label": index, "__index_level_0__": index}
     for index, (prompt, seed, steps, sampler, scale, width) in enumerate(
         [
             ("a red circle", 1, 5, "ddim", 3.0, 64),

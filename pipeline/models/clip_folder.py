@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.models.configs import CheckpointError
-from pipeline.models.weights import read_json
+from pipeline.models.weights import read_json, weight_files
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
 _DEVIATION: Final = (0.26862954, 0.26130258, 0.27577711)
@@ -13,10 +13,11 @@ _SIDE: Final = 224
 
 
 def check_clip(folder: Path) -> None:
-    """CheckpointError where a folder is no CLIP."""
+    """CheckpointError where a folder is no CLIP, or has no safetensors."""
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if not {"text_config", "vision_config"} <= config.keys():
         raise CheckpointError(f"{folder}: is no CLIP: its config.json needs text_config and vision_config")
+    weight_files(folder, half=False)
 
 
 def clip_side(folder: Path) -> int:

@@ -93,7 +93,8 @@ def load_weights(
 def weights_digest(folder: Path, *, half: bool) -> str:
     """One SHA-256 for all that decides a checkpoint's pictures: weights, configs and tokenizer files."""
     digest = hashlib.sha256()
-    folders = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+    whole = not (folder / "model_index.json").exists()  # a model of one component, as a CLIP is
+    folders = [folder] if whole else [path for path in folder.iterdir() if path.is_dir()]
     components = sorted(path for path in folders if (path / "config.json").exists())
     files = [file for component in components for file in weight_files(component, half=half)]
     small = [path for path in folder.rglob("*") if path.suffix in (".json", ".txt") and path.is_file()]

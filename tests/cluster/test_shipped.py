@@ -54,8 +54,8 @@ def test_a_wrong_command_line_is_refused_before_anything_is_sent() -> None:
 
 
 def test_storage_settings_are_those_of_storage_and_those_asked_for() -> None:
-    here = {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s", "HOME": "/root", "HF_TOKEN": "t"}
+    here = {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s", "HOME": "/root", "LATENTMILL_CACHE": "/c"}
     assert storage_settings(here) == {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s"}
-    assert storage_settings(here, ("HF_TOKEN",), storage=False) == {"HF_TOKEN": "t"}
+    assert storage_settings(here, ("LATENTMILL_CACHE",), storage=False) == {"LATENTMILL_CACHE": "/c"}
     with pytest.raises(JobError, match="NOPE: is not set"):
         storage_settings(here, ("NOPE",))
