@@ -59,7 +59,7 @@ class LocalCluster:
     def of(cls, name: str = "default") -> "LocalCluster":
         """The cluster of this name that is up; ClusterError if there is none."""
         try:
-            return cls(**json.loads(_state(name).read_text()))
+            return cls(**{"name": name, **json.loads(_state(name).read_text())})
         except FileNotFoundError as error:
             raise ClusterError(f"there is no cluster {name!r}; start one: python -m cluster.local up") from error
 
@@ -123,9 +123,10 @@ def lose(name: str = "default", node: int | None = None) -> LocalCluster:
     node = cluster.nodes[-1] if node is None else node
     if node not in cluster.nodes[1:]:
         raise ClusterError(f"process {node} is the head or no node; those that can be lost are {cluster.nodes[1:]}")
-    for process in (node, *_session(node)):
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+    if _is_ours(node, cluster.sessions):
+        for process in (node, *_session(node)):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     cluster.nodes.remove(node)
     _save(cluster)
     return cluster
@@ -150,10 +151,11 @@ def _add_node(cluster: LocalCluster, place: list[str]) -> None:
         try:
             _wait_for_nodes(cluster, log)
             return
-        except NodeEndedError:
-            if attempt == _ATTEMPTS:
-                raise
+        except ClusterError as error:
             _end(cluster.nodes.pop(), cluster.sessions)
+            _save(cluster)
+            if attempt == _ATTEMPTS or not isinstance(error, NodeEndedError):
+                raise
 
 
 def _folder(cluster: LocalCluster) -> str:
@@ -199,12 +201,8 @@ def _wait_for_nodes(cluster: LocalCluster, log: Path) -> None:
 
 
 def _end(node: int, sessions: str) -> None:
-    """End a node's session: politely, which lets Ray end its workers, then not.
-
-    Nothing happens where the process id has become another's since: a session of ours has a process that names
-    the cluster's own folder, and while any of its processes lives its number is given to no other.
-    """
-    if not any(sessions in _command(process) for process in _session(node)):
+    """End a node's session: politely, which lets Ray end its workers, then not; nothing if it is not ours."""
+    if not _is_ours(node, sessions):
         return
     for chosen, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
         if not _runs(node):
@@ -216,6 +214,15 @@ def _end(node: int, sessions: str) -> None:
     for process in _session(node):  # what a killed node leaves: its raylet and workers
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def _is_ours(node: int, sessions: str) -> bool:
+    """Whether the process id has not become another's since.
+
+    A session of ours has a process that names the cluster's own folder, and while any of its processes lives its
+    number is given to no other.
+    """
+    return any(sessions in _command(process) for process in _session(node))
 
 
 def _session(leader: int) -> list[int]:

@@ -33,6 +33,8 @@ _DECIDED_ANEW: Final = (
 """TIFF's tags of size, orientation, layout, and of blocks that stand elsewhere in other files."""
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
+_LONG: Final = 8
+"""How many times as long as wide a picture is looked at where only its middle square is wanted."""
 _FILTERS: Final = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -150,8 +152,11 @@ def resize_to_cover(pixels: NDArray[np.uint8], width: int, height: int, how: Fil
 
 def middle_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Scaled until its shorter side is `side`, and cut to the square about its centre, as CLIP is shown pictures."""
+    shorter = min(pixels.shape[:2])
+    most = _LONG * shorter  # of a very thin picture: scaled whole it would be very large
+    top, left = (max(length - most, 0) // 2 for length in pixels.shape[:2])
+    pixels = pixels[top : top + most, left : left + most]
     height, width = pixels.shape[:2]
-    shorter = min(height, width)
     scaled = resize(pixels, side * width // shorter, side * height // shorter, "bicubic")
     top, left = (scaled.shape[0] - side) // 2, (scaled.shape[1] - side) // 2
     return scaled[top : top + side, left : left + side]

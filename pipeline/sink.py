@@ -117,7 +117,7 @@ def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
             [field.with_type(narrow) if field.name == "image" else field for field in schema],
             metadata={"huggingface": json.dumps(_HUGGING_FACE)},
         )
-    names = [leaf for name in schema.names for leaf in (("image.bytes", "image.path") if name == "image" else (name,))]
+    names = [leaf for field in schema for leaf in _leaves(field)]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -127,10 +127,20 @@ def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
         write_statistics=[name for name in names if name != "image.bytes"],  # pyright: ignore
     ) as writer:
         for start in range(0, rows.num_rows, MAX_ROW_GROUP_ROWS):
-            places = pa.array(range(start, min(start + MAX_ROW_GROUP_ROWS, rows.num_rows)))
-            group = rows.select(schema.names).take(places)  # a copy: a slice would keep offsets of over 2 GiB
+            group = rows.slice(start, MAX_ROW_GROUP_ROWS).select(schema.names)
+            group = group.take(pa.array(range(group.num_rows)))  # a copy: a slice would keep offsets of over 2 GiB
             writer.write_table(group.cast(schema))
     return sink.getvalue().to_pybytes()
+
+
+def _leaves(field: pa.Field) -> list[str]:
+    """The names that Parquet gives to what a column stores."""
+    kind = field.type
+    if pa.types.is_struct(kind):
+        return [f"{field.name}.{leaf}" for inner in kind for leaf in _leaves(inner)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [f"{field.name}.list.{leaf}" for leaf in _leaves(kind.value_field.with_name("element"))]
+    return [field.name]
 
 
 def failed_file(rows: pa.Table) -> bytes:
@@ -143,9 +153,10 @@ def failed_file(rows: pa.Table) -> bytes:
 
 
 def _in_files(rows: pa.Table) -> Iterator[pa.Table]:
-    """The rows in runs of at most MAX_FILE_BYTES of pictures."""
+    """The rows in runs of at most MAX_FILE_BYTES of pictures; where there are none, of all that they hold."""
     if "image" not in rows.column_names:
-        yield from (rows,) if rows.num_rows else ()
+        most = max(1, MAX_FILE_BYTES * rows.num_rows // max(rows.nbytes, 1))
+        yield from (rows.slice(start, most) for start in range(0, rows.num_rows, most))
         return
     start = size = 0
     lengths = pc.call_function("binary_length", [rows["image"].combine_chunks().field("bytes")]).to_pylist()

@@ -135,6 +135,19 @@ def test_floats_outside_of_the_range_are_clipped() -> None:
     assert images.bytes_of(np.array([[[-9.0]], [[0.0]], [[9.0]]], np.float32)).tolist() == [[[0, 128, 255]]]
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 16_384), (9_001, 3), (40, 330)])
+def test_the_middle_of_a_thin_picture_is_cut_before_it_is_scaled(
+    height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    resize = images.resize
+    monkeypatch.setattr(images, "resize", lambda pixels, *size: sizes.extend(size[:2]) or resize(pixels, *size))
+    pixels = np.linspace(0, 200, height * width * 3).reshape(height, width, 3).astype(np.uint8)
+    square = images.middle_square(pixels, 64)
+    assert square.shape == (64, 64, 3) and max(sizes) <= 8 * 64
+    assert abs(float(square.mean()) - 100) < 2
+
+
 def test_covering_keeps_proportions() -> None:
     wide = np.zeros((10, 40, 3), np.uint8)
     wide[:, 15:25] = 255

@@ -122,6 +122,23 @@ def test_files_are_cut_to_size_and_row_groups_are_small(tmp_path: Path, monkeypa
     assert {f"data/{file.name}" for file in files} == read_ledger(str(tmp_path)).files
 
 
+def test_tables_without_pictures_are_cut_to_size_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "MAX_FILE_BYTES", 20_000)
+    manifest = pa.schema([("id", pa.string()), ("note", pa.string())])
+    schema, ids = output_schema(manifest, "classify"), [f"{index:03}" for index in range(50)]
+    columns = {field.name: pa.nulls(50, field.type) for field in schema} | {"id": ids, "note": ["x" * 1000] * 50}
+    columns |= {name: pa.nulls(50, kind) for name, kind in ERRORS.items()} | {ROW: ["{}"] * 50}
+    columns["label_scores"] = pa.array([[0.25] * 4] * 50)
+    labels = LedgerDatasink(str(tmp_path), manifest, lambda amounts: None, task="classify")
+    assert labels.write([pa.table(columns)], None) == (50, 0)
+    files = sorted((tmp_path / "data").iterdir())
+    assert len(files) > 1
+    assert sorted(pads.dataset(tmp_path / "data").to_table()["id"].to_pylist()) == ids
+    stored = pq.ParquetFile(files[0]).metadata.row_group(0)
+    kinds = {stored.column(n).path_in_schema: stored.column(n).compression for n in range(stored.num_columns)}
+    assert kinds["label_scores.list.element"] == "ZSTD"
+
+
 def test_the_picture_column_is_the_hugging_face_convention(tmp_path: Path) -> None:
     datasink(str(tmp_path)).write([rows_of(["a"])], None)
     schema = pq.read_schema(next((tmp_path / "data").iterdir()))
