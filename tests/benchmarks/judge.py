@@ -1,4 +1,4 @@
-"""The judges of the embedded models' pictures, and the captions that they ask for.
+"""Quick judges of the embedded models' pictures, for tests, and what all scores need.
 
 `judge` is no network: it gives each pixel the nearest colour of the palette, takes the background from the border, each
 thing from the pixels of its colour, and its shape from the outline that covers them best. `one_word` is a CLIP's
@@ -25,7 +25,6 @@ from pipeline.training.scenes import COLOURS, SHAPES, Background, Scene, Thing, 
 HELD_OUT = 1_000
 NAMES = tuple(COLOURS)
 PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
-Verdicts = Counter[tuple[str, bool]]
 
 
 def nearest_colours(picture: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -20,7 +20,8 @@ from pipeline.models.checkpoint import EMBEDDED, load_stack
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.training.pictures import scenes
 from pipeline.training.scenes import COLOURS, SHAPES, Scene, draw
-from tests.benchmarks.judge import HELD_OUT, held_out, judge, made, psnr
+from tests.benchmarks.judge import HELD_OUT, made, psnr
+from tests.benchmarks.trained_judge import held_out, judged, trained
 
 
 def hole(scene: Scene) -> NDArray[np.uint8]:
@@ -48,13 +49,13 @@ def other_thing(scene: Scene, random: Random) -> Scene:
 
 
 def replaced(task: Inpaint, count: int) -> None:
-    random = Random(HELD_OUT)
+    random, judge = Random(HELD_OUT), trained()
     scenes_before = held_out(1, count)
     wanted = [other_thing(scene, random) for scene in scenes_before]
     rows = [row(before, after.caption()) for before, after in zip(scenes_before, wanted, strict=True)]
     found = Counter[str]()
     for picture, scene in zip(made(task, rows), wanted, strict=True):
-        right = dict(judge(picture, scene))
+        right = dict(judged(judge, picture, scene))
         found.update(kind for kind in ("colour", "shape") if right[kind])
         found["both"] += right["colour"] and right["shape"]
     print(

@@ -17,7 +17,8 @@ from pipeline.config import RowDefaults
 from pipeline.models.checkpoint import EMBEDDED, load_stack
 from pipeline.tasks.generate import Generate
 from pipeline.training.scenes import Scene
-from tests.benchmarks.judge import held_out, judge, made
+from tests.benchmarks.judge import made
+from tests.benchmarks.trained_judge import held_out, judged, trained
 
 SCALES = (1.0, 3.0, 5.0, 7.0, 9.0, 13.0)
 SEEDS = 3
@@ -46,12 +47,12 @@ def measured(task: Generate, scenes: list[Scene], scale: float) -> tuple[float, 
     rows = [
         {"prompt": scene.caption(), "seed": seed, "guidance_scale": scale} for scene in scenes for seed in range(SEEDS)
     ]
-    pictures = made(task, rows)
+    pictures, judge = made(task, rows), trained()
     verdicts = [
         right
         for index, scene in enumerate(scenes)
         for picture in pictures[SEEDS * index : SEEDS * (index + 1)]
-        for _, right in judge(picture, scene)
+        for _, right in judged(judge, picture, scene)
     ]
     apart = [
         distance(*pair)
