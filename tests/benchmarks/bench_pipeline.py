@@ -1,8 +1,10 @@
-"""What all around the network costs: rows a second through read, actor, encode and write, and the driver's memory.
+"""What all around the network costs: rows a second through read, actor, encode and write, and what the driver takes.
 
     python -m tests.benchmarks.bench_pipeline --rows 1000 100000
+    python -m tests.benchmarks.bench_pipeline --rows 1000000 --blank
 
-The network returns at once, and every picture is noise, so that encoding and writing have their usual work."""
+The network returns at once, and every picture is noise, so that encoding and writing have their usual work. With
+--blank pictures are of one colour and rows go in blocks as those of 512x512 pixels do: what is left is the driver's."""
 
 import argparse
 import resource
@@ -61,15 +63,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=64)
+    parser.add_argument("--blank", action="store_true")
     options = parser.parse_args()
     print(f"pictures of {SIDE} x {SIDE} pixels, PNG; {options.actors} actors")
-    print(f"{'rows':>9} {'seconds':>8} {'rows/s':>8} {'driver before':>14} {'driver peak':>12}")
+    print(f"{'rows':>10} {'seconds':>8} {'rows/s':>8} {'driver before':>14} {'driver peak':>12} {'driver CPU':>11}")
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
-            measure(rows, Path(folder), options.actors, options.lanes)
+            measure(rows, Path(folder), options.actors, options.lanes, blank=options.blank)
 
 
-def measure(rows: int, folder: Path, actors: int, lanes: int) -> None:
+def measure(rows: int, folder: Path, actors: int, lanes: int, *, blank: bool) -> None:
     ids = [f"row-{index:09}" for index in range(rows)]
     prompts = [f"a picture of number {index}" for index in range(rows)]
     pq.write_table(pa.table({"id": ids, "prompt": prompts}), folder / "manifest.parquet")
@@ -84,12 +87,15 @@ def measure(rows: int, folder: Path, actors: int, lanes: int) -> None:
     before, memory = resident(), Memory()
     watcher = threading.Thread(target=memory.watch, daemon=True)
     watcher.start()
-    started = time.monotonic()
-    summary = run_job(config, load=load_noise, checkpoint=FACTS)
-    seconds = time.monotonic() - started
+    load, facts = (load_cheap, replace(FACTS, native_pixels=512 * 512)) if blank else (load_noise, FACTS)
+    started, spent = time.monotonic(), time.process_time()
+    summary = run_job(config, load=load, checkpoint=facts)
+    seconds, spent = time.monotonic() - started, time.process_time() - spent
     memory.ended = True
     assert summary.ok == rows
-    line = f"{rows:>9,} {seconds:>8.1f} {rows / seconds:>8.1f} {before:>11.0f} MB {memory.peak:>9.0f} MB"
+    line = (
+        f"{rows:>10,} {seconds:>8.1f} {rows / seconds:>8.1f} {before:>11.0f} MB {memory.peak:>9.0f} MB {spent:>9.1f} s"
+    )
     print(line, flush=True)
 
 
