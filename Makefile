@@ -33,7 +33,7 @@ chaos: $(STAMP)
 	$(BIN)/python -m tests.chaos --seeds 20 --rows 300 --faults 6
 
 bench: $(STAMP)
-	for benchmark in engine pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done
+	for benchmark in engine edits pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done
 
 bench-model: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.score_model

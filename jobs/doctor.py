@@ -132,9 +132,14 @@ def _model_task(model: str) -> Callable[[], str]:
     def task() -> str:
         from pipeline.checkpoint_files import local_checkpoint
         from pipeline.models.checkpoint import load_stack
+        from pipeline.models.clip import load_clip
+        from pipeline.models.weights import weights_digest
 
-        stack = load_stack(local_checkpoint(model))
-        size = sum(weight.numel() for weight in stack.unet.parameters()) / 1e6
-        return f"loaded on a worker: a U-Net of {size:,.0f} M parameters, weights {stack.weights_sha256[:12]}"
+        folder = local_checkpoint(model)
+        diffusion = (folder / "model_index.json").exists()
+        what, network = ("U-Net", load_stack(folder).unet) if diffusion else ("CLIP", load_clip(folder).model)
+        size = sum(weight.numel() for weight in network.parameters()) / 1e6
+        digest = weights_digest(folder, half=False)
+        return f"loaded on a worker: a {what} of {size:,.0f} M parameters, weights {digest[:12]}"
 
     return task
