@@ -1,7 +1,8 @@
 """How well more actors help: a network that takes a fixed time and no CPU, on one actor, two, four, ...
 
 `python -m tests.benchmarks.bench_scaling --actors 1 2 4 8` prints for each the rows a second and the efficiency: what
-part of the time their networks ran, from when the last actor was ready to the last row.
+part of the time their networks ran, from when the last actor was ready to the last row. More actors than Ray's CPUs get
+a part of one each: `--actors 64 --seconds 4 --calls 100`, on two cores, whose start takes minutes.
 """
 
 import argparse
@@ -23,7 +24,10 @@ from tests.chaos import write_rows
 from tests.cheap import FACTS, machinery_of, zeros
 
 LANES = 4
-SECONDS_A_CALL = 1.0
+CPUS = 20
+"""That Ray is told of, whatever there are: the networks need none."""
+SECONDS = "LATENTMILL_BENCH_SECONDS"
+"""In the environment: what a call of the network takes."""
 
 
 def load(config: RunConfig, device: str) -> Machinery:
@@ -33,7 +37,7 @@ def load(config: RunConfig, device: str) -> Machinery:
 
     def slow(*arguments: Any) -> Tensor:
         start = time.time()
-        time.sleep(SECONDS_A_CALL)
+        time.sleep(float(os.environ[SECONDS]))
         with open(calls / str(os.getpid()), "a") as file:
             file.write(json.dumps([start, time.time()]) + "\n")
         return zeros(*arguments)
@@ -61,7 +65,7 @@ def measure(folder: Path, actors: int, calls_an_actor: int) -> None:
     for file in Path(f"{config.output}.calls").iterdir():
         calls[file.name] = [tuple(json.loads(line)) for line in file.read_text().splitlines()]
     part, seconds = efficiency(calls, actors)
-    rate = part * actors * LANES / SECONDS_A_CALL
+    rate = part * actors * LANES / float(os.environ[SECONDS])
     print(f"{actors:>6} {rows:>8,} {seconds:>8.1f} s {rate:>8.1f} rows/s {part:>8.3f}", flush=True)
 
 
@@ -69,9 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--calls", type=int, default=60, help="of each actor's network")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a call, which makes 4 rows")
     options = parser.parse_args()
+    os.environ[SECONDS] = str(options.seconds)  # before Ray starts: its workers inherit it
     print(f"{'actors':>6} {'rows':>8} {'time':>10} {'rate':>15} {'efficiency':>8}")
-    ray.init(num_cpus=2 * max(options.actors) + 4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="error")
     with tempfile.TemporaryDirectory() as folder:
         for actors in options.actors:
             measure(Path(folder), actors, options.calls)
