@@ -31,7 +31,7 @@ class Task(Protocol):
     def prepare(self, row: Mapping[str, Any], /) -> Mapping[str, Any]: ...
     def parameters(self, row: Mapping[str, Any], /) -> dict[str, Any]: ...
     def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest | NDArray[np.uint8]: ...
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], /) -> NDArray[np.uint8]: ...
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None], /) -> NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,10 +222,15 @@ class LaneThread:
             return self._settle(place, latents)
         try:
             with self._timed("decode"):
-                made = self._made(place, self._task.pixels(latents, place.row))
+                made = self._made(place, self._task.pixels(latents, place.row, self._beat))
         except ROW_ERRORS as error:
             return self._settle(place, error)
         return self._settle(place, made)
+
+    def _beat(self) -> None:
+        """Tell of a part of a picture: a large one is decoded for longer than a run may stand still."""
+        self._unreported["parts_decoded"] += 1
+        self._tell(force=False)
 
     def _made(self, place: _Place, pixels: NDArray[np.uint8]) -> Made:
         parameters = self._task.parameters(place.row)

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class CheapTask:
             guidance=Guidance(scale=1.0),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None]) -> NDArray[np.uint8]:
         return np.full((SIDE, SIDE, 3), int(latents.sum().abs()) % 256, np.uint8)
 
 

@@ -24,9 +24,9 @@ SECONDS = 0.03
 class SlowTask(CheapTask):
     """Takes its time for each picture."""
 
-    def pixels(self, latents, row) -> np.ndarray:
+    def pixels(self, latents, row, beat) -> np.ndarray:
         time.sleep(SECONDS)
-        return super().pixels(latents, row)
+        return super().pixels(latents, row, beat)
 
 
 def load_slow(config: RunConfig, device: str) -> Machinery:

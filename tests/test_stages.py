@@ -179,6 +179,28 @@ def test_concurrent_calls_share_the_lanes() -> None:
         assert [made.parameters["seed"] for made in outcomes[name]] == list(range(count))
 
 
+class LargePictures(CheapTask):
+    """Decodes in parts, each of which takes its time."""
+
+    def pixels(self, latents: Any, row: Any, beat: Any) -> np.ndarray:
+        for _ in range(6):
+            time.sleep(0.3)
+            beat()
+        return super().pixels(latents, row, beat)
+
+
+def test_a_picture_that_is_decoded_for_long_is_heard_of_meanwhile() -> None:
+    told: list[dict[str, float]] = []
+    engine = LaneEngine(zeros, lanes=4, device=torch.device("cpu"), dtype=torch.float32)
+    thread = LaneThread(LargePictures(), engine, threads=1, report=lambda amounts: told.append(dict(amounts)))
+    try:
+        [made] = thread.run([{"id": "a", "prompt": "x", "seed": 1}])
+    finally:
+        thread.close()
+    assert isinstance(made, Made)
+    assert sum(bool(amounts.get("parts_decoded")) and not amounts.get("rows") for amounts in told) >= 2
+
+
 def test_when_the_engine_dies_every_waiting_call_raises(tmp_path: Path) -> None:
     denoise = Denoise(config_for(tmp_path), "run", "cpu", lambda amounts: None, load_broken)
     table = pa.table({"id": ["a"], "prompt": ["x"]})

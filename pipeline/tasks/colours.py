@@ -1,6 +1,6 @@
 """Faithfulness of an enlarged picture: low frequencies are its source's, detail stands out of the networks' noise."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
@@ -25,14 +25,16 @@ _WINDOW: Final = 5
 """Pixels of the side of the square in which the strength of detail is measured."""
 
 
-def corrected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def corrected(
+    enlarged: NDArray[np.uint8], source: NDArray[np.uint8], beat: Callable[[], None] = lambda: None
+) -> NDArray[np.uint8]:
     """`enlarged` (f H, f W, 3) such that its averages over f x f pixels are `source` (H, W, 3), or nearly, and that
-    it is the source enlarged bicubically wherever the networks saw no more. Memory: a difference of the source's size
-    in float32, and a strip of the picture."""
-    return _projected(_without_noise(_projected(enlarged, source), source), source)
+    it is the source enlarged bicubically wherever the networks saw no more. `beat` is called now and then. Memory: a
+    difference of the source's size in float32, and a strip of the picture."""
+    return _projected(_without_noise(_projected(enlarged, source, beat), source), source, beat)
 
 
-def _projected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _projected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8], beat: Callable[[], None]) -> NDArray[np.uint8]:
     """Back-projection (Irani and Peleg 1991): the difference of averages and source, enlarged, is subtracted until it
     is within TOLERANCE, ROUNDS times at most."""
     for _ in range(ROUNDS):
@@ -40,6 +42,7 @@ def _projected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8]) -> NDArra
         if max(drift.max(), -drift.min()) <= TOLERANCE:
             break
         enlarged = _without(enlarged, torch.from_numpy(drift.transpose(2, 0, 1)))
+        beat()
     return enlarged
 
 

@@ -1,7 +1,7 @@
 """Generation: how a row becomes a denoising request, and its latents pixels. Text to image and image to image."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
@@ -18,7 +18,14 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.checkpoint import Stack
 from pipeline.models.configs import checked_form
 
+Beat = Callable[[], None]
+"""What a task calls while it works on what takes long, so that nobody takes it for one that hangs."""
+
 _KEPT_PROMPTS: Final = 256
+
+
+def unheard() -> None:
+    """The beat that nobody listens to."""
 
 
 class Generate:
@@ -94,9 +101,13 @@ class Generate:
             ),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> np.ndarray:
-        """The picture of the row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone."""
-        return levels_of(self.stack.decode(latents[None])[0])
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Beat = unheard) -> np.ndarray:
+        """The picture of the row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone.
+
+        `beat` is called after each part of the work."""
+        decoded = levels_of(self.stack.decode(latents[None])[0])
+        beat()
+        return decoded
 
     def _first_latents(
         self, table: SamplerTable, chosen: Mapping[str, Any], pixels: np.ndarray | None, generator: torch.Generator

@@ -14,7 +14,7 @@ from pipeline import images
 from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
 from pipeline.models.checkpoint import Stack
-from pipeline.tasks.generate import Generate
+from pipeline.tasks.generate import Beat, Generate, unheard
 from pipeline.tasks.masks import Area, area_of, blended, opacity, white
 
 
@@ -77,10 +77,10 @@ class Inpaint(Generate):
         request = self._without_latents(key, chosen, started)
         return self._with_latents(request, source, mask, encodes=started is not None or not self._shown)
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Beat = unheard) -> NDArray[np.uint8]:
         """The row's picture with the painted part put in: uint8 (H, W, 3)."""
         hole, picture = row["hole"], row["pixels"].copy()
-        made = hole.area.back(super().pixels(latents, row))
+        made = hole.area.back(super().pixels(latents, row, beat))
         hole.area.cut(picture)[:] = blended(hole.area.cut(picture), made, hole.area.cut(hole.part))
         return picture
 

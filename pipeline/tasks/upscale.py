@@ -16,7 +16,7 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
 from pipeline.models.checkpoint import CheckpointError, Stack
 from pipeline.tasks.colours import corrected
-from pipeline.tasks.generate import Generate, levels_of
+from pipeline.tasks.generate import Beat, Generate, levels_of, unheard
 
 FACTOR: Final = 4
 """How many times the networks enlarge a picture: latents lie on the source's pixels, and are decoded by this factor."""
@@ -94,15 +94,15 @@ class Upscale(Generate):
             tiling=Tiling.of(height, width, self.tile, self.overlap),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Beat = unheard) -> NDArray[np.uint8]:
         """The row's picture enlarged: uint8 (scale H, scale W, C), C as the source has it."""
         source: NDArray[np.uint8] = row["pixels"]
         height, width, channels = source.shape
         shown = self._shown(source)
         tiling = Tiling.of(latents.shape[1], latents.shape[2], self.tile, self.overlap)
-        made = decoded(self.stack.decode, latents, tiling)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
+        made = decoded(self.stack.decode, latents, tiling, beat)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
         if self.correct_colours:
-            made = corrected(made, shown)
+            made = corrected(made, shown, beat)
         scale = self.defaults.scale
         made = images.resize(made, scale * width, scale * height)
         if channels < 3:
@@ -133,10 +133,12 @@ class Upscale(Generate):
         return np.pad(source, (*more, (0, 0)), mode="symmetric")
 
 
-def decoded(decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling) -> NDArray[np.uint8]:
+def decoded(
+    decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling, beat: Beat = unheard
+) -> NDArray[np.uint8]:
     """The picture of latents (C, h, w), decoded tile by tile and joined: uint8 (FACTOR h, FACTOR w, 3).
 
-    Memory: the picture, and a row of tiles in float32."""
+    `beat` is called after each tile. Memory: the picture, and a row of tiles in float32."""
     rows, columns = tiling.weights(FACTOR)
     picture = np.empty((FACTOR * tiling.height, FACTOR * tiling.width, 3), np.uint8)
     deep, across = FACTOR * tiling.tile_height, FACTOR * tiling.tile_width
@@ -146,6 +148,7 @@ def decoded(decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling)
             pixels = decode(tiling.cut(latents, row * len(tiling.lefts) + column)[None])[0].cpu()
             beside = band[:, :, FACTOR * left : FACTOR * left + across]
             beside.addcmul_(rows[row][:, None] * columns[column], pixels)
+            beat()
         final = FACTOR * (tiling.tops[row + 1] - top) if row + 1 < len(tiling.tops) else deep
         picture[FACTOR * top : FACTOR * top + final] = levels_of(band[:, :final])
         band = torch.cat([band[:, final:], torch.zeros(3, final, band.shape[2])], dim=1)

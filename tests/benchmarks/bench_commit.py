@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +57,7 @@ class PlainDatasink(LedgerDatasink):
 class LargePictures(CheapTask):
     """Half of each is noise, so that their files have the usual size."""
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None]) -> NDArray[np.uint8]:
         picture = np.zeros((SIDE, SIDE, 3), np.uint8)
         picture[: SIDE // 2] = np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE // 2, SIDE, 3))
         return picture

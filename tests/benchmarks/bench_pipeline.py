@@ -11,7 +11,7 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tests.cheap import FACTS, SIDE, CheapTask, load_cheap
 class NoiseTask(CheapTask):
     """Pictures that do not compress."""
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None]) -> NDArray[np.uint8]:
         return np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
