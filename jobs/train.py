@@ -21,8 +21,9 @@ def train(
 
     Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT; shapes-inpainting turns a copy of what
     they made into a checkpoint for inpainting. upscaler comes after textures-autoencoder, into the same OUTPUT, with
-    text_encoder and tokenizer of shapes-diffusion in it. Also shapes-clip and, with the CLIP that it makes,
-    shapes-autoencoder-adversarial and shapes-diffusion-frozen-clip; shapes-vq and shapes-diffusion-bert.
+    text_encoder and tokenizer of shapes-diffusion in it. With the CLIP that shapes-clip makes: shapes-decoder trains
+    an autoencoder's decoder on, shapes-autoencoder-adversarial a whole one, shapes-diffusion-frozen-clip holds CLIP's
+    text tower still and shapes-diffusion-clip then lets it learn. Also shapes-vq and shapes-diffusion-bert.
 
     With several workers each takes its part of every batch, so the losses are those of one; OUTPUT must be a folder
     that all of them see.

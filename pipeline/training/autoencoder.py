@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
+from pipeline.models.checkpoint import load_autoencoder
 from pipeline.models.weights import channels_last
 from pipeline.training.contrastive import ImageFeatures, load_image_features
 from pipeline.training.discriminator import PatchDiscriminator
@@ -42,6 +43,8 @@ class AutoencoderRecipe:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     """The step at which the discriminator begins to learn and to count."""
+    decoder_only: bool = False
+    """Train the decoder of `output/vae` further and hold its encoder still, so that what knows its latents fits on."""
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
 
@@ -66,6 +69,16 @@ SHAPES_AUTOENCODER_ADVERSARIAL = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
 """The paper's whole loss; it needs the CLIP that shapes-clip makes."""
+SHAPES_DECODER = replace(
+    SHAPES_AUTOENCODER,
+    perceptual_weight=0.3,
+    adversarial_weight=0.1,
+    adversarial_start=300,
+    decoder_only=True,
+    seed=6,
+    loop=LoopConfig(steps=1500, learning_rate=5e-4, warmup_steps=50, average_decay=0.995, cooldown=0.6),
+)
+"""The paper's loss for the decoder alone, once reconstruction has shaped the latents."""
 TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, window=11, seed=4)
 SHAPES_VQ = replace(
     SHAPES_AUTOENCODER,
@@ -171,11 +184,11 @@ def windows(window: int, seed: str, latents: Tensor, *others: Tensor) -> tuple[T
 def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = ALONE) -> None:
     """Train, and save `output/vae` with its latents' measured scale, or `output/vqvae`.
 
-    State and log stand in `output/autoencoder`.
+    State and log stand in `output/autoencoder`, or `output/decoder` where that alone is trained.
     """
     torch.manual_seed(recipe.seed)
     discriminator = PatchDiscriminator() if recipe.adversarial_weight else None
-    autoencoder = VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
+    autoencoder = _start(recipe, output)
     players = channels_last(Players(autoencoder, discriminator))
     features = load_image_features(output / "clip", worker.device) if recipe.perceptual_weight else None
     side = recipe.width // recipe.model.downsample_factor
@@ -186,18 +199,32 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = 
         noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=draws)
         return autoencoder_loss(players, worker.part(pixels), worker.part(noise), recipe, features, step)
 
-    average = train(players, step_loss, recipe.loop, output / "autoencoder", worker).autoencoder.cpu()
+    folder = output / ("decoder" if recipe.decoder_only else "autoencoder")
+    average = train(players, step_loss, recipe.loop, folder, worker).autoencoder.cpu()
     if worker.rank:
         return
     if isinstance(average, VQModel):
         save_component(average, recipe.model, "VQModel", output / "vqvae", dtype=torch.float16)
         return
     assert isinstance(average, AutoencoderKL)
+    if recipe.decoder_only:
+        save_component(average, average.config, "AutoencoderKL", output / "vae", dtype=torch.float16)
+        return
     with torch.inference_mode():
         pixels = pixels_of(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
         latents = average.posterior(pixels).mean
     config = replace(recipe.model, scaling_factor=round(1 / latents.std().item(), 5))
     save_component(average, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
+
+
+def _start(recipe: AutoencoderRecipe, output: Path) -> AutoencoderKL | VQModel:
+    """A new autoencoder, or that of `output/vae` with all but its decoder held still."""
+    if recipe.decoder_only:
+        autoencoder = load_autoencoder(output / "vae").requires_grad_(False)
+        autoencoder.post_quant_conv.requires_grad_(True)
+        autoencoder.decoder.requires_grad_(True)
+        return autoencoder
+    return VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
 
 
 @torch.no_grad()

@@ -80,6 +80,12 @@ def text_model(
     return TextModel(BertTokenizer(vocab=vocabulary, model_max_length=window), BertModel(config))
 
 
+def kept_text_model(output: Path) -> TextModel:
+    """The CLIP text encoder and the tokenizer of the checkpoint folder `output`, to be trained further."""
+    tower = CLIPTextModel.from_pretrained(output / "text_encoder", dtype=torch.float32)
+    return TextModel(CLIPTokenizer.from_pretrained(output / "tokenizer"), tower)
+
+
 def _save_bert(network: BertModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}

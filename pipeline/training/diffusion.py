@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.autoencoder import AutoencoderKL
-from pipeline.models.checkpoint import load_autoencoder
+from pipeline.models.checkpoint import load_autoencoder, load_unet
 from pipeline.models.unet import UNet, UNetConfig
 from pipeline.models.weights import channels_last
-from pipeline.training.conditioning import Kind, text_model
+from pipeline.training.conditioning import Kind, kept_text_model, text_model
 from pipeline.training.loop import ALONE, LoopConfig, Worker, draws_of, train
 from pipeline.training.losses import denoising_errors, min_snr_weights
 from pipeline.training.pictures import SCENES, Source, pixels_of
@@ -28,6 +28,8 @@ class DiffusionRecipe:
 
     unet: UNetConfig
     conditioning: Kind = "clip"
+    tunes: bool = False
+    """Train the U-Net and the CLIP text encoder that stand in the output further, instead of new ones."""
     text_layers: int
     text_heads: int
     window: int
@@ -90,6 +92,13 @@ SHAPES_DIFFUSION = DiffusionRecipe(
     loop=LoopConfig(steps=3_800, learning_rate=2e-3, warmup_steps=100, cooldown=0.27, average_decay=0.998),
 )
 SHAPES_DIFFUSION_FROZEN_CLIP = replace(SHAPES_DIFFUSION, conditioning="frozen-clip")
+SHAPES_DIFFUSION_CLIP = replace(
+    SHAPES_DIFFUSION,
+    tunes=True,
+    seed=7,
+    loop=LoopConfig(steps=2_000, learning_rate=1e-3, warmup_steps=100, cooldown=0.6, average_decay=0.998),
+)
+"""What SHAPES_DIFFUSION_FROZEN_CLIP made, the tower held still no longer."""
 SHAPES_DIFFUSION_BERT = replace(SHAPES_DIFFUSION, conditioning="bert")
 
 
@@ -155,19 +164,27 @@ def drawn_timesteps(count: int, end: int, draws: torch.Generator) -> Tensor:
 
 
 def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = ALONE) -> None:
-    """Train on `output/vae`'s latents, and complete `output` to a checkpoint folder of the field."""
+    """Train on `output/vae`'s latents, and complete `output` to a checkpoint folder of the field.
+
+    State and log stand in `output/diffusion`, or `output/tuning` of a recipe that tunes.
+    """
     torch.manual_seed(recipe.seed)
-    text = text_model(
-        recipe.conditioning,
-        recipe.source.words(),
-        output,
-        width=recipe.unet.cross_attention_dim,
-        window=recipe.window,
-        layers=recipe.text_layers,
-        heads=recipe.text_heads,
-    )
-    denoiser = Denoiser(channels_last(UNet(recipe.unet)), text.network)
-    data = encoded_pictures(recipe, output, worker)
+    folder = output / ("tuning" if recipe.tunes else "diffusion")
+    if recipe.tunes:
+        unet, text = load_unet(output / "unet").requires_grad_(True), kept_text_model(output)
+    else:
+        unet = UNet(recipe.unet)
+        text = text_model(
+            recipe.conditioning,
+            recipe.source.words(),
+            output,
+            width=recipe.unet.cross_attention_dim,
+            window=recipe.window,
+            layers=recipe.text_layers,
+            heads=recipe.text_heads,
+        )
+    denoiser = Denoiser(channels_last(unet), text.network)
+    data = encoded_pictures(recipe, output / "vae", folder, worker)
     tokens_of_all, unconditional = text.tokens(data.captions), text.tokens([""])
     alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float().to(worker.device)
 
@@ -184,11 +201,11 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = ALON
         latents, noise, tokens, timesteps = (worker.part(part) for part in (latents, noise, tokens, timesteps))
         return denoising_loss(denoiser, latents, noise, tokens, timesteps, alphas, recipe)
 
-    average = train(denoiser, step_loss, recipe.loop, output / "diffusion", worker).cpu()
+    average = train(denoiser, step_loss, recipe.loop, folder, worker).cpu()
     assert isinstance(average, Denoiser)
     if worker.rank:
         return
-    save_component(average.unet, recipe.unet, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
+    save_component(average.unet, unet.config, "UNet2DConditionModel", output / "unet", dtype=torch.float16)
     described = text.save(average.text, output)
     write_json(output / "scheduler" / "scheduler_config.json", recipe.scheduler)
     write_json(output / "generation_config.json", recipe.advice)
@@ -197,11 +214,11 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = ALON
     write_model_index(output, _model_index(recipe, described))
 
 
-def encoded_pictures(recipe: DiffusionRecipe, output: Path, worker: Worker) -> EncodedPictures:
-    """The recipe's pictures, encoded by `output/vae`; kept in `output/diffusion` for the next start."""
-    path = output / "diffusion" / "latents.pt"
+def encoded_pictures(recipe: DiffusionRecipe, vae: Path, folder: Path, worker: Worker) -> EncodedPictures:
+    """The recipe's pictures, encoded by the autoencoder `vae`; kept in `folder` for the next start."""
+    path = folder / "latents.pt"
     if not path.exists() and worker.rank == 0:
-        _encode_pictures(recipe, load_autoencoder(output / "vae").to(worker.device), worker.device, path)
+        _encode_pictures(recipe, load_autoencoder(vae).to(worker.device), worker.device, path)
     worker.wait()
     return EncodedPictures(**torch.load(path, weights_only=True))
 

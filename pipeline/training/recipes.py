@@ -8,6 +8,7 @@ from typing import Any, Final
 from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
     SHAPES_AUTOENCODER_ADVERSARIAL,
+    SHAPES_DECODER,
     SHAPES_VQ,
     TEXTURES_AUTOENCODER,
     train_autoencoder,
@@ -16,6 +17,7 @@ from pipeline.training.contrastive import SHAPES_CLIP, train_clip
 from pipeline.training.diffusion import (
     SHAPES_DIFFUSION,
     SHAPES_DIFFUSION_BERT,
+    SHAPES_DIFFUSION_CLIP,
     SHAPES_DIFFUSION_FROZEN_CLIP,
     train_diffusion,
 )
@@ -51,9 +53,13 @@ RECIPES: Final[dict[str, Recipe]] = {
     "shapes-clip": Recipe(train_clip, SHAPES_CLIP),
     "shapes-autoencoder": Recipe(train_autoencoder, SHAPES_AUTOENCODER),
     "shapes-autoencoder-adversarial": Recipe(train_autoencoder, SHAPES_AUTOENCODER_ADVERSARIAL, _CLIP),
+    "shapes-decoder": Recipe(train_autoencoder, SHAPES_DECODER, _CLIP | _VAE),
     "shapes-vq": Recipe(train_autoencoder, SHAPES_VQ),
     "shapes-diffusion": Recipe(train_diffusion, SHAPES_DIFFUSION, _VAE),
     "shapes-diffusion-frozen-clip": Recipe(train_diffusion, SHAPES_DIFFUSION_FROZEN_CLIP, _CLIP | _VAE),
+    "shapes-diffusion-clip": Recipe(
+        train_diffusion, SHAPES_DIFFUSION_CLIP, {"unet": "shapes-diffusion-frozen-clip"} | _VAE
+    ),
     "shapes-diffusion-bert": Recipe(train_diffusion, SHAPES_DIFFUSION_BERT, _VAE),
     "shapes-inpainting": Recipe(train_inpainting, SHAPES_INPAINTING, {"unet": "shapes-diffusion"} | _VAE),
     "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),

@@ -1,10 +1,12 @@
 """What all around the network costs: rows a second through read, actor, encode and write, and what the driver takes.
 
     python -m tests.benchmarks.bench_pipeline --rows 1000 100000
-    python -m tests.benchmarks.bench_pipeline --rows 1000000 --blank
+    python -m tests.benchmarks.bench_pipeline --rows 400000 --blank 512
+    python -m tests.benchmarks.bench_pipeline --rows 10000000 --blank 64
 
 The network returns at once, and every picture is noise, so that encoding and writing have their usual work. With
---blank pictures are of one colour and rows go in blocks as those of 512x512 pixels do: what is left is the driver's."""
+--blank pictures are of one colour and rows go in blocks as those of so many pixels a side do: what is left is the
+driver's."""
 
 import argparse
 import resource
@@ -26,6 +28,8 @@ from pipeline.config import RunConfig
 from pipeline.machinery import Machinery
 from pipeline.run import run_job
 from tests.cheap import FACTS, SIDE, CheapTask, load_cheap
+
+ROWS_A_FILE = 100_000
 
 
 class NoiseTask(CheapTask):
@@ -63,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=64)
-    parser.add_argument("--blank", action="store_true")
+    parser.add_argument("--blank", type=int, metavar="SIDE", help="one colour; blocks as of pictures of this side")
     options = parser.parse_args()
     print(f"pictures of {SIDE} x {SIDE} pixels, PNG; {options.actors} actors")
     print(f"{'rows':>10} {'seconds':>8} {'rows/s':>8} {'driver before':>14} {'driver peak':>12} {'driver CPU':>11}")
@@ -72,13 +76,20 @@ def main() -> None:
             measure(rows, Path(folder), options.actors, options.lanes, blank=options.blank)
 
 
-def measure(rows: int, folder: Path, actors: int, lanes: int, *, blank: bool) -> None:
-    ids = [f"row-{index:09}" for index in range(rows)]
-    prompts = [f"a picture of number {index}" for index in range(rows)]
-    pq.write_table(pa.table({"id": ids, "prompt": prompts}), folder / "manifest.parquet")
+def write_manifest(folder: Path, rows: int) -> None:
+    """Files of at most ROWS_A_FILE rows, one after the other, so that the driver is small before the run."""
+    folder.mkdir()
+    for start in range(0, rows, ROWS_A_FILE):
+        numbers = range(start, min(start + ROWS_A_FILE, rows))
+        ids, prompts = [f"row-{index:09}" for index in numbers], [f"a picture of number {index}" for index in numbers]
+        pq.write_table(pa.table({"id": ids, "prompt": prompts}), folder / f"{start:09}.parquet")
+
+
+def measure(rows: int, folder: Path, actors: int, lanes: int, *, blank: int | None) -> None:
+    write_manifest(folder / "manifest", rows)
     config = RunConfig(
         task="generate",
-        manifest=str(folder / "manifest.parquet"),
+        manifest=str(folder / "manifest"),
         output=str(folder / "out"),
         lanes=lanes,
         actors=actors,
@@ -87,7 +98,7 @@ def measure(rows: int, folder: Path, actors: int, lanes: int, *, blank: bool) ->
     before, memory = resident(), Memory()
     watcher = threading.Thread(target=memory.watch, daemon=True)
     watcher.start()
-    load, facts = (load_cheap, replace(FACTS, native_pixels=512 * 512)) if blank else (load_noise, FACTS)
+    load, facts = (load_cheap, replace(FACTS, native_pixels=blank * blank)) if blank else (load_noise, FACTS)
     started, spent = time.monotonic(), time.process_time()
     summary = run_job(config, load=load, checkpoint=facts)
     seconds, spent = time.monotonic() - started, time.process_time() - spent

@@ -1,6 +1,7 @@
 """The recipes at a tiny size: each runs, its losses fall, and what it saves opens as the field's."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ from pipeline.models.checkpoint import load_autoencoder, load_stack, load_vq
 from pipeline.training.autoencoder import (
     SHAPES_AUTOENCODER,
     SHAPES_AUTOENCODER_ADVERSARIAL,
+    SHAPES_DECODER,
     SHAPES_VQ,
     TEXTURES_AUTOENCODER,
     Players,
@@ -96,6 +98,22 @@ def test_the_discriminator_joins_at_its_step_and_learns(output: Path) -> None:
     assert lines[-1]["perceptual"] < lines[0]["perceptual"]
 
 
+def test_a_decoder_learns_on_while_its_encoder_stays_as_it_is(output: Path) -> None:
+    folder = output / "decoder-alone"
+    shutil.copytree(output / "vae", folder / "vae")
+    (folder / "clip").symlink_to(output / "clip")
+    before = load_autoencoder(folder / "vae")
+    loop = LoopConfig(steps=40, learning_rate=1e-3, warmup_steps=5, log_every=10)
+    train_autoencoder(replace(SHAPES_DECODER, batch=4, adversarial_start=20, loop=loop), folder)
+    lines = [json.loads(line) for line in (folder / "decoder" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["perceptual"] < lines[0]["perceptual"]
+    after = load_autoencoder(folder / "vae")
+    assert after.config == before.config
+    kept = before.state_dict()
+    changed = {name.split(".")[0] for name, value in after.state_dict().items() if not torch.equal(value, kept[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
 SMALL_UNET = replace(
     SHAPES_DIFFUSION.unet,
     sample_size=8,
@@ -136,6 +154,20 @@ def test_every_conditioning_makes_a_checkpoint_that_loads(output: Path, kind: Ki
         tower = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32).text_model.state_dict()
         kept = stack.text.model.state_dict()
         assert all(torch.equal(value, tower[name]) for name, value in kept.items())
+
+
+def test_a_tower_that_was_held_still_learns_on_with_its_u_net(output: Path) -> None:
+    folder = beside(output, "tuned")
+    train_diffusion(replace(DIFFUSION, conditioning="frozen-clip"), folder)
+    before = load_stack(folder)
+    assert before.text is not None
+    tower = before.text.model.state_dict()
+    train_diffusion(replace(DIFFUSION, tunes=True, seed=9, loop=replace(DIFFUSION.loop, steps=20)), folder)
+    assert losses(folder / "tuning")[0] < losses(folder / "diffusion")[0]  # it does not begin anew
+    after = load_stack(folder)
+    assert after.text is not None
+    assert any(not torch.equal(value, tower[name]) for name, value in after.text.model.state_dict().items())
+    assert after.unet.config == before.unet.config
 
 
 def test_a_diffusion_recipe_makes_a_checkpoint_that_loads_and_the_same_one_twice(output: Path) -> None:
