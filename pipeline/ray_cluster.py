@@ -186,8 +186,8 @@ def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[s
 
 
 def _share(cpus: float, actors: int) -> float:
-    """CPUs that each actor may reserve so that one is left for the other stages."""
-    free = cpus - 1 if cpus > 1 else cpus / 2
+    """CPUs that each actor may reserve so that one, or a fifth, is left for the other stages."""
+    free = cpus - max(1, cpus / 5) if cpus > 1 else cpus / 2
     return max(math.floor(100 * free / actors) / 100, 0.01)
 
 
