@@ -76,9 +76,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of a call, which makes 4 rows")
     options = parser.parse_args()
     os.environ[SECONDS] = str(options.seconds)  # before Ray starts: its workers inherit it
-    os.environ["RAY_num_workers_soft_limit"] = str(CPUS)  # else idle ones end where actors have most of the CPUs
     print(f"{'actors':>6} {'rows':>8} {'time':>10} {'rate':>15} {'efficiency':>8}")
-    ray.init(num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        num_cpus=CPUS,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _system_config={"num_workers_soft_limit": CPUS},  # else idle ones end where actors have most of the CPUs
+    )
     with tempfile.TemporaryDirectory() as folder:
         for actors in options.actors:
             measure(Path(folder), actors, options.calls)
