@@ -207,13 +207,12 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = 
         save_component(average, recipe.model, "VQModel", output / "vqvae", dtype=torch.float16)
         return
     assert isinstance(average, AutoencoderKL)
-    if recipe.decoder_only:
-        save_component(average, average.config, "AutoencoderKL", output / "vae", dtype=torch.float16)
-        return
-    with torch.inference_mode():
-        pixels = pixels_of(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
-        latents = average.posterior(pixels).mean
-    config = replace(recipe.model, scaling_factor=round(1 / latents.std().item(), 5))
+    config = average.config
+    if not recipe.decoder_only:
+        with torch.inference_mode():
+            pixels = pixels_of(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
+            latents = average.posterior(pixels).mean
+        config = replace(config, scaling_factor=round(1 / latents.std().item(), 5))
     save_component(average, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
 
 

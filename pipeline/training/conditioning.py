@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.models.bert import BertConfig, BertModel
+from pipeline.models.checkpoint import load_text_encoder
 from pipeline.training.contrastive import text_config
 from pipeline.training.save import write_json
 from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
@@ -82,8 +83,9 @@ def text_model(
 
 def kept_text_model(output: Path) -> TextModel:
     """The CLIP text encoder and the tokenizer of the checkpoint folder `output`, to be trained further."""
-    tower = CLIPTextModel.from_pretrained(output / "text_encoder", dtype=torch.float32)
-    return TextModel(CLIPTokenizer.from_pretrained(output / "tokenizer"), tower)
+    kept = load_text_encoder(output / "text_encoder", output / "tokenizer")
+    assert isinstance(kept.tokenizer, CLIPTokenizer)
+    return TextModel(kept.tokenizer, kept.model.requires_grad_(True))
 
 
 def _save_bert(network: BertModel, folder: Path) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,9 +26,8 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.machinery import Machinery
 from pipeline.run import run_job
+from tests.benchmarks.bench_resume import manifest_of
 from tests.cheap import FACTS, SIDE, CheapTask, load_cheap
-
-ROWS_A_FILE = 100_000
 
 
 class NoiseTask(CheapTask):
@@ -76,17 +74,10 @@ def main() -> None:
             measure(rows, Path(folder), options.actors, options.lanes, blank=options.blank)
 
 
-def write_manifest(folder: Path, rows: int) -> None:
-    """Files of at most ROWS_A_FILE rows, one after the other, so that the driver is small before the run."""
-    folder.mkdir()
-    for start in range(0, rows, ROWS_A_FILE):
-        numbers = range(start, min(start + ROWS_A_FILE, rows))
-        ids, prompts = [f"row-{index:09}" for index in numbers], [f"a picture of number {index}" for index in numbers]
-        pq.write_table(pa.table({"id": ids, "prompt": prompts}), folder / f"{start:09}.parquet")
-
-
 def measure(rows: int, folder: Path, actors: int, lanes: int, *, blank: int | None) -> None:
-    write_manifest(folder / "manifest", rows)
+    (folder / "manifest").mkdir()
+    for number, part in enumerate(manifest_of(rows)):
+        pq.write_table(part, folder / "manifest" / f"{number:04}.parquet")
     config = RunConfig(
         task="generate",
         manifest=str(folder / "manifest"),

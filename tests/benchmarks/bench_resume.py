@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,19 @@ def pictures_of(ids: list[str]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def manifest_of(rows: int) -> Iterator[pa.Table]:
+    """The rows of a manifest of prompts, 100,000 at a time, so that the process stays small."""
+    for start in range(0, rows, 100_000):
+        ids = ids_from(start, min(100_000, rows - start))
+        yield pa.table({"id": ids, "prompt": [f"a picture of {row_id}" for row_id in ids]})
+
+
 def write_run(folder: Path, rows: int, *, pictures: bool) -> None:
     with pq.ParquetWriter(
         folder / "manifest.parquet", pa.schema([("id", pa.string()), ("prompt", pa.string())])
     ) as file:
-        for start in range(0, rows, 100_000):
-            ids = ids_from(start, min(100_000, rows - start))
-            file.write_table(pa.table({"id": ids, "prompt": [f"a picture of {row_id}" for row_id in ids]}))
+        for part in manifest_of(rows):
+            file.write_table(part)
     output = str(folder / "out")
     for start in range(0, rows - MISSING, ROWS_AN_ENTRY):
         ids = ids_from(start, min(ROWS_AN_ENTRY, rows - MISSING - start))
