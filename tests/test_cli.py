@@ -118,6 +118,21 @@ def test_an_error_is_one_line_on_stderr_and_status_1(
     assert len([line for line in err.splitlines() if line.startswith("Error")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "maker"),
+    [("shapes-inpainting", "shapes-diffusion"), ("shapes-diffusion-clip", "shapes-diffusion-frozen-clip")],
+)
+def test_a_recipe_that_trains_on_names_what_is_not_there_yet(
+    capsys: Captured, tmp_path: Path, recipe: str, maker: str
+) -> None:
+    for component in ("vae", "unet"):
+        (tmp_path / component).mkdir()
+        (tmp_path / component / "config.json").write_text("{}")
+    status, _, err = run(capsys, "train", recipe, str(tmp_path))
+    assert status == 1
+    assert f"has no text_encoder; train {maker} into it first" in err
+
+
 def test_debug_shows_the_traceback(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LATENTMILL_DEBUG", "1")
     assert "Traceback" in run(capsys, "manifest", "show", "absent.parquet")[2]

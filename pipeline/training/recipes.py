@@ -47,6 +47,7 @@ class Recipe:
 
 
 _CLIP: Final = {"clip": "shapes-clip"}
+
 _VAE: Final = {"vae": "shapes-autoencoder"}
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -58,10 +59,14 @@ RECIPES: Final[dict[str, Recipe]] = {
     "shapes-diffusion": Recipe(train_diffusion, SHAPES_DIFFUSION, _VAE),
     "shapes-diffusion-frozen-clip": Recipe(train_diffusion, SHAPES_DIFFUSION_FROZEN_CLIP, _CLIP | _VAE),
     "shapes-diffusion-clip": Recipe(
-        train_diffusion, SHAPES_DIFFUSION_CLIP, {"unet": "shapes-diffusion-frozen-clip"} | _VAE
+        train_diffusion,
+        SHAPES_DIFFUSION_CLIP,
+        dict.fromkeys(("unet", "text_encoder"), "shapes-diffusion-frozen-clip") | _VAE,
     ),
     "shapes-diffusion-bert": Recipe(train_diffusion, SHAPES_DIFFUSION_BERT, _VAE),
-    "shapes-inpainting": Recipe(train_inpainting, SHAPES_INPAINTING, {"unet": "shapes-diffusion"} | _VAE),
+    "shapes-inpainting": Recipe(
+        train_inpainting, SHAPES_INPAINTING, dict.fromkeys(("unet", "text_encoder"), "shapes-diffusion") | _VAE
+    ),
     "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),
     "upscaler": Recipe(train_upscaler, UPSCALER, {"vae": "textures-autoencoder", "text_encoder": "shapes-diffusion"}),
 }
