@@ -128,7 +128,7 @@ def connected(address: str | None, start: Callable[[], None] | None = None) -> I
 def cluster_for(config: RunConfig, checkpoint: CheckpointFacts) -> Iterator[Actors]:
     """A Ray that is there, or one of this machine's for the time of the run."""
     with connected(config.address, lambda: _start_for(config)):
-        yield _actors(config, checkpoint, ray.cluster_resources())
+        yield actors_on(config, checkpoint, ray.cluster_resources())
 
 
 def _join(address: str) -> None:
@@ -162,7 +162,7 @@ def _start(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
         )
 
 
-def _actors(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[str, float]) -> Actors:
+def actors_on(config: RunConfig, checkpoint: CheckpointFacts, resources: Mapping[str, float]) -> Actors:
     """As many actors as were asked for; else one a GPU, or what memory and CPUs (with some left for the rest) hold."""
     gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
