@@ -24,9 +24,9 @@ from typing import Any, Final
 
 import click
 
-from pipeline.ray_token import use_token
+from pipeline.run.ray_token import use_token
 
-_PATIENCE: Final = 300
+_START_TIMEOUT: Final = 300
 """Seconds for the nodes to come up."""
 _ATTEMPTS: Final = 3
 
@@ -184,7 +184,7 @@ def _wait_for_nodes(cluster: LocalCluster, log: Path) -> None:
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
 
-    deadline, reason = time.monotonic() + _PATIENCE, ""
+    deadline, reason = time.monotonic() + _START_TIMEOUT, ""
     while time.monotonic() < deadline:
         if not _runs(cluster.nodes[-1]):
             last = log.read_text(errors="replace").strip().splitlines()[-3:]
@@ -197,18 +197,18 @@ def _wait_for_nodes(cluster: LocalCluster, log: Path) -> None:
         if len(alive) >= len(cluster.nodes):
             return
         time.sleep(0.5)
-    raise ClusterError(f"{len(cluster.nodes)} nodes did not come up in {_PATIENCE} s{reason}")
+    raise ClusterError(f"{len(cluster.nodes)} nodes did not come up in {_START_TIMEOUT} s{reason}")
 
 
 def _end(node: int, sessions: str) -> None:
     """End a node's session: politely, which lets Ray end its workers, then not; nothing if it is not ours."""
     if not _is_ours(node, sessions):
         return
-    for chosen, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
+    for chosen, stall_timeout in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
         if not _runs(node):
             break
         os.kill(node, chosen)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + stall_timeout
         while _runs(node) and time.monotonic() < deadline:
             time.sleep(0.1)
     for process in _session(node):  # what a killed node leaves: its raylet and workers

@@ -12,7 +12,7 @@ def check(output: str, manifest: str | None) -> int:
     Exit status: 0, all is well; 1, nothing could be read; 3, something is wrong.
     """
     from jobs.cli import EXIT_BAD_ROWS
-    from pipeline.check import check_output
+    from pipeline.output.audit import check_output
 
     audit = check_output(output, manifest)
     click.echo(str(audit))

@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from pipeline.ray_token import use_token
+from pipeline.errors import one_line
+from pipeline.run.ray_token import use_token
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("jobs.check", "Audit OUTPUT: every row once, every file and picture whole."),
@@ -87,21 +88,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - the door: whatever it is, a person reads one line
         if os.environ.get("LATENTMILL_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        click.echo(f"Error: {one_line(error)}", err=True)
+        hint = "" if isinstance(error, ValueError | OSError) else " (LATENTMILL_DEBUG=1 shows where)"
+        click.echo(f"Error: {one_line(error)}{hint}", err=True)
         return 1
     return status if isinstance(status, int) else 0
-
-
-def one_line(error: BaseException) -> str:
-    """What went wrong in one line; an error of our own or the system's speaks for itself, another says its kind."""
-    cause = getattr(error, "cause", None)  # Ray wraps what an actor raised
-    if isinstance(cause, BaseException):
-        return one_line(cause)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ValueError | OSError) and lines:
-        return lines[0]
-    text = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
-    return f"{text} (LATENTMILL_DEBUG=1 shows where)"
 
 
 if __name__ == "__main__":

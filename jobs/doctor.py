@@ -49,7 +49,8 @@ def examine(address: str | None, storages: tuple[str, ...], model: str) -> Itera
     import ray
     from ray.exceptions import RayError
 
-    from pipeline.ray_cluster import connected, one_line
+    from pipeline.errors import one_line
+    from pipeline.run.cluster import connected
 
     yield Finding("here", sys.version_info >= (3, 11), versions_text(versions()), "latentmill needs Python 3.11")
     try:
@@ -122,7 +123,7 @@ def _storage_task(url: str) -> Callable[[], str]:
         same = storage.read_bytes(place) == content
         storage.delete(place)
         if not same:
-            raise OSError(f"{storage.shown(place)}: was read otherwise than written")
+            raise OSError(f"{storage.redact_url(place)}: was read otherwise than written")
         return "written, read and deleted from a worker"
 
     return task
@@ -130,10 +131,10 @@ def _storage_task(url: str) -> Callable[[], str]:
 
 def _model_task(model: str) -> Callable[[], str]:
     def task() -> str:
-        from pipeline.checkpoint_files import local_checkpoint
-        from pipeline.models.checkpoint import load_stack
+        from pipeline.inference.node_cache import local_checkpoint
+        from pipeline.models.checkpoint.folder import load_stack
+        from pipeline.models.checkpoint.weights import weights_digest
         from pipeline.models.clip import load_clip
-        from pipeline.models.weights import weights_digest
 
         folder = local_checkpoint(model)
         diffusion = (folder / "model_index.json").exists()

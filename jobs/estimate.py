@@ -34,14 +34,14 @@ def estimate(
     Nothing is written. The rows are taken evenly from the manifest; what they take here is what an actor of the same
     device, lanes and threads takes.
     """
-    from pipeline.estimate import estimate as estimated
-    from pipeline.progress import duration_of
+    from pipeline.run.estimate import estimate as estimated
+    from pipeline.run.progress import duration_of
 
     config = config_of(task, manifest, "", {**options, "model": model or DEFAULT_MODELS[task]})  # pyright: ignore[reportArgumentType]
     found = estimated(config, rows or 2 * config.lanes)
     actors = config.actors or 1
     pace = (
-        f"{found.timed} of {found.rows:,} rows timed on one actor: {found.seconds_a_row:.3g} s a row ({found.device})"
+        f"{found.timed} of {found.rows:,} rows timed on one actor: {found.seconds_per_row:.3g} s a row ({found.device})"
     )
     click.echo(pace + (f"; {found.failed} failed" if found.failed else ""))
     click.echo(f"time         {duration_of(3600 * found.hours(actors))} on {actors} actor{'s' * (actors > 1)}")

@@ -39,7 +39,7 @@ def generate(context: click.Context, manifest: str, output: str, **options: Any)
 def run_and_report(config: Any) -> int:
     """Run a job, say how it ended, and give the exit status."""
     from jobs.cli import EXIT_BAD_ROWS
-    from pipeline.run import run_job
+    from pipeline.run.job import run_job
 
     summary = run_job(config)
     click.echo(str(summary))

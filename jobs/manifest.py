@@ -17,7 +17,7 @@ def manifest() -> None:
 
 @manifest.command()
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] MANIFEST")
-@click.option("--template", help='Prompts of a template and lists: "a {size} {colour} {shape}".')
+@click.option("--template", help='Prompts of a template and lists: "a {size} {color} {shape}".')
 @click.option(
     "--list", "lists", multiple=True, metavar="NAME=A,B,C", help="A list, or NAME=@FILE with one value a line."
 )
@@ -42,20 +42,21 @@ def build(paths: tuple[str, ...], **options: Any) -> None:
     \b
     latentmill manifest build prompts.csv prompts.parquet
     latentmill manifest build s3://archive/scans scans.parquet --exclude "*/thumbnails/*"
-    latentmill manifest build shapes.parquet --template "a {size} {colour} {shape}" \\
-        --list size=small,large --list colour=red,green,blue --list shape=@shapes.txt --images-per-prompt 4
+    latentmill manifest build shapes.parquet --template "a {size} {color} {shape}" \\
+        --list size=small,large --list color=red,green,blue --list shape=@shapes.txt --images-per-prompt 4
     """
-    from pipeline import manifest_build, storage
+    from pipeline import storage
+    from pipeline.manifest.build import build
 
     source = _source(paths, options)
-    rows = manifest_build.build(
+    rows = build(
         source,
         paths[-1],
         images_per_prompt=options["images_per_prompt"],
         constants=dict(_pair(text, "--set") for text in options["constants"]),
         limit=options["limit"],
     )
-    click.echo(f"{rows:,} rows written to {storage.shown(paths[-1])}")
+    click.echo(f"{rows:,} rows written to {storage.redact_url(paths[-1])}")
 
 
 @manifest.command()
@@ -71,9 +72,9 @@ def validate(path: str, task: Task, size_multiple: int, limit: int | None) -> in
     Exit status: 0, none; 3, there are some; 1, the manifest cannot be read.
     """
     from pipeline.diffusion.samplers import SAMPLERS
-    from pipeline.manifest import count_rows
-    from pipeline.manifest import validate as problems_in
-    from pipeline.manifest_rules import Rules
+    from pipeline.manifest.read import count_rows
+    from pipeline.manifest.rules import Rules
+    from pipeline.manifest.validate import validate as problems_in
 
     rules = Rules(task=task, samplers=tuple(SAMPLERS), size_multiple=size_multiple)
     count = 0
@@ -96,7 +97,7 @@ def show(path: str, rows: int) -> None:
     from rich.text import Text
 
     from jobs.tables import print_table, terminal
-    from pipeline.manifest import summary_of
+    from pipeline.manifest.summary import summary_of
 
     summary = summary_of(path, rows)
     names = [name for name in summary.columns if any(row.get(name) is not None for row in summary.first_rows)]
@@ -108,25 +109,22 @@ def show(path: str, rows: int) -> None:
 
 
 def _source(paths: tuple[str, ...], options: dict[str, Any]) -> Any:
-    from pipeline import manifest_sources, storage
+    from pipeline import storage
+    from pipeline.manifest.sources import from_file, from_folder
+    from pipeline.manifest.templates import from_template, read_list
 
     if options["template"] is not None:
         if len(paths) != 1:
             raise click.UsageError("with --template give MANIFEST alone: the template is the source")
-        lists = {
-            name: manifest_sources.read_list(values)
-            for name, values in (_pair(text, "--list") for text in options["lists"])
-        }
-        return manifest_sources.from_template(
-            options["template"], lists, sample=options["sample"], seed=options["seed"]
-        )
+        lists = {name: read_list(values) for name, values in (_pair(text, "--list") for text in options["lists"])}
+        return from_template(options["template"], lists, sample=options["sample"], seed=options["seed"])
     if options["lists"] or options["sample"]:
         raise click.UsageError("--list and --sample go with --template")
     if len(paths) != 2:
         raise click.UsageError("give SOURCE and MANIFEST, or --template and MANIFEST")
     if not paths[0].lower().endswith(".parquet") and storage.is_folder(paths[0]):
-        return manifest_sources.from_folder(paths[0], paths[1], include=options["include"], exclude=options["exclude"])
-    return manifest_sources.from_file(paths[0], prompt_column=options["prompt_column"])
+        return from_folder(paths[0], paths[1], include=options["include"], exclude=options["exclude"])
+    return from_file(paths[0], prompt_column=options["prompt_column"])
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -6,8 +6,8 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
-from pipeline.buckets import Shard
 from pipeline.config import RowDefaults, RunConfig, Task
+from pipeline.manifest.identity import Shard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -190,7 +190,7 @@ RUN_OPTIONS: Final = (
     click.option("--retry-failed", is_flag=True, help="Make the rows again that failed before."),
     click.option("--new-run", is_flag=True, help="Throw away what OUTPUT holds, and begin."),
     click.option(
-        "--patience",
+        "--stall-timeout",
         type=click.FloatRange(1),
         default=600.0,
         show_default=True,
@@ -230,11 +230,11 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     """The run that a command line asks for; click.UsageError says what does not go together."""
     names = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale")
     names += ("guidance_interval", "sampler", "eta", "strength", "mask_invert", "mask_dilate", "mask_feather")
-    names += ("noise_level", "tile", "overlap", "scale", "correct_colours")
+    names += ("noise_level", "tile", "overlap", "scale", "correct_colors")
     defaults = RowDefaults(**{name: options[name] for name in names if name in options})
     _check(task, defaults, options, manifest, output)
     run = ("model", "lanes", "threads", "device", "dtype", "allow_roots", "skip_invalid", "gpus_per_actor")
-    run += ("memory_per_actor", "patience", "grace", "shard", "retry_failed", "new_run")
+    run += ("memory_per_actor", "stall_timeout", "grace", "shard", "retry_failed", "new_run")
     own = ("seed", "format", "quality", "call_limit", "store", "clip_score", "labels", "template")
     actors, max_actors = options["actors"] or (None, None)
     return RunConfig(

@@ -29,7 +29,7 @@ def train(
     that all of them see.
     """
     from pipeline.training.ray_train import DataError, TrainConfig, run_training
-    from pipeline.training.recipes import RECIPES
+    from pipeline.training.recipes.catalog import RECIPES
 
     if recipe not in RECIPES:
         raise click.UsageError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")

@@ -20,7 +20,7 @@ UPSCALE_OPTIONS: Final = (
         "--overlap",
         type=click.IntRange(0, 512),
         metavar="PIXELS",
-        help="What neighbouring tiles share of the source. [default: a quarter of the tile]",
+        help="What neighboring tiles share of the source. [default: a quarter of the tile]",
     ),
     click.option(
         "--scale",
@@ -38,9 +38,9 @@ UPSCALE_OPTIONS: Final = (
         help="Where the pictures are: in the Parquet, or beside it in files as the sources' lay.",
     ),
     click.option(
-        "--correct-colours/--no-correct-colours",
+        "--correct-colors/--no-correct-colors",
         default=None,
-        help="Draw colours and low frequencies back to the source's, and smooth what the networks add but noise to. "
+        help="Draw colors and low frequencies back to the source's, and smooth what the networks add but noise to. "
         "[default: the model's, else no]",
     ),
 )
@@ -56,7 +56,7 @@ def upscale(context: click.Context, manifest: str, output: str, **options: Any) 
 
     MANIFEST is a Parquet file or a folder of them with the columns id and image, or the OUTPUT of an earlier run,
     whose pictures are taken up; both are local paths or URLs. Pictures may be of any size: large ones are worked on in
-    tiles that overlap. Grey stays grey, alpha is enlarged beside the colours, and colour profile, resolution and EXIF
+    tiles that overlap. Gray stays gray, alpha is enlarged beside the colors, and color profile, resolution and EXIF
     are kept.
 
     Exit status: 0, every row is there; 1, the run did not finish; 3, it did, and some rows failed.

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
-from pipeline.training.pictures import scenes
-from pipeline.training.scenes import COLOURS, SHAPES, Scene, draw
+from pipeline.training.data.examples import scenes
+from pipeline.training.data.scenes import COLORS, SHAPES, Scene, draw
 
 WIDTH = 64
 COUNT = 12
@@ -28,8 +28,8 @@ def main() -> None:
 
 def row(index: int, scene: Scene, random: Random) -> dict[str, object]:
     thing = scene.things[0]
-    colour = random.choice([name for name in COLOURS if name not in (thing.colour, *scene.background.colours)])
-    other = replace(thing, shape=random.choice([name for name in SHAPES if name != thing.shape]), colour=colour)
+    color = random.choice([name for name in COLORS if name not in (thing.color, *scene.background.colors)])
+    other = replace(thing, shape=random.choice([name for name in SHAPES if name != thing.shape]), color=color)
     prompt = "" if index % 4 == 3 else replace(scene, things=(other,)).caption()
     return {"id": f"hole-{index:02}", "prompt": prompt, "image": png(draw(scene, WIDTH)), "mask": png(mask(scene))}
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from build_holes import png
 
-from pipeline.training.pictures import scenes
-from pipeline.training.scenes import draw
-from pipeline.training.textures import texture
+from pipeline.training.data.examples import scenes
+from pipeline.training.data.scenes import draw
+from pipeline.training.data.textures import texture
 
 LARGE = 256
 TEXTURES, SCENES = 8, 4

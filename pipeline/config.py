@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from pipeline.buckets import Shard
+from pipeline.manifest.identity import Shard
 
 Task = Literal["generate", "inpaint", "upscale", "classify"]
 ImageFormat = Literal["png", "webp", "jpeg"]
@@ -36,10 +36,10 @@ class RowDefaults:
     tile: int | None = None
     """Pixels of a source picture's side that an upscaler is shown at once; `None`: what it was trained on."""
     overlap: int | None = None
-    """Pixels that neighbouring tiles share; `None`: a quarter of the tile."""
+    """Pixels that neighboring tiles share; `None`: a quarter of the tile."""
     scale: int = 4
     """How many times as wide and high an upscaled picture is."""
-    correct_colours: bool | None = None
+    correct_colors: bool | None = None
     """An upscaled picture's low frequencies are drawn to its source's."""
     mask_invert: bool = False
     """Masks are black where the picture is repainted."""
@@ -105,7 +105,7 @@ class RunConfig:
     """Make the rows again that failed before."""
     new_run: bool = False
     """Throw away what the output holds, and begin."""
-    patience: float = 600.0
+    stall_timeout: float = 600.0
     """Seconds without progress (a row, a step of one) after which a run ends; loading the model is no standstill."""
     grace: float = 30.0
     """Seconds after Ctrl-C or SIGTERM in which what is made is committed."""

@@ -45,7 +45,7 @@ PROVENANCE: Final[dict[str, pa.DataType]] = {
     "upscale_factor": pa.int32(),
     "tile_size": pa.int32(),
     "tile_overlap": pa.int32(),
-    "colours_corrected": pa.bool_(),
+    "colors_corrected": pa.bool_(),
     "mask_invert": pa.bool_(),
     "mask_dilate": pa.int32(),
     "mask_feather": pa.int32(),
@@ -96,3 +96,10 @@ LEDGER: Final[dict[str, pa.DataType]] = {
 """`row` is a hash of the manifest's row, with which a changed one is found."""
 
 MAX_ROW_GROUP_ROWS: Final = 100
+
+
+DATA, FAILED_FOLDER, LEDGER_FOLDER = "data", "failed", "ledger"
+OK, FAILED_STATUS = "ok", "failed"
+
+FILES: Final = "files"
+"""The folder of an output that holds pictures as files."""

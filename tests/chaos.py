@@ -30,12 +30,13 @@ from torch import Tensor
 
 from cluster import local
 from pipeline import storage
-from pipeline.check import check_output
 from pipeline.config import RunConfig
-from pipeline.machinery import Machinery
-from pipeline.plan import read_run
-from pipeline.run import RunError, run_job
-from tests.cheap import FACTS, machinery_of, zeros
+from pipeline.errors import RunError
+from pipeline.inference.loaded_model import LoadedModel
+from pipeline.output.audit import check_output
+from pipeline.output.run_record import read_run
+from pipeline.run.job import run_job
+from tests.cheap import FACTS, loaded_model_of, zeros
 from tests.faulty_s3 import FaultyProxy, Kind, Moment, faulty_proxy
 from tests.s3 import CREDENTIALS, s3_server
 
@@ -296,7 +297,7 @@ _AT: Final = {
 def run_here(manifest: str, output: str, address: str | None = None) -> int:
     """One attempt, on a Ray of its own or the one at the address; two actors, small parts."""
     config = RunConfig(
-        task="generate", manifest=manifest, output=output, actors=2, lanes=4, patience=120, address=address
+        task="generate", manifest=manifest, output=output, actors=2, lanes=4, stall_timeout=120, address=address
     )
     try:
         print(run_job(config, load=_load, checkpoint=FACTS), flush=True)
@@ -306,14 +307,14 @@ def run_here(manifest: str, output: str, address: str | None = None) -> int:
     return 0
 
 
-def _load(config: RunConfig, device: str) -> Machinery:
+def _load(config: RunConfig, device: str) -> LoadedModel:
     """The cheap model, slow enough to be killed while it works."""
 
     def slow(*arguments: Any) -> Tensor:
         time.sleep(_SECONDS_A_CALL)
         return zeros(*arguments)
 
-    return machinery_of(config, slow)
+    return loaded_model_of(config, slow)
 
 
 def chaos(seeds: range, rows: int, faults: int, folder: Path, places: tuple[str, ...] = PLACES) -> Iterator[Story]:

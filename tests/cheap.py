@@ -18,15 +18,15 @@ from pipeline.diffusion.engine import Denoise, DenoisingRequest, LaneEngine
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
-from pipeline.machinery import Machinery
-from pipeline.plan import CheckpointFacts
+from pipeline.inference.checkpoint_info import CheckpointInfo
+from pipeline.inference.loaded_model import LoadedModel
 
 SIDE = 64
-FACTS = CheckpointFacts(native_pixels=SIDE * SIDE)
+FACTS = CheckpointInfo(native_pixels=SIDE * SIDE)
 
 
 class CheapTask:
-    """One evaluation a row; the picture is one colour, that of the row's seed."""
+    """One evaluation a row; the picture is one color, that of the row's seed."""
 
     def __init__(self) -> None:
         self.table = sampler_table(NoiseScheduleConfig(), "ddim", 1)
@@ -61,9 +61,9 @@ def zeros(
     return torch.zeros_like(latents)
 
 
-def machinery_of(config: RunConfig, network: Denoise = zeros) -> Machinery:
+def loaded_model_of(config: RunConfig, network: Denoise = zeros) -> LoadedModel:
     """A cheap task on any network."""
-    return Machinery(
+    return LoadedModel(
         task=CheapTask(),
         engine=LaneEngine(network, lanes=config.lanes, device="cpu", dtype=torch.float32),
         model="cheap",
@@ -73,8 +73,8 @@ def machinery_of(config: RunConfig, network: Denoise = zeros) -> Machinery:
     )
 
 
-def load_cheap(config: RunConfig, device: str) -> Machinery:
-    return machinery_of(config)
+def load_cheap(config: RunConfig, device: str) -> LoadedModel:
+    return loaded_model_of(config)
 
 
 class DeadlyTask(CheapTask):
@@ -86,21 +86,21 @@ class DeadlyTask(CheapTask):
         return super().request(key, row)
 
 
-def load_deadly(config: RunConfig, device: str) -> Machinery:
+def load_deadly(config: RunConfig, device: str) -> LoadedModel:
     return replace(load_cheap(config, device), task=DeadlyTask())
 
 
-def load_stuck(config: RunConfig, device: str) -> Machinery:
+def load_stuck(config: RunConfig, device: str) -> LoadedModel:
     """A model whose network never comes back."""
 
     def stuck(*arguments: Any) -> Tensor:
         time.sleep(1e6)
         raise AssertionError
 
-    return machinery_of(config, stuck)
+    return loaded_model_of(config, stuck)
 
 
-def load_hanging(config: RunConfig, device: str) -> Machinery:
+def load_hanging(config: RunConfig, device: str) -> LoadedModel:
     """A model whose network does not come back from its first call in the run's first process."""
     first = Path(f"{config.output}.hung")
 
@@ -110,13 +110,13 @@ def load_hanging(config: RunConfig, device: str) -> Machinery:
             time.sleep(1e6)
         return zeros(*arguments)
 
-    return machinery_of(config, hanging)
+    return loaded_model_of(config, hanging)
 
 
-def load_broken(config: RunConfig, device: str) -> Machinery:
+def load_broken(config: RunConfig, device: str) -> LoadedModel:
     """A model whose network runs out of memory."""
 
     def out_of_memory(*arguments: Any) -> Tensor:
         raise RuntimeError("out of memory (pretended)")
 
-    return machinery_of(config, out_of_memory)
+    return loaded_model_of(config, out_of_memory)

@@ -198,7 +198,7 @@ def _text_config(family: Family) -> Any:
 
 
 def _make_lively(unet: torch.nn.Module, autoencoder: torch.nn.Module, text_encoder: torch.nn.Module) -> None:
-    """Random weights alone give grey pictures and texts that hardly matter; scale what decides both."""
+    """Random weights alone give gray pictures and texts that hardly matter; scale what decides both."""
     with torch.no_grad():
         autoencoder.get_parameter("decoder.conv_out.weight").mul_(2)
         for name, weight in text_encoder.named_parameters():

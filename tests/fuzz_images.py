@@ -24,7 +24,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from pipeline import images
+from pipeline.errors import ImageError
+from pipeline.images.decode import decode, decode_kept, decode_mask
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 SECONDS_A_FILE: Final = 10
@@ -112,14 +113,14 @@ def file_of(seed: int, index: int) -> tuple[str, bytes]:
     return kind, damaged(random.choice([content for name, content in seeds() if name == kind]), random)
 
 
-DECODERS: Final[tuple[Callable[..., object], ...]] = (images.decode, images.decode_mask, images.decode_kept)
+DECODERS: Final[tuple[Callable[..., object], ...]] = (decode, decode_mask, decode_kept)
 
 
 def verdict(content: bytes, decode: Callable[..., object]) -> str:
     """ "decoded", a refusal's reason, or what is wrong with the decoder, with a "!" before it."""
     try:
         decode(content, max_pixels=MAX_PIXELS)
-    except images.ImageError as error:
+    except ImageError as error:
         return str(error) if str(error).strip() and "\n" not in str(error) else f"! {str(error)!r} is no line"
     except Exception as error:  # noqa: BLE001 - each is a finding
         return f"! {type(error).__name__}: {error}"

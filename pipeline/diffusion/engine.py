@@ -14,7 +14,7 @@ from pipeline.diffusion.tiled import TiledRun, TileKey
 
 __all__ = ["Denoise", "DenoisingRequest", "EngineStats", "KnownLatents", "LaneEngine", "Result"]
 
-PATIENCE: Final = 256
+MAX_WAIT_CALLS: Final = 256
 """Calls of other groups after which a group has its turn, however few lanes it fills, until one of its rows is done."""
 
 
@@ -150,7 +150,7 @@ class LaneEngine:
             return None
         chosen = busy[0]
         if len(busy) > 1:
-            chosen = max(busy, key=lambda batch: (batch.waited >= PATIENCE, batch.load, batch is current))
+            chosen = max(busy, key=lambda batch: (batch.waited >= MAX_WAIT_CALLS, batch.load, batch is current))
             for batch in busy:
                 batch.waited += batch is not chosen
         self._current = chosen

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """Where the tiles of latents (C, h, w) begin: row by row, evenly laid, neighbours sharing at least an overlap."""
+    """Where the tiles of latents (C, h, w) begin: row by row, evenly laid, neighbors sharing at least an overlap."""
 
     height: int
     width: int
@@ -58,10 +58,10 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def _weights(starts: list[int], tile: int, length: int) -> list[Tensor]:
-    """Linear ramps over what neighbours share, divided by their sum; (tile,) each.
+    """Linear ramps over what neighbors share, divided by their sum; (tile,) each.
 
     At a tile's own edge a network sees padding where there is a picture: the outer quarter of what is shared is left
-    to the neighbour.
+    to the neighbor.
     """
     windows = [torch.ones(tile) for _ in starts]
     for (left, right), (before, after) in zip(pairwise(starts), pairwise(windows), strict=True):

@@ -223,7 +223,7 @@ class Codebook(nn.Module):
 
 
 class VQModel(nn.Module):
-    """Encodes pixels in [-1, 1] to unquantised latents; decoding looks them up in the codebook first."""
+    """Encodes pixels in [-1, 1] to unquantized latents; decoding looks them up in the codebook first."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from pipeline import images
-from pipeline.models.clip_folder import check_clip, clip_colours, clip_side
+from pipeline.images.resize import middle_square
+from pipeline.models.checkpoint.clip_config import check_clip, clip_colors, clip_side
+from pipeline.models.checkpoint.weights import load_weights, read_json
 from pipeline.models.text import TextEncoder, load_tokenizer
-from pipeline.models.weights import load_weights, read_json
 
 
 class Clip:
@@ -23,7 +23,7 @@ class Clip:
         self.side = clip_side(folder)
         """Pixels of the square that a picture is cut to."""
         self._text = text
-        mean, deviation = clip_colours(folder)
+        mean, deviation = clip_colors(folder)
         self._mean = torch.tensor(mean, device=device)[:, None, None]
         self._deviation = torch.tensor(deviation, device=device)[:, None, None]
         self.scale = model.logit_scale.exp().item()
@@ -46,7 +46,7 @@ class Clip:
 
     def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The middle square (side, side, 3) of a picture (H, W, 3) that is made as small as that allows."""
-        return images.middle_square(pixels, self.side)
+        return middle_square(pixels, self.side)
 
 
 def load_clip(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Clip:

@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
 from pipeline.config import Task
+from pipeline.errors import CheckpointError
 
 EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be loaded: one line that names the file, the key or the tensor, and what is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -67,9 +67,9 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
         states = tokens if states is None else states
         query, key, value = (
-            self._split(self.to_q(tokens)),
-            self._split(self.to_k(states)),
-            self._split(self.to_v(states)),
+            self.split_url(self.to_q(tokens)),
+            self.split_url(self.to_k(states)),
+            self.split_url(self.to_v(states)),
         )
         if self.upcast:
             attended = _attend(query.float(), key.float(), value.float()).to(tokens.dtype)
@@ -77,7 +77,7 @@ class Attention(nn.Module):
             attended = _attend(query, key, value)
         return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
-    def _split(self, tokens: Tensor) -> Tensor:
+    def split_url(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -91,7 +91,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class PixelAttention(Attention):
-    """Self-attention over the positions of a feature map, normalised before and added."""
+    """Self-attention over the positions of a feature map, normalized before and added."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
         super().__init__(channels, heads, bias=True)
@@ -126,7 +126,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; each normalised before and added."""
+    """Self-attention, cross-attention to the text, feed-forward; each normalized before and added."""
 
     def __init__(self, channels: int, heads: int, states: int, *, only_cross: bool) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges a feature map to `size` by nearest neighbours, then convolves."""
+    """Enlarges a feature map to `size` by nearest neighbors, then convolves."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

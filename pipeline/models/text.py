@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import BertTokenizer, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase
 
+from pipeline.errors import CheckpointError
 from pipeline.models.bert import BertModel
-from pipeline.models.configs import CheckpointError
 
 
 class TextEncoder:

@@ -120,10 +120,10 @@ class UnconditionalUNetConfig(UNetConfig):
 
     def attention(self, level: int, channels: int, *, only_cross: bool | None = None) -> nn.Module:
         heads = channels // self.attention_head_dim if self.attention_head_dim else 1
-        return Untold(channels, heads, self.norm_num_groups, self.norm_eps)
+        return UnconditionalAttention(channels, heads, self.norm_num_groups, self.norm_eps)
 
 
-class Untold(PixelAttention):
+class UnconditionalAttention(PixelAttention):
     """Self-attention in a transformer's place: the text is not for it."""
 
     def forward(self, features: Tensor, states: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

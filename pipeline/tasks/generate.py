@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import images
 from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SamplerTable, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
-from pipeline.models.checkpoint import Stack
+from pipeline.images.resize import floats_of
 from pipeline.models.configs import checked_form
+from pipeline.models.stack import Stack
 
-Beat = Callable[[], None]
+Heartbeat = Callable[[], None]
 """What a task calls while it works on what takes long, so that nobody takes it for one that hangs."""
 
 _KEPT_PROMPTS: Final = 256
 
 
-def unheard() -> None:
+def no_heartbeat() -> None:
     """The beat that nobody listens to."""
 
 
@@ -101,7 +101,7 @@ class Generate:
             ),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Beat = unheard) -> np.ndarray:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Heartbeat = no_heartbeat) -> np.ndarray:
         """The picture of the row's latents (C, h, w): uint8 (H, W, 3). Decoded alone: it depends on the row alone.
 
         `beat` is called after each part of the work."""
@@ -116,7 +116,7 @@ class Generate:
         shape = (1, self.stack.latent_channels, chosen["height"] // factor, chosen["width"] // factor)
         if pixels is None:
             return table.start_noise * torch.randn(shape, generator=generator)[0]
-        from_uint8 = torch.from_numpy(images.floats_of(pixels))[None]
+        from_uint8 = torch.from_numpy(floats_of(pixels))[None]
         if from_uint8.shape[-2:] != (chosen["height"], chosen["width"]):
             size = (chosen["height"], chosen["width"])
             resized = torch.nn.functional.interpolate(from_uint8, size, mode="bicubic", antialias=True)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import images
 from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
-from pipeline.models.checkpoint import Stack
-from pipeline.tasks.generate import Beat, Generate, unheard
-from pipeline.tasks.masks import Area, area_of, blended, opacity, white
+from pipeline.images.masks import Area, area_of, blended, opacity, white
+from pipeline.images.resize import floats_of
+from pipeline.models.stack import Stack
+from pipeline.tasks.generate import Generate, Heartbeat, no_heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +71,13 @@ class Inpaint(Generate):
         hole: _Hole = row["hole"]
         if hole.area is None:
             return row["pixels"]
-        source = torch.from_numpy(images.floats_of(hole.area.canvas(row["pixels"])))[None]
+        source = torch.from_numpy(floats_of(hole.area.canvas(row["pixels"])))[None]
         mask = torch.from_numpy(hole.area.canvas_mask(hole.part > 0).astype(np.float32))[None, None]
         started = None if chosen["strength"] >= 1 else chosen["strength"]
         request = self._without_latents(key, chosen, started)
         return self._with_latents(request, source, mask, encodes=started is not None or not self._shown)
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Beat = unheard) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
         """The row's picture with the painted part put in: uint8 (H, W, 3)."""
         hole, picture = row["hole"], row["pixels"].copy()
         made = hole.area.back(super().pixels(latents, row, beat))

@@ -9,14 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import images
 from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
-from pipeline.models.checkpoint import CheckpointError, Stack
-from pipeline.tasks.colours import corrected
-from pipeline.tasks.generate import Beat, Generate, levels_of, unheard
+from pipeline.errors import CheckpointError
+from pipeline.images.colors import corrected
+from pipeline.images.resize import floats_of, gray_of, resize
+from pipeline.models.stack import Stack
+from pipeline.tasks.generate import Generate, Heartbeat, levels_of, no_heartbeat
 
 FACTOR: Final = 4
 """How many times the networks enlarge a picture: latents lie on the source's pixels, and are decoded by this factor."""
@@ -28,7 +29,7 @@ class Upscale(Generate):
     Either is shown the source beside the latents (Rombach et al. 2022, section 4.4): the one with text, Stable
     Diffusion's x4 upscaler, with noise of a level that it is told; the one without text, the paper's, as it is.
 
-    A row is as Generate's, with `pixels`, uint8 (H, W, C) of any size: grey, grey and alpha, RGB or RGBA. Colours go
+    A row is as Generate's, with `pixels`, uint8 (H, W, C) of any size: gray, gray and alpha, RGB or RGBA. Colors go
     through the networks, alpha beside them. Noise is drawn in the order of diffusers' pipelines: the source's (with
     text), the first latents', then one a step where the sampler needs it; for all of the picture, never for a tile.
     """
@@ -48,7 +49,7 @@ class Upscale(Generate):
         noise = stack.low_res_schedule_config
         self._alphas = None if noise is None else NoiseScheduleConfig.from_dict(noise).alphas_cumprod()
         self._multiple = 2 ** (len(stack.unet.config.block_out_channels) - 1)
-        self.correct_colours: bool = self._setting({}, "correct_colours", stack.generation_config, False)
+        self.correct_colors: bool = self._setting({}, "correct_colors", stack.generation_config, False)
         self.tile = stack.unet.config.sample_size if defaults.tile is None else defaults.tile
         self.overlap = self.tile // 4 if defaults.overlap is None else defaults.overlap
         if self.tile < self._multiple or self.tile % self._multiple or not 0 <= self.overlap <= self.tile // 2:
@@ -68,7 +69,7 @@ class Upscale(Generate):
             "upscale_factor": self.defaults.scale,
             "tile_size": self.tile,
             "tile_overlap": self.overlap,
-            "colours_corrected": self.correct_colours,
+            "colors_corrected": self.correct_colors,
         }
         if self._alphas is not None:
             chosen["noise_level"] = int(self._setting(row, "noise_level", self.stack.generation_config))
@@ -82,7 +83,7 @@ class Upscale(Generate):
         source = self._padded(self._shown(row["pixels"]))
         height, width = source.shape[:2]
         request = self._without_latents(key, chosen, None)
-        shown = torch.from_numpy(images.floats_of(source))[None]
+        shown = torch.from_numpy(floats_of(source))[None]
         if self._alphas is not None:
             shown = self._noised(shown, chosen["noise_level"], request.generator)
         noise = torch.randn((1, self.stack.latent_channels, height, width), generator=request.generator)
@@ -94,21 +95,21 @@ class Upscale(Generate):
             tiling=Tiling.of(height, width, self.tile, self.overlap),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Beat = unheard) -> NDArray[np.uint8]:
+    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
         """The row's picture enlarged: uint8 (scale H, scale W, C), C as the source has it."""
         source: NDArray[np.uint8] = row["pixels"]
         height, width, channels = source.shape
         shown = self._shown(source)
         tiling = Tiling.of(latents.shape[1], latents.shape[2], self.tile, self.overlap)
         made = decoded(self.stack.decode, latents, tiling, beat)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
-        if self.correct_colours:
+        if self.correct_colors:
             made = corrected(made, shown, beat)
         scale = self.defaults.scale
-        made = images.resize(made, scale * width, scale * height)
+        made = resize(made, scale * width, scale * height)
         if channels < 3:
-            made = images.grey_of(made)[..., None]
+            made = gray_of(made)[..., None]
         if channels in (2, 4):
-            alpha = images.resize(source[..., -1], scale * width, scale * height, "bicubic")
+            alpha = resize(source[..., -1], scale * width, scale * height, "bicubic")
             made = np.concatenate([made, alpha[..., None]], axis=2)
         return made
 
@@ -122,10 +123,10 @@ class Upscale(Generate):
         return signal**0.5 * shown + (1 - signal) ** 0.5 * torch.randn(shown.shape, generator=generator)
 
     def _shown(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The colours that the networks enlarge by FACTOR: of a larger scale, those of the source enlarged before."""
+        """The colors that the networks enlarge by FACTOR: of a larger scale, those of the source enlarged before."""
         more = max(self.defaults.scale // FACTOR, 1)
         height, width = source.shape[:2]
-        return images.resize(_colours(source), more * width, more * height, "bicubic")
+        return resize(_colors(source), more * width, more * height, "bicubic")
 
     def _padded(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A side that is shorter than a tile, mirrored to a multiple of what the U-Net halves; longer ones as is."""
@@ -134,7 +135,7 @@ class Upscale(Generate):
 
 
 def decoded(
-    decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling, beat: Beat = unheard
+    decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling, beat: Heartbeat = no_heartbeat
 ) -> NDArray[np.uint8]:
     """The picture of latents (C, h, w), decoded tile by tile and joined: uint8 (FACTOR h, FACTOR w, 3).
 
@@ -155,6 +156,6 @@ def decoded(
     return picture
 
 
-def _colours(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _colors(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """RGB (H, W, 3) of what a row holds."""
     return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)

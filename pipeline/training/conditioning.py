@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.models.bert import BertConfig, BertModel
-from pipeline.models.checkpoint import load_text_encoder
-from pipeline.training.contrastive import text_config
+from pipeline.models.checkpoint.components import load_text_encoder
+from pipeline.training.recipes.clip import text_config
 from pipeline.training.save import write_json
 from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
 

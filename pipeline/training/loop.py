@@ -64,7 +64,7 @@ class Worker:
         self.average([torch.zeros(1)])
 
 
-ALONE = Worker()
+SINGLE_WORKER = Worker()
 
 
 def draws_of(seed: int, step: int) -> torch.Generator:
@@ -79,7 +79,9 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * min(up, down)
 
 
-def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path, worker: Worker = ALONE) -> nn.Module:
+def train(
+    model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path, worker: Worker = SINGLE_WORKER
+) -> nn.Module:
     """Train `model` in place and return its averaged copy; `folder` keeps the state to go on from, and log.jsonl.
 
     Several workers must start with the same weights and see the same `folder`; the first of them writes it.
@@ -111,7 +113,7 @@ def train(model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Pat
             means["loss"] = round(overall.item(), 6)
             seconds = (time.monotonic() - started) / (step + 1 - first)
             if worker.rank == 0:
-                _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_a_step": round(seconds, 3)})
+                _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_per_step": round(seconds, 3)})
             seen = {}
         if worker.rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
             _save(folder / "state.pt", step + 1, model, average, optimizers)

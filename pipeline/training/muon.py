@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
                 if weight.grad is not None:
                     alike[weight.flatten(1).shape].append(weight)
             for shape, weights in alike.items():
-                updates = orthogonalised(torch.stack([self._ahead(weight, group["momentum"]) for weight in weights]))
+                updates = orthogonalized(torch.stack([self._ahead(weight, group["momentum"]) for weight in weights]))
                 for weight, update in zip(weights, updates, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update.reshape(weight.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         return weight.grad.lerp(average, momentum).flatten(1)
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearly the closest matrices with orthonormal rows or columns, (..., m, n): five Newton-Schulz steps.
 
     Singular values end between about 0.7 and 1.2; the quintic's coefficients are those of Jordan et al. 2024. Its

@@ -14,11 +14,14 @@ import ray.train
 import ray.train.torch
 import torch
 
-from pipeline import images, storage
-from pipeline.stages import source_file
+from pipeline import storage
+from pipeline.errors import ImageError
+from pipeline.images.decode import decode
+from pipeline.images.resize import resize_to_cover
+from pipeline.stages.fetch import source_file
+from pipeline.training.data.examples import CAPTIONS_FILE, PICTURES_FILE, Table
 from pipeline.training.loop import Worker
-from pipeline.training.pictures import CAPTIONS_FILE, PICTURES_FILE, Table
-from pipeline.training.recipes import RECIPES
+from pipeline.training.recipes.catalog import RECIPES
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,7 @@ def prepare_table(data: str, folder: Path, width: int) -> None:
     A folder that holds them already is left as it is. A DataError where it holds another table's pictures or of another
     width, where the table lacks a column, or where no picture can be read.
     """
-    source = {"data": storage.shown(data), "width": width}
+    source = {"data": storage.redact_url(data), "width": width}
     if (folder / CAPTIONS_FILE).exists():
         there = json.loads((folder / CAPTIONS_FILE).read_text(encoding="utf-8"))
         if any(there.get(name) != value for name, value in source.items()):
@@ -135,8 +138,8 @@ class _Prepare:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
             encoded, _ = source_file(row["image"], storage.AllowedRoots(self.data))
-            pixels = images.resize_to_cover(images.decode(encoded), self.width, self.width)
-        except (images.ImageError, storage.StorageError, TypeError) as error:
+            pixels = resize_to_cover(decode(encoded), self.width, self.width)
+        except (ImageError, storage.StorageError, TypeError) as error:
             return {"pixels": b"", "prompt": "", "error": str(error)}
         return {"pixels": pixels.tobytes(), "prompt": row["prompt"] or "", "error": ""}
 

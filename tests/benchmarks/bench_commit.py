@@ -27,13 +27,13 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.config import RunConfig
-from pipeline.machinery import Machinery
-from pipeline.plan import CheckpointFacts
-from pipeline.run import run_job
-from pipeline.sink import LedgerDatasink
-from pipeline.stages import sha256_of
+from pipeline.inference.checkpoint_info import CheckpointInfo
+from pipeline.inference.loaded_model import LoadedModel
+from pipeline.output.sink import LedgerDatasink
+from pipeline.run.job import run_job
+from pipeline.stages.rows import sha256_of
 from tests.chaos import write_rows
-from tests.cheap import CheapTask, machinery_of, zeros
+from tests.cheap import CheapTask, loaded_model_of, zeros
 from tests.s3 import CREDENTIALS, s3_server
 
 SIDE = 512
@@ -63,14 +63,14 @@ class LargePictures(CheapTask):
         return picture
 
 
-def load(config: RunConfig, device: str) -> Machinery:
+def load(config: RunConfig, device: str) -> LoadedModel:
     def slow(*arguments: Any) -> Tensor:
         if not os.path.exists(begun := first_call(config.output)):
             Path(begun).write_text(str(time.time()))
         time.sleep(SECONDS_A_CALL)
         return zeros(*arguments)
 
-    return replace(machinery_of(config, slow), task=LargePictures())
+    return replace(loaded_model_of(config, slow), task=LargePictures())
 
 
 def first_call(output: str) -> str:
@@ -81,8 +81,8 @@ def first_call(output: str) -> str:
 def measure(manifest: str, output: str, actors: int, sink: type[LedgerDatasink]) -> float:
     """Images a second and an actor."""
     config = RunConfig(task="generate", manifest=manifest, output=output, actors=actors, lanes=LANES)
-    with mock.patch("pipeline.run.LedgerDatasink", sink):
-        summary = run_job(config, load=load, checkpoint=CheckpointFacts(native_pixels=SIDE * SIDE))
+    with mock.patch("pipeline.run.job.LedgerDatasink", sink):
+        summary = run_job(config, load=load, checkpoint=CheckpointInfo(native_pixels=SIDE * SIDE))
     begun = Path(first_call(output))
     seconds = time.time() - float(begun.read_text())
     begun.unlink()

@@ -19,11 +19,12 @@ from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.tiles import Tiling
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale
-from pipeline.training.scenes import draw
-from pipeline.training.textures import texture
+from pipeline.training.data.scenes import draw
+from pipeline.training.data.textures import texture
 from tests.benchmarks.bench_engine import Row, Timing, generators, in_turns, run_engine, timed
 from tests.benchmarks.judge import held_out
 from tests.benchmarks.score_inpainting import hole
@@ -108,7 +109,7 @@ def main() -> None:
         len(rows),
         repeats,
     )
-    upscale = Upscale(load_stack(EMBEDDED / "upscaler"), RowDefaults(sampler="ddim", correct_colours=False))
+    upscale = Upscale(load_stack(EMBEDDED / "upscaler"), RowDefaults(sampler="ddim", correct_colors=False))
     peer = loaded(StableDiffusionUpscalePipeline, "upscaler")
     run_engine(upscale, small[:batch], batch)
     diffusers(peer, small[:batch], batch, upscale_arguments)

@@ -26,9 +26,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
-from pipeline.training.scenes import vocabulary
+from pipeline.training.data.scenes import vocabulary
 from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
 
 Row = dict[str, Any]

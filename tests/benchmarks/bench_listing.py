@@ -66,7 +66,7 @@ def listed(url: str) -> None:
     found = storage.list_files(url)
     seconds = time.monotonic() - started
     grown = peak_mib() - before
-    print(f"{storage.shown(url):<32} {len(found):>9,} files {seconds:>7.1f} s {grown:>7.0f} MiB more", flush=True)
+    print(f"{storage.redact_url(url):<32} {len(found):>9,} files {seconds:>7.1f} s {grown:>7.0f} MiB more", flush=True)
 
 
 def main() -> None:

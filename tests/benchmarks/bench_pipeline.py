@@ -5,7 +5,7 @@
     python -m tests.benchmarks.bench_pipeline --rows 10000000 --blank 64
 
 The network returns at once, and every picture is noise, so that encoding and writing have their usual work. With
---blank pictures are of one colour and rows go in blocks as those of so many pixels a side do: what is left is the
+--blank pictures are of one color and rows go in blocks as those of so many pixels a side do: what is left is the
 driver's."""
 
 import argparse
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import RunConfig
-from pipeline.machinery import Machinery
-from pipeline.run import run_job
+from pipeline.inference.loaded_model import LoadedModel
+from pipeline.run.job import run_job
 from tests.benchmarks.bench_resume import manifest_of
 from tests.cheap import FACTS, SIDE, CheapTask, load_cheap
 
@@ -37,7 +37,7 @@ class NoiseTask(CheapTask):
         return np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
 
-def load_noise(config: RunConfig, device: str) -> Machinery:
+def load_noise(config: RunConfig, device: str) -> LoadedModel:
     return replace(load_cheap(config, device), task=NoiseTask())
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000, 100_000])
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--lanes", type=int, default=64)
-    parser.add_argument("--blank", type=int, metavar="SIDE", help="one colour; blocks as of pictures of this side")
+    parser.add_argument("--blank", type=int, metavar="SIDE", help="one color; blocks as of pictures of this side")
     options = parser.parse_args()
     print(f"pictures of {SIDE} x {SIDE} pixels, PNG; {options.actors} actors")
     print(f"{'rows':>10} {'seconds':>8} {'rows/s':>8} {'driver before':>14} {'driver peak':>12} {'driver CPU':>11}")

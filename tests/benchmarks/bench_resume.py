@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.check import check_output
 from pipeline.config import RunConfig
-from pipeline.images import encode
-from pipeline.lease import Lease
-from pipeline.ledger import entry_bytes, entry_url, part_key
-from pipeline.manifest import fingerprint
-from pipeline.plan import plan_run
-from pipeline.stages import sha256_of
-from pipeline.storage import write_bytes
+from pipeline.images.encode import encode
+from pipeline.manifest.read import fingerprint
+from pipeline.output.audit import check_output
+from pipeline.output.lease import Lease
+from pipeline.output.ledger import entry_bytes, entry_url, part_key
+from pipeline.run.plan import plan_run
+from pipeline.stages.rows import sha256_of
+from pipeline.storage.files import write_bytes
 from tests.cheap import FACTS
 
 ROWS_AN_ENTRY = 2_500

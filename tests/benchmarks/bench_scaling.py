@@ -18,10 +18,10 @@ import ray
 from torch import Tensor
 
 from pipeline.config import RunConfig
-from pipeline.machinery import Machinery
-from pipeline.run import run_job
+from pipeline.inference.loaded_model import LoadedModel
+from pipeline.run.job import run_job
 from tests.chaos import write_rows
-from tests.cheap import FACTS, machinery_of, zeros
+from tests.cheap import FACTS, loaded_model_of, zeros
 
 LANES = 4
 CPUS = 20
@@ -30,7 +30,7 @@ SECONDS = "LATENTMILL_BENCH_SECONDS"
 """In the environment: what a call of the network takes."""
 
 
-def load(config: RunConfig, device: str) -> Machinery:
+def load(config: RunConfig, device: str) -> LoadedModel:
     """The cheap model; each call sleeps, and is written down with its process."""
     calls = Path(f"{config.output}.calls")
     calls.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def load(config: RunConfig, device: str) -> Machinery:
             file.write(json.dumps([start, time.time()]) + "\n")
         return zeros(*arguments)
 
-    return machinery_of(config, slow)
+    return loaded_model_of(config, slow)
 
 
 def efficiency(calls: dict[str, list[tuple[float, float]]], actors: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Quick judges of the embedded models' pictures, for tests, and what all scores need.
 
-`judge` is no network: it gives each pixel the nearest colour of the palette, takes the background from the border, each
-thing from the pixels of its colour, and its shape from the outline that covers them best. `one_word` is a CLIP's
+`judge` is no network: it gives each pixel the nearest color of the palette, takes the background from the border, each
+thing from the pixels of its color, and its shape from the outline that covers them best. `one_word` is a CLIP's
 opinion, which learned from the generator's pictures.
 """
 
@@ -19,15 +19,15 @@ from PIL import Image
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.models.clip import Clip
 from pipeline.tasks.generate import Generate
-from pipeline.training.pictures import scenes
-from pipeline.training.scenes import COLOURS, SHAPES, Background, Scene, Thing, draw
+from pipeline.training.data.examples import scenes
+from pipeline.training.data.scenes import COLORS, SHAPES, Background, Scene, Thing, draw
 
 HELD_OUT = 1_000
-NAMES = tuple(COLOURS)
-PALETTE = np.array(list(COLOURS.values()), dtype=np.float32)
+NAMES = tuple(COLORS)
+PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 
 
-def nearest_colours(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+def nearest_colors(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
     """The palette's index for each pixel, (H, W)."""
     distances = np.square(picture[:, :, None].astype(np.float32) - PALETTE).sum(-1)
     return distances.argmin(-1)
@@ -59,25 +59,25 @@ def shape_of(mask: NDArray[np.bool_]) -> str:
 
 def judge(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
     """What of a caption with a plain background is in the picture, attribute by attribute."""
-    colours = nearest_colours(picture)
-    border = np.concatenate([colours[0], colours[-1], colours[:, 0], colours[:, -1]])
-    yield "background", NAMES[np.bincount(border).argmax()] == scene.background.colours[0]
-    inner = colours[1:-1, 1:-1]
-    others = Counter(inner[inner != NAMES.index(scene.background.colours[0])].tolist())
+    colors = nearest_colors(picture)
+    border = np.concatenate([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
+    yield "background", NAMES[np.bincount(border).argmax()] == scene.background.colors[0]
+    inner = colors[1:-1, 1:-1]
+    others = Counter(inner[inner != NAMES.index(scene.background.colors[0])].tolist())
     found = {NAMES[index] for index, _ in others.most_common(len(scene.things))}
-    centres = []
+    centers = []
     for thing in scene.things:
-        mask = colours == NAMES.index(thing.colour)
-        there = thing.colour in found and mask.sum() >= 12
-        yield "colour", there
+        mask = colors == NAMES.index(thing.color)
+        there = thing.color in found and mask.sum() >= 12
+        yield "color", there
         yield "shape", there and shape_of(mask) == thing.shape
-        centres.append(np.argwhere(mask).mean(0) if there else None)
+        centers.append(np.argwhere(mask).mean(0) if there else None)
     if scene.relation in ("left of", "right of", "above", "below"):
         axis, sign = (
             (1 if scene.relation in ("left of", "right of") else 0),
             (1 if scene.relation in ("left of", "above") else -1),
         )
-        first, second = centres
+        first, second = centers
         yield "relation", first is not None and second is not None and sign * (second[axis] - first[axis]) > 4
 
 
@@ -124,7 +124,7 @@ def one_word(
 
 
 def other_thing(attribute: str, place: int = 0) -> Callable[[Scene, str], Scene]:
-    """A scene with another shape, colour or size of one of its things."""
+    """A scene with another shape, color or size of one of its things."""
 
     def other(scene: Scene, word: str) -> Scene:
         changed = [*scene.things]

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.models.autoencoder import AutoencoderKL
-from pipeline.models.checkpoint import EMBEDDED, load_autoencoder, load_vq
-from pipeline.training.contrastive import load_image_features
+from pipeline.models.checkpoint.components import load_autoencoder, load_vq
+from pipeline.models.configs import EMBEDDED
+from pipeline.training.data.examples import SCENES, TEXTURES, pixels_of
 from pipeline.training.losses import perceptual_distance
-from pipeline.training.pictures import SCENES, TEXTURES, pixels_of
+from pipeline.training.recipes.clip import load_image_features
 from tests.benchmarks.judge import HELD_OUT, psnr
 
 _WINDOW, _DEVIATION = 11, 1.5
@@ -42,8 +43,8 @@ def ssim(ours: Tensor, theirs: Tensor) -> float:
 @torch.inference_mode()
 def score(folder: Path, pixels: Tensor) -> str:
     """A row of the table."""
-    quantised = json.loads((folder / "config.json").read_text())["_class_name"] == "VQModel"
-    autoencoder = (load_vq if quantised else load_autoencoder)(folder)
+    quantized = json.loads((folder / "config.json").read_text())["_class_name"] == "VQModel"
+    autoencoder = (load_vq if quantized else load_autoencoder)(folder)
     latents = [autoencoder.encode(part) for part in pixels.split(16)]
     rebuilt = torch.cat([autoencoder.decode(part) for part in latents]).clamp(-1, 1)
     ours, theirs = ((255 * (values / 2 + 0.5)).round() for values in (rebuilt, pixels))

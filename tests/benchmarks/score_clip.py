@@ -1,7 +1,7 @@
 """How well the embedded CLIP tells captions apart, on held-out scenes: `python -m tests.benchmarks.score_clip`.
 
 It picks a picture's caption among those of 32 scenes; and, of captions of one thing that differ in one word only, the
-right shape among 8, colour among 10, size among 2; of two things, the right relation among 4.
+right shape among 8, color among 10, size among 2; of two things, the right relation among 4.
 """
 
 import argparse
@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.models.checkpoint import EMBEDDED
 from pipeline.models.clip import Clip, load_clip
-from pipeline.training.pictures import scenes
-from pipeline.training.scenes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, draw
+from pipeline.models.configs import EMBEDDED
+from pipeline.training.data.examples import scenes
+from pipeline.training.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, draw
 from tests.benchmarks.judge import HELD_OUT, one_word, other_relation, other_thing
 
 CANDIDATES = 32
@@ -45,7 +45,7 @@ def main() -> None:
     print(f"the caption among those of {CANDIDATES} scenes: {among_all(clip, drawn[:whole]):.1%} of {whole}")
     for name, found, words, other in (
         ("one thing, its shape among 8", one, SHAPES, other_thing("shape")),
-        ("one thing, its colour among 10", one, tuple(COLOURS), other_thing("colour")),
+        ("one thing, its color among 10", one, tuple(COLORS), other_thing("color")),
         ("one thing, its size among 2", sized, tuple(SIZES), other_thing("size")),
         ("two things, the first's shape among 8", pairs, SHAPES, other_thing("shape")),
         ("two things, the second's shape among 8", pairs, SHAPES, other_thing("shape", 1)),

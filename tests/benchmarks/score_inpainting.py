@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import RowDefaults
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.inpaint import Inpaint
-from pipeline.training.pictures import scenes
-from pipeline.training.scenes import COLOURS, SHAPES, Scene, draw
+from pipeline.training.data.examples import scenes
+from pipeline.training.data.scenes import COLORS, SHAPES, Scene, draw
 from tests.benchmarks.judge import HELD_OUT, made, psnr
 from tests.benchmarks.trained_judge import held_out, judged, trained
 
@@ -41,11 +42,11 @@ def row(scene: Scene, prompt: str) -> dict[str, Any]:
 
 
 def other_thing(scene: Scene, random: Random) -> Scene:
-    """The scene with a thing of another shape and colour in its thing's place."""
+    """The scene with a thing of another shape and color in its thing's place."""
     thing = scene.things[0]
     shape = random.choice([name for name in SHAPES if name != thing.shape])
-    colour = random.choice([name for name in COLOURS if name not in (thing.colour, *scene.background.colours)])
-    return replace(scene, things=(replace(thing, shape=shape, colour=colour),))
+    color = random.choice([name for name in COLORS if name not in (thing.color, *scene.background.colors)])
+    return replace(scene, things=(replace(thing, shape=shape, color=color),))
 
 
 def replaced(task: Inpaint, count: int) -> None:
@@ -56,11 +57,11 @@ def replaced(task: Inpaint, count: int) -> None:
     found = Counter[str]()
     for picture, scene in zip(made(task, rows), wanted, strict=True):
         right = dict(judged(judge, picture, scene))
-        found.update(kind for kind in ("colour", "shape") if right[kind])
-        found["both"] += right["colour"] and right["shape"]
+        found.update(kind for kind in ("color", "shape") if right[kind])
+        found["both"] += right["color"] and right["shape"]
     print(
         f"another thing, {count} scenes: "
-        + "  ".join(f"{kind} {found[kind] / count:.0%}" for kind in ("colour", "shape", "both"))
+        + "  ".join(f"{kind} {found[kind] / count:.0%}" for kind in ("color", "shape", "both"))
     )
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from pipeline.config import RowDefaults
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
-from pipeline.training.pictures import SCENES, pixels_of
-from pipeline.training.scenes import draw
+from pipeline.training.data.examples import SCENES, pixels_of
+from pipeline.training.data.scenes import draw
 from tests.benchmarks.judge import HELD_OUT, made, psnr
 from tests.benchmarks.trained_judge import held_out, table, trained
 

@@ -14,13 +14,15 @@ from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.tiles import Tiling
-from pipeline.models.checkpoint import EMBEDDED, Stack, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
+from pipeline.models.stack import Stack
 from pipeline.tasks.upscale import Upscale
-from pipeline.training.contrastive import ImageFeatures, load_image_features
+from pipeline.training.data.examples import pixels_of, scenes
+from pipeline.training.data.scenes import draw
+from pipeline.training.data.textures import degraded, texture
 from pipeline.training.losses import perceptual_distance
-from pipeline.training.pictures import pixels_of, scenes
-from pipeline.training.scenes import draw
-from pipeline.training.textures import degraded, texture
+from pipeline.training.recipes.clip import ImageFeatures, load_image_features
 from tests.benchmarks.judge import HELD_OUT, made, psnr
 
 LARGE, SMALL = 256, 64
@@ -84,8 +86,8 @@ def seams(stack: Stack, name: str, wanted: Image.Image, tile: int) -> None:
 
 
 def ramp(width: int) -> Image.Image:
-    grey = Image.linear_gradient("L").resize((width, width))
-    return Image.merge("RGB", [grey.rotate(angle) for angle in (0, 90, 180)])
+    gray = Image.linear_gradient("L").resize((width, width))
+    return Image.merge("RGB", [gray.rotate(angle) for angle in (0, 90, 180)])
 
 
 def main() -> None:
@@ -101,8 +103,8 @@ def main() -> None:
     textures = [texture(Random(f"{HELD_OUT}/{index}"), LARGE) for index in range(options.count)]
     random = Random(HELD_OUT)
     for corrected in (False, True):
-        task = Upscale(stack, RowDefaults(correct_colours=corrected, num_inference_steps=options.num_inference_steps))
-        suffix = ", colours corrected" if corrected else ""
+        task = Upscale(stack, RowDefaults(correct_colors=corrected, num_inference_steps=options.num_inference_steps))
+        suffix = ", colors corrected" if corrected else ""
         score(f"scenes, averaged{suffix}", task, drawn, [picture.reduce(4) for picture in drawn])
         score(f"textures, averaged{suffix}", task, textures, [picture.reduce(4) for picture in textures])
         if not corrected:

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.config import RowDefaults
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
-from pipeline.training.scenes import Scene
+from pipeline.training.data.scenes import Scene
 from tests.benchmarks.judge import made
 from tests.benchmarks.trained_judge import held_out, judged, trained
 
@@ -81,10 +82,10 @@ def plot(found: list[tuple[float, float, float]]) -> str:
 """
 
 
-def curve(points: list[tuple[float, float]], colour: str) -> str:
+def curve(points: list[tuple[float, float]], color: str) -> str:
     """A line through (scale, 0 to 1)."""
     places = " ".join(f"{across(scale)},{250 - 200 * value:.1f}" for scale, value in points)
-    return f'<polyline fill="none" stroke="{colour}" stroke-width="2.5" points="{places}"/>'
+    return f'<polyline fill="none" stroke="{color}" stroke-width="2.5" points="{places}"/>'
 
 
 def across(scale: float) -> float:

@@ -1,6 +1,6 @@
 """The judge that learned: a small network that reads drawn scenes, trained on the generator's pictures alone.
 
-It is asked for one colour at a time: is there a thing of it, of which shape and size, and where; and once for the
+It is asked for one color at a time: is there a thing of it, of which shape and size, and where; and once for the
 background. `python -m tests.benchmarks.trained_judge` trains it, ten minutes on two cores, and prints how it does on
 held-out pictures; the weights are kept in work/judge.pt.
 """
@@ -18,39 +18,39 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.training.pictures import pixels_of, scenes
-from pipeline.training.scenes import COLOURS, PATTERNS, PLACES, SHAPES, SIZES, Scene, draw
+from pipeline.training.data.examples import pixels_of, scenes
+from pipeline.training.data.scenes import COLORS, PATTERNS, PLACES, SHAPES, SIZES, Scene, draw
 from tests.benchmarks.judge import HELD_OUT
 
 WEIGHTS = Path("work/judge.pt")
 STEPS, SCENES_A_STEP, SEED = 2_000, 64, 7
-NAMES, SIZE_NAMES = tuple(COLOURS), tuple(SIZES)
-PIXELS = torch.tensor(list(COLOURS.values())) / 127.5 - 1
+NAMES, SIZE_NAMES = tuple(COLORS), tuple(SIZES)
+PIXELS = torch.tensor(list(COLORS.values())) / 127.5 - 1
 NEAR = 0.1
 """A part of the picture's width: how far a thing may be from where it should, and what is `inside` another."""
 
 
 class Judge(nn.Module):
-    """What a picture (B, 3, 64, 64) in [-1, 1] holds of a colour each (B,), and its background."""
+    """What a picture (B, 3, 64, 64) in [-1, 1] holds of a color each (B,), and its background."""
 
     def __init__(self) -> None:
         super().__init__()
-        # Presence, shapes, sizes, and the centre.
+        # Presence, shapes, sizes, and the center.
         self.thing = _reader(4, 1 + len(SHAPES) + len(SIZES) + 2)
         self.background = _reader(3, len(PATTERNS) + len(NAMES))
 
-    def of_things(self, pixels: Tensor, colours: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits that a thing of the colour is there (B,), of shapes and of sizes; its centre (B, 2) in 0 to 1."""
-        distance = (pixels - PIXELS[colours][:, :, None, None]).square().mean(1, keepdim=True).sqrt()
-        there, shapes, sizes, centre = self.thing(torch.cat([pixels, distance], 1)).split(
+    def of_things(self, pixels: Tensor, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits that a thing of the color is there (B,), of shapes and of sizes; its center (B, 2) in 0 to 1."""
+        distance = (pixels - PIXELS[colors][:, :, None, None]).square().mean(1, keepdim=True).sqrt()
+        there, shapes, sizes, center = self.thing(torch.cat([pixels, distance], 1)).split(
             [1, len(SHAPES), len(SIZES), 2], 1
         )
-        return there[:, 0], shapes, sizes, centre.sigmoid()
+        return there[:, 0], shapes, sizes, center.sigmoid()
 
     def of_backgrounds(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of patterns, and of each colour."""
-        patterns, colours = self.background(pixels).split([len(PATTERNS), len(NAMES)], 1)
-        return patterns, colours
+        """Logits of patterns, and of each color."""
+        patterns, colors = self.background(pixels).split([len(PATTERNS), len(NAMES)], 1)
+        return patterns, colors
 
 
 def _reader(channels: int, answers: int) -> nn.Sequential:
@@ -62,30 +62,30 @@ def _reader(channels: int, answers: int) -> nn.Sequential:
 
 
 def loss_of(judge: Judge, pixels: Tensor, wanted: Sequence[Scene], random: Random) -> Tensor:
-    """For each scene, one thing's colour is asked for, one of the background's, and one that is not there."""
+    """For each scene, one thing's color is asked for, one of the background's, and one that is not there."""
     things = [random.choice(scene.things) for scene in wanted]
     absent = []
     for scene in wanted:
-        there = {*scene.background.colours, *(thing.colour for thing in scene.things)}
+        there = {*scene.background.colors, *(thing.color for thing in scene.things)}
         absent.append(random.choice([name for name in NAMES if name not in there]))
-    asked = [thing.colour for thing in things] + [random.choice(scene.background.colours) for scene in wanted] + absent
-    colours = torch.tensor([NAMES.index(name) for name in asked])
-    there, shapes, sizes, centres = judge.of_things(pixels.repeat(3, 1, 1, 1), colours)
+    asked = [thing.color for thing in things] + [random.choice(scene.background.colors) for scene in wanted] + absent
+    colors = torch.tensor([NAMES.index(name) for name in asked])
+    there, shapes, sizes, centers = judge.of_things(pixels.repeat(3, 1, 1, 1), colors)
     count = len(wanted)
     is_there = torch.cat([torch.ones(count), torch.zeros(2 * count)])
     shape = torch.tensor([SHAPES.index(thing.shape) for thing in things])
     size = torch.tensor([SIZE_NAMES.index(thing.size) for thing in things])
-    centre = torch.tensor([[thing.x, thing.y] for thing in things])
-    patterns, background_colours = judge.of_backgrounds(pixels)
+    center = torch.tensor([[thing.x, thing.y] for thing in things])
+    patterns, background_colors = judge.of_backgrounds(pixels)
     pattern = torch.tensor([PATTERNS.index(scene.background.pattern) for scene in wanted])
-    said = torch.tensor([[float(name in scene.background.colours) for name in NAMES] for scene in wanted])
+    said = torch.tensor([[float(name in scene.background.colors) for name in NAMES] for scene in wanted])
     return (
         F.binary_cross_entropy_with_logits(there, is_there)
         + F.cross_entropy(shapes[:count], shape)
         + F.cross_entropy(sizes[:count], size)
-        + 10 * F.mse_loss(centres[:count], centre)
+        + 10 * F.mse_loss(centers[:count], center)
         + F.cross_entropy(patterns, pattern)
-        + 3 * F.binary_cross_entropy_with_logits(background_colours, said)
+        + 3 * F.binary_cross_entropy_with_logits(background_colors, said)
     )
 
 
@@ -118,29 +118,29 @@ def trained() -> Judge:
 def judged(judge: Judge, picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
     """What of a scene's caption is in the picture (64, 64, 3), attribute by attribute."""
     pixels = pixels_of([Image.fromarray(picture)])
-    patterns, colours = judge.of_backgrounds(pixels)
+    patterns, colors = judge.of_backgrounds(pixels)
     pattern = PATTERNS[int(patterns.argmax())]
-    said = scene.background.colours
-    seen = {NAMES[index] for index in colours[0].topk(len(said)).indices.tolist()}
+    said = scene.background.colors
+    seen = {NAMES[index] for index in colors[0].topk(len(said)).indices.tolist()}
     yield "background", pattern == scene.background.pattern and seen == set(said)
-    asked = torch.tensor([NAMES.index(thing.colour) for thing in scene.things])
-    there, shapes, sizes, centres = judge.of_things(pixels.expand(len(asked), -1, -1, -1), asked)
+    asked = torch.tensor([NAMES.index(thing.color) for thing in scene.things])
+    there, shapes, sizes, centers = judge.of_things(pixels.expand(len(asked), -1, -1, -1), asked)
     for index, thing in enumerate(scene.things):
         found = bool(there[index] > 0)
-        yield "colour", found
+        yield "color", found
         yield "shape", found and SHAPES[int(shapes[index].argmax())] == thing.shape
         if thing.says_size and scene.relation != "inside":
             yield "size", found and SIZE_NAMES[int(sizes[index].argmax())] == thing.size
     if scene.relation:
-        yield "relation", bool((there > 0).all()) and stands(scene, centres)
+        yield "relation", bool((there > 0).all()) and stands(scene, centers)
 
 
-def stands(scene: Scene, centres: Tensor) -> bool:
+def stands(scene: Scene, centers: Tensor) -> bool:
     """Whether things stand as the scene's relation, or its place, says."""
-    first = centres[0].tolist()
+    first = centers[0].tolist()
     if scene.relation in PLACES:
         return max(abs(a - b) for a, b in zip(first, PLACES[scene.relation], strict=True)) < NEAR
-    across, down = (b - a for a, b in zip(first, centres[1].tolist(), strict=True))
+    across, down = (b - a for a, b in zip(first, centers[1].tolist(), strict=True))
     return {
         "left of": across > NEAR,
         "right of": -across > NEAR,

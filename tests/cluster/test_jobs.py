@@ -10,7 +10,7 @@ import pytest
 
 from cluster.local import LocalCluster
 from jobs import cli
-from pipeline.ledger import read_ledger
+from pipeline.output.ledger import read_ledger
 from tests.checkpoints import tiny_checkpoint
 
 Captured = pytest.CaptureFixture[str]

@@ -13,8 +13,8 @@ import pytest
 from cluster import local
 from cluster.local import LocalCluster
 from jobs import cli
-from pipeline.check import check_output
-from pipeline.ledger import read_ledger
+from pipeline.output.audit import check_output
+from pipeline.output.ledger import read_ledger
 
 ROWS = 64
 

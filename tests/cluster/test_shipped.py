@@ -41,7 +41,7 @@ def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> Non
     assert "--actors 2:8" in options and "--shard 1/3" in options
     assert values["model"] == "shapes" and "--model" not in options
     assert rewritten(generate, command[1:])[0] == command
-    for flag in ("--correct-colours", "--no-correct-colours"):
+    for flag in ("--correct-colors", "--no-correct-colors"):
         assert flag in rewritten(upscale, ["m.parquet", "out", flag])[0]
     assert "correct" not in " ".join(rewritten(upscale, ["m.parquet", "out"])[0])
 

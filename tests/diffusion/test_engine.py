@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
-from pipeline.diffusion.engine import PATIENCE, DenoisingRequest, LaneEngine, Result
+from pipeline.diffusion.engine import MAX_WAIT_CALLS, DenoisingRequest, LaneEngine, Result
 from pipeline.diffusion.guidance import Guidance, guided
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
@@ -87,7 +87,7 @@ def checked(result: Tensor | ValueError) -> Tensor:
     return result
 
 
-def test_a_row_is_bitwise_the_same_beside_any_neighbours_and_in_any_order() -> None:
+def test_a_row_is_bitwise_the_same_beside_any_neighbors_and_in_any_order() -> None:
     together = results(mixed_requests())
     shuffled = list(mixed_requests())
     random.Random(1).shuffle(shuffled)
@@ -247,11 +247,11 @@ def test_rows_of_other_shapes_wait_until_they_fill_the_lanes() -> None:
 
 
 def test_a_row_of_another_shape_does_not_wait_for_ever() -> None:
-    """It has its turn after PATIENCE calls, and the next one of its shape after as many again."""
+    """It has its turn after MAX_WAIT_CALLS calls, and the next one of its shape after as many again."""
     engine = LaneEngine(TextNetwork(), lanes=3, device="cpu", dtype=torch.float32)
     others = {1: request(1, steps=2, window=14), 2: request(2, steps=30, window=14)}
     order = [key for key, _ in engine.run(others.get(key) or request(key, steps=10) for key in range(240))]
-    turn = 3 * PATIENCE / 10  # rows of the common shape in so many calls
+    turn = 3 * MAX_WAIT_CALLS / 10  # rows of the common shape in so many calls
     assert turn - 5 < order.index(1) < turn + 5
     assert 2 * turn - 5 < order.index(2) < 2 * turn + 15
 

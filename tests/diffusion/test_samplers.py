@@ -45,7 +45,7 @@ MIXING = torch.tensor([[0.5, -0.2, 0.1, 0.3], [0.1, 0.4, -0.3, 0.2], [-0.2, 0.3,
 
 
 def network(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
-    """A cheap network that is far from linear, mixes channels and neighbours, and depends on the timestep."""
+    """A cheap network that is far from linear, mixes channels and neighbors, and depends on the timestep."""
     time = timesteps.reshape(-1, 1, 1, 1).float() / 1000
     mixed = (MIXING[None, :, :, None, None] * latents.roll(1, -1)[:, None]).sum(2)
     return torch.tanh(mixed * (0.5 + time) + 0.3 * torch.sin(3 * latents)) * 1.2

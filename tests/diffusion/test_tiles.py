@@ -1,4 +1,4 @@
-"""Tiles: what is joined of them is the whole, whatever the sampler, the sizes and the neighbours."""
+"""Tiles: what is joined of them is the whole, whatever the sampler, the sizes and the neighbors."""
 
 from itertools import pairwise
 from typing import Any
@@ -20,7 +20,7 @@ LANES = 4
 
 
 def pixel_by_pixel(latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
-    """A network that sees no neighbours: cut or not, it says the same of each position."""
+    """A network that sees no neighbors: cut or not, it says the same of each position."""
     x, shown = latents[:, :3], latents[:, 3:]
     told = states.mean((1, 2))[:, None, None, None]
     return torch.tanh(x * 0.7 + shown * (1 + told) - timesteps[:, None, None, None] / 1000)
@@ -71,14 +71,14 @@ def test_weights_add_up_to_one_everywhere(height: int, width: int, tile: int, da
         assert all(size - (after - before) >= overlap for before, after in pairwise(starts))
 
 
-def test_what_stands_at_a_tile_s_edge_is_left_to_its_neighbour() -> None:
+def test_what_stands_at_a_tile_s_edge_is_left_to_its_neighbor() -> None:
     [first, second], _ = Tiling.of(112, 64, 64, 16).weights()
     assert (first[-4:] == 0).all() and (second[:4] == 0).all()
     assert (first[:48] == 1).all() and (second[16:] == 1).all()
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "pndm", "euler_a", "heun", "lms", "dpmpp_2m_sde", "unipc", "ddpm"])
-def test_tiles_of_a_network_without_neighbours_join_to_the_whole(sampler: str) -> None:
+def test_tiles_of_a_network_without_neighbors_join_to_the_whole(sampler: str) -> None:
     size = (13, 22)
     tiled = request_of("tiled", size, Tiling.of(*size, 8, 3), sampler, 3.0)
     whole = request_of("whole", size, None, sampler, 3.0)

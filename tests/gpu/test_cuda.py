@@ -6,7 +6,8 @@ import torch
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.models.checkpoint import EMBEDDED, load_stack
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
 
 pytestmark = pytest.mark.gpu

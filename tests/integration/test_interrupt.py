@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.ledger import read_ledger
+from pipeline.output.ledger import read_ledger
 from tests.checkpoints import tiny_checkpoint
 
 ROWS = 96

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.ray_cluster import METRICS, MeteredFigures
+from pipeline.run.metrics import METRICS, MeteredFigures
 
 GRAFANA = Path(__file__).parents[2] / "cluster" / "grafana.json"
 

@@ -16,12 +16,13 @@ from PIL import Image
 
 from jobs import cli
 from pipeline import storage
-from pipeline.buckets import Shard
-from pipeline.check import check_output
 from pipeline.config import RowDefaults, RunConfig
-from pipeline.ledger import read_ledger
-from pipeline.report import write_report
-from pipeline.run import InvalidManifestError, RunError, RunSummary, run_job
+from pipeline.errors import InvalidManifestError, RunError
+from pipeline.manifest.identity import Shard
+from pipeline.output.audit import check_output
+from pipeline.output.ledger import read_ledger
+from pipeline.report.write import write_report
+from pipeline.run.job import RunSummary, run_job
 from tests.cheap import FACTS, load_broken, load_cheap, load_deadly, load_hanging, load_stuck
 from tests.checkpoints import tiny_checkpoint
 
@@ -91,7 +92,7 @@ def test_a_run_says_where_its_time_went(in_order: tuple[str, Path, RunSummary]) 
     for name in ("loading", "request", "network", "decode", "encode", "write"):
         assert 0 < spent[name] < run["seconds"]
     assert 0.5 < run["occupancy"] <= 1
-    assert run["images_per_second_an_actor"] <= run["images_per_second"] < run["ideal_images_per_second"]
+    assert run["images_per_second_per_actor"] <= run["images_per_second"] < run["ideal_images_per_second"]
     rates = pq.read_table(output / "report" / "rates-001.parquet").to_pylist()
     assert sum(minute["ok"] for minute in rates) == sum(minute["rows"] for minute in rates) == ROWS
     assert sum(minute["network_seconds"] for minute in rates) == pytest.approx(spent["network"], abs=0.01)
@@ -212,7 +213,7 @@ def test_a_grown_manifest_makes_the_new_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_row_that_kills_its_process_again_and_again_fails_and_its_neighbours_are_made(tmp_path: Path) -> None:
+def test_a_row_that_kills_its_process_again_and_again_fails_and_its_neighbors_are_made(tmp_path: Path) -> None:
     rows = [{"id": f"r{index}", "prompt": "poison" if index == 4 else "x"} for index in range(12)]
     manifest = write_manifest(tmp_path / "m.parquet", rows)
     summary = run_job(config_for(manifest, tmp_path / "out"), load=load_deadly, checkpoint=FACTS)
@@ -225,7 +226,7 @@ def test_a_row_that_kills_its_process_again_and_again_fails_and_its_neighbours_a
 def test_a_run_in_which_nothing_moves_ends_within_its_patience(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.parquet", [{"id": "a", "prompt": "x"}])
     with pytest.raises(RunError, match=r"nothing has moved for \d+ seconds.*the same command goes on"):
-        run_job(config_for(manifest, tmp_path / "out", patience=5.0, grace=2.0), load=load_stuck, checkpoint=FACTS)
+        run_job(config_for(manifest, tmp_path / "out", stall_timeout=5.0, grace=2.0), load=load_stuck, checkpoint=FACTS)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
 
 

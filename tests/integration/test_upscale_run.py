@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from jobs import cli
-from pipeline.check import check_output
 from pipeline.config import RunConfig
-from pipeline.run import run_job
-from pipeline.stages import sha256_of
+from pipeline.output.audit import check_output
+from pipeline.run.job import run_job
+from pipeline.stages.rows import sha256_of
 from tests.cheap import FACTS, load_cheap
 from tests.checkpoints import tiny_upscaler
 
@@ -46,12 +46,12 @@ def rows_of(output: Path | str, folder: str = "data") -> dict[str, dict[str, Any
 
 def test_an_archive_of_any_sizes_and_kinds(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "shelf").mkdir()
-    (tmp_path / "shelf" / "a.png").write_bytes(colour := png(37, 21, 3, dpi=(300, 300)))
+    (tmp_path / "shelf" / "a.png").write_bytes(color := png(37, 21, 3, dpi=(300, 300)))
     sources = {
         "path": {"path": "shelf/a.png"},
-        "grey": {"bytes": png(9, 13, 1)},
+        "gray": {"bytes": png(9, 13, 1)},
         "alpha": {"bytes": png(16, 16, 4)},
-        "broken": {"bytes": colour[:300]},
+        "broken": {"bytes": color[:300]},
         "absent": {"path": "shelf/b.png"},
         "elsewhere": {"path": "/etc/passwd"},
     }
@@ -69,10 +69,10 @@ def test_an_archive_of_any_sizes_and_kinds(tmp_path: Path, options: list[str]) -
     made, failed = rows_of(output), rows_of(output, "failed")
     found = {name: Image.open(io.BytesIO(row["image"]["bytes"])) for name, row in made.items()}
     shown = {name: (picture.mode, picture.size) for name, picture in found.items()}
-    assert shown == {"path": ("RGB", (84, 148)), "grey": ("L", (52, 36)), "alpha": ("RGBA", (64, 64))}
+    assert shown == {"path": ("RGB", (84, 148)), "gray": ("L", (52, 36)), "alpha": ("RGBA", (64, 64))}
     assert [round(value) for value in found["path"].info["dpi"]] == [300, 300]
-    assert made["path"]["source_sha256"] == sha256_of(colour)
-    assert [made[name]["noise_level"] for name in found] == [30 if name == "grey" else 20 for name in found]
+    assert made["path"]["source_sha256"] == sha256_of(color)
+    assert [made[name]["noise_level"] for name in found] == [30 if name == "gray" else 20 for name in found]
     for row in made.values():
         assert (row["task"], row["tile_size"], row["tile_overlap"], row["upscale_factor"]) == ("upscale", 16, 4, 4)
         assert row["note"] == f"about {row['id']}"
@@ -93,7 +93,7 @@ def test_the_pictures_of_a_run_are_taken_up_by_the_next(
     first, second = tmp_path / "first", tmp_path / "second"
     config = RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(first), actors=1, lanes=4)
     run_job(config, load=load_cheap, checkpoint=FACTS)
-    assert cli.run(["upscale", str(first), str(second), *options, "--scale", "2", "--correct-colours"]) == 0
+    assert cli.run(["upscale", str(first), str(second), *options, "--scale", "2", "--correct-colors"]) == 0
     before, after = rows_of(first), rows_of(second)
     assert sorted(after) == [row["id"] for row in rows]
     for row in rows:
@@ -101,7 +101,7 @@ def test_the_pictures_of_a_run_are_taken_up_by_the_next(
         assert made["source_sha256"] == before[row["id"]]["sha256"]
         assert (made["prompt"], made["seed"], made["shelf"]) == (row["prompt"], row["seed"], "top")
         assert (made["num_inference_steps"], made["width"], made["height"]) == (2, 128, 128)
-        assert (made["task"], made["colours_corrected"], made["run_id"]) != (before[row["id"]]["task"], False, None)
+        assert (made["task"], made["colors_corrected"], made["run_id"]) != (before[row["id"]]["task"], False, None)
         small = np.asarray(Image.open(io.BytesIO(made["image"]["bytes"])).resize((64, 64), Image.Resampling.BOX))
         source = np.asarray(Image.open(io.BytesIO(before[row["id"]]["image"]["bytes"])))
         assert np.abs(small.astype(int) - source).mean() < 3

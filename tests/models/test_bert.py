@@ -19,8 +19,9 @@ from transformers import BertTokenizer
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
+from pipeline.errors import CheckpointError
 from pipeline.models.bert import BertConfig, BertModel
-from pipeline.models.checkpoint import CheckpointError, load_stack
+from pipeline.models.checkpoint.folder import load_stack
 from pipeline.tasks.generate import Generate
 
 CONFIG = BertConfig(

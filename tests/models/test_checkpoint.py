@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.models.checkpoint import load_stack, load_text_encoder
-from pipeline.models.configs import CheckpointError
+from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.components import load_text_encoder
+from pipeline.models.checkpoint.folder import load_stack
 from tests.checkpoints import tiny_checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

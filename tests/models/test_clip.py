@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from pipeline.models.checkpoint import EMBEDDED, CheckpointError
+from pipeline.errors import CheckpointError
 from pipeline.models.clip import Clip, load_clip
-from pipeline.training.pictures import SCENES
+from pipeline.models.configs import EMBEDDED
+from pipeline.training.data.examples import SCENES
 
 SIDE = 48
 

@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel as ReferenceUnconditional
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as ReferenceUNet
 from torch import Tensor
 
-from pipeline.models.checkpoint import load_autoencoder, load_unet, load_vq
+from pipeline.models.checkpoint.components import load_autoencoder, load_unet, load_vq
 
 TOLERANCE = 1e-4
 """Of the output's scale."""
@@ -146,7 +146,7 @@ def test_unconditional_unet_equals_diffusers(tmp_path: Path, size: tuple[int, in
 
 
 @pytest.mark.parametrize("embed_dim", [None, 5])
-def test_vector_quantised_autoencoder_equals_diffusers(tmp_path: Path, embed_dim: int | None) -> None:
+def test_vector_quantized_autoencoder_equals_diffusers(tmp_path: Path, embed_dim: int | None) -> None:
     torch.manual_seed(0)
     reference = ReferenceVQ(
         block_out_channels=(32, 64, 64),
@@ -164,5 +164,5 @@ def test_vector_quantised_autoencoder_equals_diffusers(tmp_path: Path, embed_dim
         assert difference(autoencoder.encode(pixels), reference.encode(pixels).latents) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
         decoded = autoencoder.decode(latents)
         assert difference(decoded, reference.decode(latents).sample) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
-        unquantised = autoencoder.decoder(autoencoder.post_quant_conv(latents))
-        assert difference(decoded, unquantised) > 0.1  # the codebook matters
+        unquantized = autoencoder.decoder(autoencoder.post_quant_conv(latents))
+        assert difference(decoded, unquantized) > 0.1  # the codebook matters

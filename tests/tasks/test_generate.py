@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.models.checkpoint import load_stack
+from pipeline.models.checkpoint.folder import load_stack
 from pipeline.tasks.generate import Generate
 from tests.checkpoints import tiny_checkpoint
 

@@ -11,9 +11,10 @@ from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.lane_thread import LaneThread, Made
-from pipeline.models.checkpoint import Stack, load_stack
-from pipeline.tasks import masks
+from pipeline.images import masks
+from pipeline.inference.worker import LaneThread, RowResult
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.stack import Stack
 from pipeline.tasks.inpaint import Inpaint
 from tests.checkpoints import Family, tiny_checkpoint
 
@@ -31,13 +32,13 @@ def stack(folder: Path) -> Stack:
     return load_stack(folder)
 
 
-def painted(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[Made]:
+def painted(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[RowResult]:
     engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
     lanes = LaneThread(Inpaint(stack, RowDefaults(**defaults)), engine, threads=1, report=lambda amounts: None)
     outcomes = lanes.run(rows)
     lanes.close()
-    assert all(isinstance(outcome, Made) for outcome in outcomes), outcomes
-    return [outcome for outcome in outcomes if isinstance(outcome, Made)]
+    assert all(isinstance(outcome, RowResult) for outcome in outcomes), outcomes
+    return [outcome for outcome in outcomes if isinstance(outcome, RowResult)]
 
 
 def row_of(height: int = 64, width: int = 64, **changes: Any) -> dict[str, Any]:

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.tiles import Tiling
-from pipeline.images import resize
-from pipeline.lane_thread import LaneThread, Made, Outcome
-from pipeline.models.checkpoint import CheckpointError, Stack, load_stack
-from pipeline.tasks.colours import averages, corrected
+from pipeline.errors import CheckpointError
+from pipeline.images.colors import averages, corrected
+from pipeline.images.resize import resize
+from pipeline.inference.worker import LaneThread, Outcome, RowResult
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.stack import Stack
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale, decoded
@@ -47,10 +49,10 @@ def outcomes(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[Outco
     return found
 
 
-def enlarged(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[Made]:
+def enlarged(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[RowResult]:
     found = outcomes(stack, *rows, **defaults)
-    assert all(isinstance(outcome, Made) for outcome in found), found
-    return [outcome for outcome in found if isinstance(outcome, Made)]
+    assert all(isinstance(outcome, RowResult) for outcome in found), found
+    return [outcome for outcome in found if isinstance(outcome, RowResult)]
 
 
 def row_of(height: int = 32, width: int = 32, channels: int = 3, **changes: Any) -> dict[str, Any]:
@@ -151,17 +153,17 @@ def test_decoding_in_tiles_joins_to_the_whole_with_the_memory_of_a_tile() -> Non
     assert (tiled != whole).mean() < 0.01
 
 
-def test_corrected_colours_average_to_the_source(stack: Stack) -> None:
+def test_corrected_colors_average_to_the_source(stack: Stack) -> None:
     row = row_of(37, 41)
     [plain] = enlarged(stack, row)
-    [made] = enlarged(stack, row, correct_colours=True)
+    [made] = enlarged(stack, row, correct_colors=True)
     errors = [np.square(averages(one.pixels, 37) - row["pixels"].astype(np.float32)).mean() for one in (plain, made)]
     decibels = [10 * np.log10(255**2 / error) for error in errors]
     assert decibels[1] >= 35 > 30 > decibels[0]
-    assert made.parameters["colours_corrected"] and not plain.parameters["colours_corrected"]
-    advised = replace(stack, generation_config={"correct_colours": True})
+    assert made.parameters["colors_corrected"] and not plain.parameters["colors_corrected"]
+    advised = replace(stack, generation_config={"correct_colors": True})
     assert (enlarged(advised, row)[0].pixels == made.pixels).all()
-    assert (enlarged(advised, row, correct_colours=False)[0].pixels == plain.pixels).all()
+    assert (enlarged(advised, row, correct_colors=False)[0].pixels == plain.pixels).all()
 
 
 def test_noise_over_black_and_white_is_drawn_back_to_them_too() -> None:
@@ -185,7 +187,7 @@ def test_detail_weaker_than_the_networks_noise_gives_way_to_bicubic_and_other_de
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
-def test_grey_stays_grey_and_alpha_is_enlarged_beside_the_colours(stack: Stack, channels: int) -> None:
+def test_gray_stays_gray_and_alpha_is_enlarged_beside_the_colors(stack: Stack, channels: int) -> None:
     row = row_of(24, 24, channels, guidance_scale=1.0)
     if channels in (2, 4):
         row["pixels"][..., -1] = 0
@@ -201,7 +203,7 @@ def test_grey_stays_grey_and_alpha_is_enlarged_beside_the_colours(stack: Stack, 
 def test_a_noise_level_that_the_checkpoint_does_not_know_fails_its_row_alone(stack: Stack) -> None:
     bad, good = outcomes(stack, row_of(8, 8, noise_level=351), row_of(8, 8, noise_level=350))
     assert isinstance(bad, ValueError) and "noise_level is 351; give 0 to 350" in str(bad)
-    assert isinstance(good, Made)
+    assert isinstance(good, RowResult)
 
 
 def test_each_task_refuses_the_checkpoints_of_the_others(stack: Stack, paper_folder: Path, tmp_path: Path) -> None:

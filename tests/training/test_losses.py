@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from pipeline.training.contrastive import SHAPES_CLIP, new_clip
+from pipeline.training.data.scenes import vocabulary
 from pipeline.training.discriminator import PatchDiscriminator
 from pipeline.training.losses import (
     adaptive_weight,
@@ -19,7 +19,7 @@ from pipeline.training.losses import (
     noised,
     perceptual_distance,
 )
-from pipeline.training.scenes import vocabulary
+from pipeline.training.recipes.clip import SHAPES_CLIP, new_clip
 from pipeline.training.tokenizer import word_tokenizer
 
 

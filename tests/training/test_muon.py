@@ -1,14 +1,14 @@
 import torch
 from torch import nn
 
-from pipeline.training.muon import Muon, optimizers_of, orthogonalised
+from pipeline.training.muon import Muon, optimizers_of, orthogonalized
 
 
-def test_orthogonalised_matrices_have_singular_values_near_one_and_keep_their_singular_vectors() -> None:
+def test_orthogonalized_matrices_have_singular_values_near_one_and_keep_their_singular_vectors() -> None:
     torch.manual_seed(0)
     for shape in ((48, 20), (20, 48), (32, 32)):
         matrix = torch.randn(shape) @ torch.diag(torch.linspace(0.1, 3, shape[1]))
-        update = orthogonalised(matrix)
+        update = orthogonalized(matrix)
         values = torch.linalg.svdvals(update)
         assert values.max() < 1.3
         assert values.median() > 0.6

@@ -13,26 +13,27 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL
 from pipeline.models.bert import BertModel
-from pipeline.models.checkpoint import load_autoencoder, load_stack, load_vq
-from pipeline.training.autoencoder import (
+from pipeline.models.checkpoint.components import load_autoencoder, load_vq
+from pipeline.models.checkpoint.folder import load_stack
+from pipeline.training.conditioning import Kind
+from pipeline.training.data.examples import SCENES, TEXTURES, pixels_of, scenes
+from pipeline.training.loop import LoopConfig
+from pipeline.training.recipes.autoencoder import (
     SHAPES_AUTOENCODER,
     SHAPES_AUTOENCODER_ADVERSARIAL,
     SHAPES_DECODER,
     SHAPES_VQ,
     TEXTURES_AUTOENCODER,
-    Players,
+    AutoencoderNetworks,
     autoencoder_loss,
     scale_latents,
     train_autoencoder,
     windows,
 )
-from pipeline.training.conditioning import Kind
-from pipeline.training.contrastive import SHAPES_CLIP, train_clip
-from pipeline.training.diffusion import SHAPES_DIFFUSION, train_diffusion
-from pipeline.training.inpainting import SHAPES_INPAINTING, removal, train_inpainting
-from pipeline.training.loop import LoopConfig
-from pipeline.training.pictures import SCENES, TEXTURES, pixels_of, scenes
-from pipeline.training.upscaling import SCALING_FACTOR, UPSCALER, train_upscaler
+from pipeline.training.recipes.clip import SHAPES_CLIP, train_clip
+from pipeline.training.recipes.diffusion import SHAPES_DIFFUSION, train_diffusion
+from pipeline.training.recipes.inpainting import SHAPES_INPAINTING, removal, train_inpainting
+from pipeline.training.recipes.upscaler import SCALING_FACTOR, UPSCALER, train_upscaler
 
 CLIP = replace(
     SHAPES_CLIP, hidden=32, embedding=32, image_layers=2, batch=16, loop=LoopConfig(steps=60, learning_rate=3e-3)
@@ -192,7 +193,7 @@ def test_an_autoencoder_can_learn_eight_pictures_by_heart() -> None:
         norm_num_groups=8,
     )
     recipe = replace(AUTOENCODER, model=config, kl_weight=1e-6)
-    players = Players(AutoencoderKL(config), None)
+    players = AutoencoderNetworks(AutoencoderKL(config), None)
     optimizer = torch.optim.AdamW(players.parameters(), lr=3e-3)
     psnr = 0.0
     for step in range(60):

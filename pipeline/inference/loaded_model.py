@@ -1,0 +1,48 @@
+"""What an actor holds: a model, a task, a lane engine, and the thread that runs rows through them."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.diffusion.engine import LaneEngine
+from pipeline.inference.worker import Task
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A task, the engine that it runs on, and what they are."""
+
+    task: Task
+    engine: LaneEngine
+    model: str
+    weights_sha256: str
+    device: str
+    dtype: str
+
+
+def device_name(device: str) -> str:
+    """What the provenance calls "cuda" or "cpu"."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device == "cuda" else device
+
+
+def load_model(config: RunConfig, device: str) -> LoadedModel:
+    """The checkpoint that the run names, ready to run its task; CheckpointError says what is wrong with it."""
+    from pipeline.inference.node_cache import local_checkpoint  # here: a machinery of another kind needs no networks
+    from pipeline.models.checkpoint.folder import load_stack
+    from pipeline.tasks.generate import Generate
+    from pipeline.tasks.inpaint import Inpaint
+    from pipeline.tasks.upscale import Upscale
+
+    tasks = {"generate": Generate, "inpaint": Inpaint, "upscale": Upscale}
+    torch.set_num_threads(config.threads)
+    dtype = config.dtype_on(device)
+    stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
+    return LoadedModel(
+        task=tasks[config.task](stack, config.defaults),
+        engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
+        model=stack.name,
+        weights_sha256=stack.weights_sha256,
+        device=device_name(device),
+        dtype=dtype,
+    )

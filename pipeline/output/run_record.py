@@ -1,0 +1,76 @@
+"""run.json: what a run is, how it goes, and what a later attempt may not change."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import storage
+from pipeline.config import RunConfig
+from pipeline.errors import RunError
+from pipeline.output.provenance import now, software_versions
+
+
+def read_run(output: str) -> dict[str, Any]:
+    """run.json of an output, empty if there is none; RunError if it is damaged."""
+    url = storage.join(output, "run.json")
+    if not storage.exists(url):
+        return {}
+    try:
+        return json.loads(storage.read_bytes(url))
+    except ValueError as error:
+        raise RunError(f"{storage.redact_url(url)}: is no JSON; delete it, or give another OUTPUT") from error
+
+
+def write_run(config: RunConfig, run_id: str, attempt: int, figures: dict[str, Any]) -> None:
+    """Write run.json: what the run is, without secrets, and what is known of how it goes."""
+    earlier = read_run(config.output)
+    earlier = earlier if earlier.get("run_id") == run_id else {}
+    run = {
+        "run_id": run_id,
+        "attempt": attempt,
+        "started_at": earlier.get("started_at") or now().isoformat(timespec="seconds"),
+        "task": config.task,
+        "config": settings_of(config),
+        "manifest": earlier.get("manifest") or {},
+        "software": software_versions(),
+        **figures,
+    }
+    text = json.dumps({**earlier, **run}, indent=2, ensure_ascii=False)
+    storage.write_bytes(storage.join(config.output, "run.json"), text.encode() + b"\n")
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The run's options as run.json has them: without what is secret, or of one attempt alone."""
+    urls = ("manifest", "output", "model", "clip_score")
+    settings = asdict(config) | {name: storage.redact_url(url) for name in urls if (url := getattr(config, name))}
+    settings["allow_roots"] = [storage.redact_url(root) for root in config.allow_roots]
+    for name in ("address", "retry_failed", "new_run", "stall_timeout", "grace", "call_limit"):
+        del settings[name]
+    return json.loads(json.dumps(settings))
+
+
+def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """RunError if the pictures of this attempt would be others than those that the output holds already."""
+    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store", "shard")
+    same += ("clip_score", "labels", "template")
+    options, was = now.get("config", {}), earlier.get("config", {})
+    differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
+    for name, words in (("model", "the model's weights"), ("clip", "the CLIP's weights")):
+        digests = [about.get(name, {}).get("weights_sha256") for about in (now, earlier)]
+        if None not in digests:
+            differences.append(_difference(words, *digests))
+    for name in ("dtype", "device"):
+        if name in now and name in earlier:
+            differences.append(_difference(name, now[name], earlier[name]))
+    found = "; ".join(difference for difference in differences if difference)
+    if found:
+        output = storage.redact_url(config.output)
+        raise RunError(f"{output} holds a run that differs: {found}; give another OUTPUT, or --new-run to begin anew")
+
+
+def _difference(name: str, now: Any, earlier: Any) -> str:
+    if isinstance(now, dict) and isinstance(earlier, dict):
+        parts = [_difference(inner, now[inner], earlier[inner]) for inner in now if inner in earlier]
+        return "; ".join(part for part in parts if part)
+    return "" if now == earlier else f"{name} is {now}, was {earlier}"

@@ -1,0 +1,72 @@
+"""The recipes by name: what `latentmill train` can make."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pipeline.training.loop import Worker
+from pipeline.training.recipes.autoencoder import (
+    SHAPES_AUTOENCODER,
+    SHAPES_AUTOENCODER_ADVERSARIAL,
+    SHAPES_DECODER,
+    SHAPES_VQ,
+    TEXTURES_AUTOENCODER,
+    train_autoencoder,
+)
+from pipeline.training.recipes.clip import SHAPES_CLIP, train_clip
+from pipeline.training.recipes.diffusion import (
+    SHAPES_DIFFUSION,
+    SHAPES_DIFFUSION_BERT,
+    SHAPES_DIFFUSION_CLIP,
+    SHAPES_DIFFUSION_FROZEN_CLIP,
+    train_diffusion,
+)
+from pipeline.training.recipes.inpainting import SHAPES_INPAINTING, train_inpainting
+from pipeline.training.recipes.upscaler import UPSCALER, train_upscaler
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One thing to train: how, with which settings, and what must stand in its folder first."""
+
+    train: Callable[[Any, Path, Worker], None]
+    config: Any
+    """A frozen dataclass with `loop`, and `source` where a user's own table can take its place."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Names of components, and the recipe that makes each."""
+
+    @property
+    def takes_data(self) -> bool:
+        return hasattr(self.config, "source")
+
+    @property
+    def width(self) -> int:
+        """Pixels of a training picture's side, where the recipe takes a user's table."""
+        return self.config.width
+
+
+_CLIP: Final = {"clip": "shapes-clip"}
+
+_VAE: Final = {"vae": "shapes-autoencoder"}
+
+RECIPES: Final[dict[str, Recipe]] = {
+    "shapes-clip": Recipe(train_clip, SHAPES_CLIP),
+    "shapes-autoencoder": Recipe(train_autoencoder, SHAPES_AUTOENCODER),
+    "shapes-autoencoder-adversarial": Recipe(train_autoencoder, SHAPES_AUTOENCODER_ADVERSARIAL, _CLIP),
+    "shapes-decoder": Recipe(train_autoencoder, SHAPES_DECODER, _CLIP | _VAE),
+    "shapes-vq": Recipe(train_autoencoder, SHAPES_VQ),
+    "shapes-diffusion": Recipe(train_diffusion, SHAPES_DIFFUSION, _VAE),
+    "shapes-diffusion-frozen-clip": Recipe(train_diffusion, SHAPES_DIFFUSION_FROZEN_CLIP, _CLIP | _VAE),
+    "shapes-diffusion-clip": Recipe(
+        train_diffusion,
+        SHAPES_DIFFUSION_CLIP,
+        dict.fromkeys(("unet", "text_encoder"), "shapes-diffusion-frozen-clip") | _VAE,
+    ),
+    "shapes-diffusion-bert": Recipe(train_diffusion, SHAPES_DIFFUSION_BERT, _VAE),
+    "shapes-inpainting": Recipe(
+        train_inpainting, SHAPES_INPAINTING, dict.fromkeys(("unet", "text_encoder"), "shapes-diffusion") | _VAE
+    ),
+    "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),
+    "upscaler": Recipe(train_upscaler, UPSCALER, {"vae": "textures-autoencoder", "text_encoder": "shapes-diffusion"}),
+}

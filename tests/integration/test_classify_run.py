@@ -1,0 +1,99 @@
+"""Labels and scores by a CLIP, on a real local Ray: from pictures to labels, bad rows, the same command again."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import cli
+from pipeline.images.decode import decode
+from pipeline.inference.clip_score import load_score
+from pipeline.output.audit import check_output
+from pipeline.training.data.examples import SCENES
+from pipeline.training.data.scenes import Background, Scene, Thing, draw
+from tests.checkpoints import tiny_checkpoint
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+LABELS = [f"a {color} {shape} on a white background" for color in ("red", "blue") for shape in ("circle", "star")]
+
+
+def rows_of(output: Path, folder: str = "data") -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in pads.dataset(output / folder, format="parquet").to_table().to_pylist()}
+
+
+def classify(manifest: Path, output: Path, *options: str) -> int:
+    labels = [part for label in LABELS for part in ("--label", label)]
+    return cli.run(["classify", str(manifest), str(output), *labels, "--actors", "1", *options])
+
+
+def write_pictures(path: Path) -> dict[str, str]:
+    """Drawn scenes as a table of pictures, one of them cut short; the labels that they should get."""
+    wanted: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    for index in range(24):
+        color, shape = ("red", "blue")[index % 2], ("circle", "star")[index // 2 % 2]
+        thing = Thing(shape, color, "large", 0.4 + index / 120, 0.5, 0.24, says_size=False)
+        buffer = io.BytesIO()
+        draw(Scene((thing,), Background("plain", ("white",))), 80 + index).save(buffer, "PNG")
+        rows.append({"id": f"r{index:02}", "image": buffer.getvalue(), "width": "kept as it is", "shelf": index})
+        wanted[f"r{index:02}"] = f"a {color} {shape} on a white background"
+    rows.append({"id": "broken", "image": rows[0]["image"][:100], "width": "kept as it is", "shelf": 99})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return wanted
+
+
+def test_pictures_get_their_labels_and_a_bad_one_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = write_pictures(tmp_path / "m.parquet")
+    assert classify(tmp_path / "m.parquet", tmp_path / "out") == 3
+    found = rows_of(tmp_path / "out")
+    assert {row_id: row["label"] for row_id, row in found.items()} == wanted
+    for row in found.values():
+        assert sum(row["label_scores"]) == pytest.approx(1)
+        assert row["label_score"] == max(row["label_scores"]) == row["label_scores"][LABELS.index(row["label"])]
+        assert (row["width"], row["model"], row["task"]) == ("kept as it is", "shapes-clip", "classify")
+    assert "image" not in found["r00"]
+    assert list(rows_of(tmp_path / "out", "failed")) == ["broken"]
+    assert check_output(str(tmp_path / "out"), str(tmp_path / "m.parquet")).count == 0
+
+    capfd.readouterr()
+    assert classify(tmp_path / "m.parquet", tmp_path / "out") == 3
+    assert "25 rows were there already" in capfd.readouterr().out
+    assert classify(tmp_path / "m.parquet", tmp_path / "out", "--template", "{}!") == 1
+    assert "template is {}!, was {}" in capfd.readouterr().err
+
+    assert classify(tmp_path / "m.parquet", tmp_path / "other", "--actors", "2", "--limit", "7") == 0
+    for row_id, row in rows_of(tmp_path / "other").items():
+        assert row["label_scores"] == found[row_id]["label_scores"], "a picture's scores depend on it alone"
+
+
+def test_a_picture_can_be_scored_against_its_prompt(tmp_path: Path) -> None:
+    captions = [caption for _, caption in SCENES.examples(1, 0, 5, 64)]
+    pq.write_table(pa.table({"id": list("abcde"), "prompt": captions}), tmp_path / "m.parquet")
+    model = str(tiny_checkpoint(tmp_path / "tiny"))
+    options = ["--model", model, "--num-inference-steps", "2", "--lanes", "4", "--actors", "1"]
+    command = ["generate", str(tmp_path / "m.parquet"), str(tmp_path / "out"), *options]
+    assert cli.run([*command, "--clip-score", "shapes-clip"]) == 0
+    score = load_score("shapes-clip", 1, "cpu")
+    for row in rows_of(tmp_path / "out").values():
+        expected = score(decode(row["image"]["bytes"]), row["prompt"])
+        assert row["clip_score"] == pytest.approx(expected, abs=1e-4)
+        assert 0 <= row["clip_score"] <= 100
+
+
+def test_labels_that_cannot_be_told_apart_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "m.parquet")
+    command = ["classify", str(tmp_path / "m.parquet"), str(tmp_path / "out"), "--label", "a"]
+    for options, reason in (
+        ([], "give two or more"),
+        (["--label", "b", "--label", "a"], "given more than once"),
+        (["--label", "b", "--template", "a photo"], "must hold {}"),
+        (["--label", "b", "--model", "shapes"], "is no CLIP"),
+    ):
+        assert cli.run([*command, *options]) == 1
+        error = capfd.readouterr().err
+        assert reason in error and len(error.splitlines()) == 1

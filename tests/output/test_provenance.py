@@ -1,0 +1,35 @@
+"""The provenance columns: complete, typed, and true of each row."""
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from pipeline.output.provenance import PACKAGES, Origin, now, provenance_columns, software_versions
+from pipeline.schema import PARAMETERS, PROVENANCE
+
+ORIGIN = Origin(
+    task="generate",
+    model="tiny",
+    weights_sha256="ab",
+    software=software_versions(),
+    device="cpu",
+    dtype="float32",
+    lanes=8,
+    threads=1,
+    run_id="r",
+)
+
+
+def test_every_column_of_the_schema_is_there_with_its_type() -> None:
+    columns = provenance_columns(ORIGIN, [{"prompt": "x", "seed": 7, "created_at": now()}, {}])
+    assert {name: column.type for name, column in columns.items()} == {**PARAMETERS, **PROVENANCE}
+    table = pa.table(columns).to_pylist()
+    assert (table[0]["prompt"], table[0]["seed"], table[0]["lanes"], table[0]["model"]) == ("x", 7, 8, "tiny")
+    assert table[1]["prompt"] is None and table[1]["seed"] is None
+    assert abs((datetime.now(UTC) - table[0]["created_at"]).total_seconds()) < 60
+
+
+def test_software_names_what_decides_the_bytes() -> None:
+    versions = software_versions()
+    assert all(f"{name} " in versions for name in (*PACKAGES, "Python"))
+    assert "unknown" not in versions

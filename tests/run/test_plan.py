@@ -1,0 +1,146 @@
+"""Which later attempts may go on with an output, and which are another run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import RowDefaults, RunConfig
+from pipeline.errors import RunError
+from pipeline.manifest.identity import Shard, row_as_json
+from pipeline.manifest.read import fingerprint
+from pipeline.output.lease import Lease
+from pipeline.output.run_record import read_run, refuse_differences, settings_of, write_run
+from pipeline.run.plan import plan_run
+from pipeline.stages.rows import ROW
+from tests.cheap import FACTS
+from tests.output.test_sink import datasink, rows_of
+
+CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket/out", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": 2}, "seed is 2, was 1"),
+        ({"lanes": 4}, "lanes is 4, was 8"),
+        ({"shard": Shard(1, 2)}, "shard is {'index': 1, 'count': 2}, was None"),
+        ({"format": "webp"}, "format is webp, was png"),
+        ({"defaults": RowDefaults(guidance_scale=3.0)}, "guidance_scale is 3.0, was None"),
+    ],
+)
+def test_options_that_change_the_pictures_are_refused_by_name(changes: dict[str, Any], told: str) -> None:
+    earlier = {"config": settings_of(CONFIG)}
+    with pytest.raises(RunError, match="--new-run") as caught:
+        refuse_differences(CONFIG, {"config": settings_of(replace(CONFIG, **changes))}, earlier)
+    assert told in str(caught.value) and "hidden" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_leaves_the_pictures_as_they_are_may_change() -> None:
+    later = replace(
+        CONFIG, actors=7, address="ray://x", limit=3, stall_timeout=9.0, retry_failed=True, manifest="grown"
+    )
+    refuse_differences(CONFIG, {"config": settings_of(later)}, {"config": settings_of(CONFIG)})
+    refuse_differences(CONFIG, {"config": settings_of(later)}, {})
+
+
+def test_another_model_is_refused() -> None:
+    now, earlier = ({"model": {"weights_sha256": digest}} for digest in ("aa", "bb"))
+    with pytest.raises(RunError, match="the model's weights is aa, was bb"):
+        refuse_differences(CONFIG, now, earlier)
+    refuse_differences(CONFIG, now, now)
+
+
+def test_another_clip_to_score_by_is_refused() -> None:
+    now, earlier = ({"clip": {"weights_sha256": digest}} for digest in ("aa", "bb"))
+    with pytest.raises(RunError, match="the CLIP's weights is aa, was bb"):
+        refuse_differences(CONFIG, now, earlier)
+
+
+def test_no_key_of_a_url_is_written_down() -> None:
+    url = "s3://key:hidden@bucket/clip"
+    config = replace(CONFIG, manifest=url, model=url, clip_score=url, allow_roots=(url,))
+    assert "hidden" not in json.dumps(settings_of(config))
+    assert "bucket/clip" in settings_of(config)["clip_score"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"output": "hf://datasets/me/pictures"}, "each file is a commit"),
+        ({"lanes": 1}, "a guided row takes two"),
+        ({"task": "classify", "labels": ("a", "a")}, "more than once"),
+        ({"task": "classify", "labels": ("a",)}, "give two or more"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_at_once(changes: dict[str, Any], told: str) -> None:
+    config = replace(CONFIG, **changes)
+    with pytest.raises(RunError, match=told):
+        plan_run(config, Lease(config.output), FACTS)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """An output in which of four rows one is good and one failed."""
+    pq.write_table(pa.table({"id": list("abcd"), "prompt": ["x"] * 4}), tmp_path / "m.parquet")
+    datasink(str(tmp_path / "out")).write([rows_of(["a", "b"], failed=("b",))], None)
+    return RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "todo"),
+    [({}, 2), ({"retry_failed": True}, 3), ({"new_run": True}, 4), ({"limit": 3}, 1), ({"shard": Shard(1, 1)}, 2)],
+)
+def test_what_is_left_to_do(config: RunConfig, changes: dict[str, Any], todo: int) -> None:
+    lease = Lease(config.output)
+    config = replace(config, **changes)
+    try:
+        plan = plan_run(config, lease, FACTS)
+        write_run(config, plan.run_id, plan.attempt, {"status": "running"})
+    finally:
+        lease.release()
+    assert (plan.todo, read_run(config.output)["run_id"]) == (todo, plan.run_id)
+
+
+def test_a_run_into_a_held_output_is_refused_before_anything_is_touched(config: RunConfig) -> None:
+    holder = Lease(config.output)
+    holder.acquire()
+    half_written = Path(config.output) / "data" / "half.parquet"
+    half_written.write_bytes(b"PAR1")
+    with pytest.raises(RunError, match="another run writes here"):
+        plan_run(config, Lease(config.output), FACTS)
+    assert half_written.exists()
+    holder.release()
+
+
+def test_a_manifest_may_grow_but_rows_that_are_done_may_not_change(tmp_path: Path) -> None:
+    config = RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
+    rows = [{"id": name, "prompt": "x", "shelf": None} for name in "abcd"]
+
+    def attempt(*changes: dict[str, Any], new_run: bool = False) -> int:
+        """What is left to do, of the manifest with changed and added rows."""
+        table = {row["id"]: row for row in (*rows, *changes)}
+        pq.write_table(pa.Table.from_pylist(list(table.values())), config.manifest)
+        lease = Lease(config.output)
+        try:
+            return plan_run(replace(config, new_run=new_run), lease, FACTS).todo
+        finally:
+            lease.release()
+
+    assert attempt() == 4
+    done = rows_of(["a", "b"], failed=("b",))
+    done = done.set_column(done.schema.get_field_index(ROW), ROW, pa.array([row_as_json(row) for row in rows[:2]]))
+    datasink(config.output).write([done], None)
+    about = {"run_id": "r", "manifest": {"sha256": fingerprint(config.manifest)}}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(about))
+    assert attempt() == 2
+    assert attempt({"id": "e", "prompt": "new"}, {"id": "c", "prompt": "other", "seed": 3}) == 3
+    with pytest.raises(RunError, match="1 rows that are done have changed since, the first is 'b'"):
+        attempt({"id": "b", "prompt": "other"})
+    with pytest.raises(RunError, match="the first is 'a'"):
+        attempt({"id": "a", "prompt": "x", "seed": 7})
+    assert attempt({"id": "b", "prompt": "other"}, new_run=True) == 4
