@@ -97,9 +97,9 @@ def show(path: str, rows: int) -> None:
     from rich.text import Text
 
     from jobs.tables import print_table, terminal
-    from pipeline.manifest.summary import summary_of
+    from pipeline.manifest.summary import summarize
 
-    summary = summary_of(path, rows)
+    summary = summarize(path, rows)
     names = [name for name in summary.columns if any(row.get(name) is not None for row in summary.first_rows)]
     if summary.first_rows:
         print_table(names, ([_cell(row.get(name)) for name in names] for row in summary.first_rows), no_wrap=True)

@@ -112,7 +112,7 @@ def one_line(error: BaseException) -> str:
     return last if kind in _OWN_ERRORS else f"{kind}: {last}"
 
 
-def error_columns_of(error: BaseException) -> tuple[str, str]:
+def describe_error(error: BaseException) -> tuple[str, str]:
     """Return `error_type` and `error_message` of a failed row: a type's name, and one line of at most 1,000 letters."""
     kind = type(error).__name__
     return kind, one_line(error).removeprefix(f"{kind}: ")[:1000]

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.errors import ImageError
-from pipeline.images.decode import decode, decode_kept, decode_mask
+from pipeline.images.decode import decode_image, decode_mask, decode_with_metadata
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
 SECONDS_A_FILE: Final = 10
@@ -113,7 +113,7 @@ def file_of(seed: int, index: int) -> tuple[str, bytes]:
     return kind, damaged(random.choice([content for name, content in seeds() if name == kind]), random)
 
 
-DECODERS: Final[tuple[Callable[..., object], ...]] = (decode, decode_mask, decode_kept)
+DECODERS: Final[tuple[Callable[..., object], ...]] = (decode_image, decode_mask, decode_with_metadata)
 
 
 def verdict(content: bytes, decode: Callable[..., object]) -> str:

@@ -25,7 +25,7 @@ _WINDOW: Final = 5
 """Pixels of the side of the square in which the strength of detail is measured."""
 
 
-def corrected(
+def correct_colors(
     enlarged: NDArray[np.uint8], source: NDArray[np.uint8], beat: Callable[[], None] = lambda: None
 ) -> NDArray[np.uint8]:
     """`enlarged` (f H, f W, 3) such that its averages over f x f pixels are `source` (H, W, 3), or nearly, and that
@@ -38,7 +38,7 @@ def _projected(enlarged: NDArray[np.uint8], source: NDArray[np.uint8], beat: Cal
     """Back-projection (Irani and Peleg 1991): the difference of averages and source, enlarged, is subtracted until it
     is within TOLERANCE, ROUNDS times at most."""
     for _ in range(ROUNDS):
-        drift = averages(enlarged, source.shape[0]) - source
+        drift = block_means(enlarged, source.shape[0]) - source
         if max(drift.max(), -drift.min()) <= TOLERANCE:
             break
         enlarged = _without(enlarged, torch.from_numpy(drift.transpose(2, 0, 1)))
@@ -65,7 +65,7 @@ def _without_noise(enlarged: NDArray[np.uint8], source: NDArray[np.uint8]) -> ND
     return changed
 
 
-def averages(enlarged: NDArray[np.uint8], height: int) -> NDArray[np.float32]:
+def block_means(enlarged: NDArray[np.uint8], height: int) -> NDArray[np.float32]:
     """uint8 (f H, f W, 3) averaged over f x f pixels: float32 (H, W, 3)."""
     factor = enlarged.shape[0] // height
     width = enlarged.shape[1] // factor

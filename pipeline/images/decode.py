@@ -27,7 +27,7 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _SIXTEEN_BITS: Final = ("I;16", "I;16B", "I;16L", "I")
 
 
-def decode(
+def decode_image(
     image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, background: int = 255
 ) -> NDArray[np.uint8]:
     """The picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
@@ -44,7 +44,7 @@ def decode_mask(image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: 
         return np.asarray(_flattened(_upright(picture), 0).convert("L"), np.uint8)
 
 
-def decode_kept(
+def decode_with_metadata(
     image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> tuple[NDArray[np.uint8], ImageMetadata]:
     """The picture as `decode` gives it, but gray, gray and alpha, RGB or RGBA, as it is; and its tags.

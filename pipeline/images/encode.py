@@ -14,7 +14,7 @@ from pipeline.images.metadata import ImageMetadata, exif_bytes, save_options
 _MAX_SIDES: Final = {"jpeg": 65_535, "webp": 16_383}
 
 
-def encode(
+def encode_image(
     pixels: NDArray[np.uint8],
     image_format: Literal["png", "webp", "jpeg"] = "png",
     *,

@@ -18,7 +18,7 @@ CONTEXT: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Area:
+class CropRegion:
     """A rectangle of a picture, and the size at which the network works on it; all in pixels."""
 
     left: int
@@ -30,41 +30,41 @@ class Area:
     scaled: bool
     """The rectangle is shrunk to the canvas; else the canvas repeats its right and lower edge."""
 
-    def cut(self, values: NDArray) -> NDArray:
+    def crop(self, values: NDArray) -> NDArray:
         """The rectangle of pixels (H, W, 3) or of a mask (H, W)."""
         return values[self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def to_canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """uint8 (H, W, 3) of the whole picture to what the network is shown."""
-        cut = self.cut(pixels)
+        cut = self.crop(pixels)
         if self.scaled:
             return resize(cut, self.canvas_width, self.canvas_height).copy()  # torch wants to own it
         padding = ((0, self.canvas_height - self.height), (0, self.canvas_width - self.width), (0, 0))
         return np.pad(cut, padding, mode="edge")
 
-    def canvas_mask(self, painted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def mask_to_canvas(self, painted: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """bool (H, W) of the whole picture to the canvas; a pixel that is painted in part is painted."""
-        cut = self.cut(painted)
+        cut = self.crop(painted)
         if self.scaled:
             levels = torch.from_numpy(cut.astype(np.float32))[None, None]
             return F.adaptive_max_pool2d(levels, (self.canvas_height, self.canvas_width))[0, 0].numpy() > 0
         padding = ((0, self.canvas_height - self.height), (0, self.canvas_width - self.width))
         return np.pad(cut, padding, mode="edge")
 
-    def back(self, canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def from_canvas(self, canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A canvas's picture at the rectangle's size."""
         if self.scaled:
             return resize(canvas, self.width, self.height)
         return canvas[: self.height, : self.width]
 
 
-def white(mask: NDArray[np.uint8], width: int, height: int, *, inverted: bool) -> NDArray[np.bool_]:
+def binarize_mask(mask: NDArray[np.uint8], width: int, height: int, *, inverted: bool) -> NDArray[np.bool_]:
     """A mask (H', W') of any size as bool (height, width): what is to be painted."""
     chosen = resize(mask, width, height, "bilinear") >= WHITE
     return ~chosen if inverted else chosen
 
 
-def opacity(chosen: NDArray[np.bool_], *, dilate: int, feather: int) -> NDArray[np.float32]:
+def compute_opacity(chosen: NDArray[np.bool_], *, dilate: int, feather: int) -> NDArray[np.float32]:
     """How much of each pixel is the new picture's, (H, W) in [0, 1].
 
     1 up to `dilate` pixels around what is chosen; from there it falls to 0 within the next `feather` (rounded up to
@@ -79,7 +79,7 @@ def opacity(chosen: NDArray[np.bool_], *, dilate: int, feather: int) -> NDArray[
     return torch.where(full > 0, 1.0, levels)[0, 0].numpy()
 
 
-def area_of(painted: NDArray[np.bool_], native: tuple[int, int], multiple: int) -> Area:
+def find_crop_region(painted: NDArray[np.bool_], native: tuple[int, int], multiple: int) -> CropRegion:
     """Where to work: the whole picture if it is no larger than `native` (width, height), else around what is painted.
 
     The canvas is a multiple of `multiple` and, in a large picture, as near to the native size as the hole allows."""
@@ -93,7 +93,7 @@ def area_of(painted: NDArray[np.bool_], native: tuple[int, int], multiple: int) 
         sizes = [-(-side // multiple) * multiple for side in (across, down)]
     else:
         sizes = [max(round(side / scale / multiple), 1) * multiple for side in (across, down)]
-    return Area(
+    return CropRegion(
         left=left,
         top=top,
         width=across,
@@ -104,7 +104,7 @@ def area_of(painted: NDArray[np.bool_], native: tuple[int, int], multiple: int) 
     )
 
 
-def blended(source: NDArray[np.uint8], made: NDArray[np.uint8], part: NDArray[np.float32]) -> NDArray[np.uint8]:
+def blend(source: NDArray[np.uint8], made: NDArray[np.uint8], part: NDArray[np.float32]) -> NDArray[np.uint8]:
     """`made` over `source`, (H, W, 3) each, by `part` (H, W); where it is 0 the source's own bytes."""
     mixed = source + part[..., None] * (made.astype(np.float32) - source)
     return np.where(part[..., None] > 0, mixed.round().clip(0, 255).astype(np.uint8), source)

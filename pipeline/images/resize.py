@@ -32,7 +32,7 @@ def resize_to_cover(pixels: NDArray[np.uint8], width: int, height: int, how: Fil
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), _FILTERS[how]), np.uint8)
 
 
-def middle_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def center_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """Scaled until its shorter side is `side`, and cut to the square about its center, as CLIP is shown pictures."""
     shorter = min(pixels.shape[:2])
     most = _LONG * shorter  # of a very thin picture: scaled whole it would be very large
@@ -44,12 +44,12 @@ def middle_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return scaled[top : top + side, left : left + side]
 
 
-def gray_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def to_gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The luma (H, W) of uint8 RGB (H, W, 3), by the weights of ITU-R BT.601."""
     return np.asarray(Image.fromarray(pixels).convert("L"), np.uint8)
 
 
-def floats_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def to_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 (H, W, 3) -> float32 (3, H, W) in [-1, 1]."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - np.float32(1))
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipeline import storage
 from pipeline.errors import BuildError
 from pipeline.manifest.validate import duplicate_ids
-from pipeline.manifest.values import Row, Source, convert
+from pipeline.manifest.values import Row, Source, convert_value
 from pipeline.schema import MANIFEST_VERSION, PARAMETERS, SOURCES
 
 _ROW_GROUP_ROWS: Final = 8192
@@ -42,7 +42,7 @@ def build(
     and where it names a seed, the next seed. BuildError: no row, or an id that stands twice."""
     if not output.endswith(".parquet"):
         raise BuildError(f"{storage.redact_url(output)}: name the manifest .parquet")
-    given = {name: convert(name, value, "--set") for name, value in (constants or {}).items()}
+    given = {name: convert_value(name, value, "--set") for name, value in (constants or {}).items()}
     rows = itertools.islice(_finished(source.rows(), given, images_per_prompt), limit)
     schema = _schema(source.columns | {name: PARAMETERS.get(name, pa.string()) for name in given})
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:

@@ -19,7 +19,7 @@ DIGEST_BYTES: Final = 16
 """Bytes of an id's hash: two of ten million ids agree with a probability of 1e-25."""
 
 
-def hashes_of(ids: Iterable[str]) -> NDArray[np.bytes_]:
+def hash_ids(ids: Iterable[str]) -> NDArray[np.bytes_]:
     digests = [hashlib.blake2b(row_id.encode(), digest_size=DIGEST_BYTES).digest() for row_id in ids]
     return np.array(digests, f"S{DIGEST_BYTES}")
 
@@ -35,19 +35,19 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def has(self, hashes: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    def selects(self, hashes: NDArray[np.bytes_]) -> NDArray[np.bool_]:
         """For each id's hash, whether its row is this job's; by the last bytes: the first one decides its bucket."""
         last = np.ascontiguousarray(hashes).view(">u8").reshape(len(hashes), DIGEST_BYTES // 8)[:, -1]
         return last % np.uint64(self.count) == self.index - 1
 
 
-def row_hashes(rows: Iterable[str]) -> NDArray[np.bytes_]:
+def hash_rows(rows: Iterable[str]) -> NDArray[np.bytes_]:
     """Hashes of rows as JSON objects; a column that is null counts as one that is not there."""
     told = ({name: value for name, value in json.loads(row).items() if value is not None} for row in rows)
-    return hashes_of(json.dumps(row, sort_keys=True) for row in told)
+    return hash_ids(json.dumps(row, sort_keys=True) for row in told)
 
 
-def seed_of(row_id: str, run_seed: int) -> int:
+def derive_seed(row_id: str, run_seed: int) -> int:
     """The seed of a row that names none: a non-negative int64, the same in every run with this run's seed."""
     digest = hashlib.sha256(f"{run_seed}\0{row_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
@@ -55,10 +55,10 @@ def seed_of(row_id: str, run_seed: int) -> int:
 
 def in_shard(rows: pa.RecordBatch | pa.Table, shard: Shard) -> NDArray[np.bool_]:
     """For each row, whether it falls to the shard; those without an id go together."""
-    return shard.has(hashes_of(row_id or "" for row_id in rows["id"].to_pylist()))
+    return shard.selects(hash_ids(row_id or "" for row_id in rows["id"].to_pylist()))
 
 
-def row_as_json(row: Mapping[str, Any]) -> str:
+def row_to_json(row: Mapping[str, Any]) -> str:
     """The row as it came, with binary values by their size."""
     return json.dumps(_without_bytes(row), ensure_ascii=False, default=str)
 

@@ -1,7 +1,7 @@
 """Reading and validating manifests: every problem with its row, before a model is loaded.
 
 Rows are counted from 0, over all files in the order of their names. The rules stand in `manifest_rules`: a stage
-applies them to one row (`problems_of`), `validate` to whole manifests, column by column.
+applies them to one row (`row_problems`), `validate` to whole manifests, column by column.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _TAKEN_UP: Final = frozenset({"id", "image", "prompt", "negative_prompt", "seed"
 def manifest_files(path: str) -> list[str]:
     """The Parquet files of a manifest: the file itself, or those in a folder, sorted."""
     try:
-        place = storage.join(path, DATA) if is_output(path) else path
+        place = storage.join(path, DATA) if is_run_output(path) else path
         files = storage.list_files(place, ".parquet") if storage.is_folder(place) else [place]
         if not files:
             raise ManifestError(f"{storage.redact_url(path)}: the folder holds no .parquet file")
@@ -35,7 +35,7 @@ def manifest_files(path: str) -> list[str]:
     return files
 
 
-def is_output(path: str) -> bool:
+def is_run_output(path: str) -> bool:
     """Whether a manifest is the output folder of a finished run, whose pictures another run takes up.
 
     ManifestError if the run is not finished."""
@@ -51,9 +51,9 @@ def is_output(path: str) -> bool:
     return True
 
 
-def hidden_columns(path: str) -> frozenset[str]:
+def excluded_columns(path: str) -> frozenset[str]:
     """Columns of an output that say how its pictures were made: not how those of a run that takes them up will be."""
-    return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _TAKEN_UP) if is_output(path) else frozenset()
+    return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _TAKEN_UP) if is_run_output(path) else frozenset()
 
 
 def open_file(path: str) -> pq.ParquetFile:
@@ -74,7 +74,7 @@ def read_schema(path: str) -> pa.Schema:
     """The columns of a manifest: those of all its files together."""
     try:
         schema = pa.unify_schemas([open_file(file).schema_arrow for file in manifest_files(path)])
-        hidden = hidden_columns(path)
+        hidden = excluded_columns(path)
         return pa.schema([field for field in schema if field.name not in hidden]) if hidden else schema
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         reason = str(error).splitlines()[0]
@@ -87,7 +87,7 @@ def count_rows(path: str) -> int:
 
 def read_batches(path: str, columns: list[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
     """The rows, a batch at a time; columns that a file lacks are left out of its batches."""
-    hidden = hidden_columns(path)
+    hidden = excluded_columns(path)
     for file in manifest_files(path):
         opened = open_file(file)
         names = [name for name in opened.schema_arrow.names if name not in hidden]
@@ -111,7 +111,7 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def limited(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+def take_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
     """The first `limit` rows."""
     for batch in batches:
         if limit is not None and batch.num_rows >= limit:

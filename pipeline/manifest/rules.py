@@ -186,7 +186,7 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
 # ---- the rows
 
 
-def problems_of(row: Mapping[str, Any], rules: Rules, duplicates: frozenset[str] = frozenset()) -> list[str]:
+def row_problems(row: Mapping[str, Any], rules: Rules, duplicates: frozenset[str] = frozenset()) -> list[str]:
     """What is wrong with one row, in the words of `validate`; `duplicates` are the ids that stand more than once."""
     found = (rule(row.get(name), rules) for name, rule in rules_for(rules))
     problems = [message for message in found if message]

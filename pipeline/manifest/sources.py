@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import BuildError
 from pipeline.manifest.read import read_batches, read_schema
-from pipeline.manifest.values import Row, Source, as_column_type, column_type, convert, wider_type
+from pipeline.manifest.values import Row, Source, as_column_type, column_type, convert_value, wider_type
 from pipeline.schema import PARAMETERS
 
 PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -120,7 +120,7 @@ def _typed(url: str, read: Callable[[], Iterator[tuple[str, Row]]], prompt_colum
     def rows() -> Iterator[Row]:
         for where, row in read():
             renamed = ((names[name], value) for name, value in row.items())
-            yield {name: as_column_type(convert(name, value, where), columns[name]) for name, value in renamed}
+            yield {name: as_column_type(convert_value(name, value, where), columns[name]) for name, value in renamed}
 
     return Source(columns=columns, rows=rows)
 
@@ -148,7 +148,7 @@ def _from_parquet(url: str, prompt_column: str) -> Source:
         for batch in read_batches(url, rows=1024):
             for row in batch.to_pylist():
                 where = f"{storage.redact_url(url)}, row {next(count)}"
-                yield {names[name]: convert(names[name], value, where) for name, value in row.items()}
+                yield {names[name]: convert_value(names[name], value, where) for name, value in row.items()}
 
     return Source(columns=columns, rows=rows)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.manifest.read import count_rows, limited, read_batches, read_schema
+from pipeline.manifest.read import count_rows, read_batches, read_schema, take_rows
 from pipeline.manifest.validate import _hashes
 
 
@@ -20,11 +20,11 @@ class Summary:
     first_rows: list[dict[str, Any]]
 
 
-def summary_of(path: str, first_rows: int) -> Summary:
+def summarize(path: str, first_rows: int) -> Summary:
     """A look at a manifest. Memory: 8 bytes a row, and the first rows."""
     schema = read_schema(path)
     first: list[dict[str, Any]] = []
-    for batch in limited(read_batches(path, rows=max(1, min(first_rows, 64))), first_rows):
+    for batch in take_rows(read_batches(path, rows=max(1, min(first_rows, 64))), first_rows):
         first += batch.to_pylist()
     prompts = np.zeros(0, np.uint64)
     if "prompt" in schema.names:

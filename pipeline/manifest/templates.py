@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.errors import BuildError
 from pipeline.manifest.sources import read_lines
-from pipeline.manifest.values import Row, Source, convert
+from pipeline.manifest.values import Row, Source, convert_value
 from pipeline.schema import PARAMETERS, SOURCES
 
 
@@ -36,7 +36,7 @@ def from_template(
         chosen = range(total) if sample is None else random.Random(seed).sample(range(total), sample)
         for index in chosen:
             values = {name: lists[name][place] for name, place in zip(names, _places(index, sizes), strict=True)}
-            typed = {name: convert(name, value, "a list") for name, value in values.items()}
+            typed = {name: convert_value(name, value, "a list") for name, value in values.items()}
             yield {"prompt": _with_articles(template.format_map(values)), **typed}
 
     return Source(columns=columns, rows=rows)

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.manifest.read import BATCH_ROWS, count_rows, limited, read_batches, read_schema
-from pipeline.manifest.rules import DUPLICATE, Problem, Rule, Rules, problems_of, rules_for, schema_problems
+from pipeline.manifest.read import BATCH_ROWS, count_rows, read_batches, read_schema, take_rows
+from pipeline.manifest.rules import DUPLICATE, Problem, Rule, Rules, row_problems, rules_for, schema_problems
 from pipeline.schema import PARAMETERS, SOURCES
 
 
@@ -26,7 +26,7 @@ def validate(path: str, rules: Rules, *, limit: int | None = None) -> Iterator[P
     if count_rows(path) == 0:
         yield Problem(message="there are no rows")
     first = 0
-    for batch in limited(read_batches(path, _columns_for(rules, schema), _rows_for(schema)), limit):
+    for batch in take_rows(read_batches(path, _columns_for(rules, schema), _rows_for(schema)), limit):
         yield from _problems_in(batch, first, rules)
         first += batch.num_rows
     yield from _duplicates(path, limit)
@@ -38,7 +38,7 @@ def duplicate_ids(path: str, *, limit: int | None = None) -> frozenset[str]:
 
 
 def _problems_in(batch: pa.RecordBatch, first: int, rules: Rules) -> Iterator[Problem]:
-    """A rule looks at each distinct value of a column once, and `problems_of` at the rows that it refuses."""
+    """A rule looks at each distinct value of a column once, and `row_problems` at the rows that it refuses."""
     suspect = np.zeros(batch.num_rows, bool)
     for name, rule in rules_for(rules):
         suspect |= _refused(batch, name, rule, rules)
@@ -47,7 +47,7 @@ def _problems_in(batch: pa.RecordBatch, first: int, rules: Rules) -> Iterator[Pr
         suspect |= given & (~_given(batch, "image"))
     for index in np.flatnonzero(suspect):
         row = batch.slice(index, 1).to_pylist()[0]
-        for message in problems_of(row, rules):
+        for message in row_problems(row, rules):
             yield Problem(row=first + int(index), id=row.get("id"), message=message)
 
 
@@ -82,7 +82,7 @@ def _filled(column: pa.Array) -> NDArray[np.bool_]:
 
 def _duplicates(path: str, limit: int | None) -> Iterator[Problem]:
     """Rows whose id another row has: candidates by 64-bit hashes, then exactly."""
-    batches = limited(read_batches(path, ["id"]), limit)
+    batches = take_rows(read_batches(path, ["id"]), limit)
     hashes = np.concatenate([np.zeros(0, np.uint64), *(_hashes(batch["id"]) for batch in batches)])
     ordered = np.sort(hashes)
     suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
@@ -91,7 +91,7 @@ def _duplicates(path: str, limit: int | None) -> Iterator[Problem]:
     rows: dict[str, list[int]] = {}
     candidates = np.flatnonzero(np.isin(hashes, suspects))
     first = 0
-    for batch in limited(read_batches(path, ["id"]), limit):
+    for batch in take_rows(read_batches(path, ["id"]), limit):
         inside = candidates[(candidates >= first) & (candidates < first + batch.num_rows)]
         for index, row_id in zip(inside, batch["id"].take(pa.array(inside - first)).to_pylist(), strict=True):
             if row_id is not None:

@@ -19,7 +19,7 @@ class Source:
     rows: Callable[[], Iterator[Row]]
 
 
-def convert(name: str, value: Any, where: str) -> Any:
+def convert_value(name: str, value: Any, where: str) -> Any:
     """A parameter's value as its column holds it (other columns' as they are); empty text is nothing."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None

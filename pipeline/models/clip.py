@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from pipeline.images.resize import middle_square
+from pipeline.images.resize import center_square
 from pipeline.models.checkpoint.clip_config import check_clip, clip_colors, clip_side
 from pipeline.models.checkpoint.weights import load_weights, read_json
 from pipeline.models.text import TextEncoder, load_tokenizer
@@ -46,7 +46,7 @@ class Clip:
 
     def prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The middle square (side, side, 3) of a picture (H, W, 3) that is made as small as that allows."""
-        return middle_square(pixels, self.side)
+        return center_square(pixels, self.side)
 
 
 def load_clip(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Clip:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ImageError
-from pipeline.images.decode import MAX_PIXELS, decode
+from pipeline.images.decode import MAX_PIXELS, decode_image
 from pipeline.manifest.identity import Shard
 from pipeline.output.id_sets import HashBuckets, among, ids_of
 from pipeline.output.ledger import entries_of, orphans_of
@@ -124,7 +124,7 @@ def _check_picture(output: str, file: str, row: dict[str, Any], audit: Audit) ->
     if row["width"] * row["height"] > MAX_PIXELS:
         return None  # larger than is read from outside; its sha256 says that it is what was encoded
     try:
-        height, width = decode(data).shape[:2]
+        height, width = decode_image(data).shape[:2]
     except ImageError as error:
         return audit.problem(f"{where}: {error}")
     if (width, height) != (row["width"], row["height"]):

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest.identity import hashes_of, row_as_json, row_hashes
-from pipeline.manifest.read import limited, read_batches
+from pipeline.manifest.identity import hash_ids, hash_rows, row_to_json
+from pipeline.manifest.read import read_batches, take_rows
 from pipeline.output.id_sets import HashBuckets, among
 from pipeline.output.ledger import Committed, held
 
@@ -47,7 +47,7 @@ def _first(url: str, limit: int | None, ids: HashBuckets, rows: HashBuckets) -> 
 
 def _hashed(url: str, limit: int | None) -> Iterator[tuple[list[str], NDArray[np.bytes_], NDArray[np.bytes_]]]:
     """Batches of the manifest's ids, their hashes, and those of the rows."""
-    for batch in limited(read_batches(url), limit):
+    for batch in take_rows(read_batches(url), limit):
         rows = [row for row in batch.to_pylist() if row["id"] is not None]
         names = [str(row["id"]) for row in rows]
-        yield names, hashes_of(names), row_hashes(map(row_as_json, rows))
+        yield names, hash_ids(names), hash_rows(map(row_to_json, rows))

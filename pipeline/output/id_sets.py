@@ -9,8 +9,8 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest.identity import DIGEST_BYTES, Shard, hashes_of
-from pipeline.manifest.read import limited, read_batches
+from pipeline.manifest.identity import DIGEST_BYTES, Shard, hash_ids
+from pipeline.manifest.read import read_batches, take_rows
 
 BUCKETS: Final = 64
 _BUFFERED: Final = 2**16
@@ -48,7 +48,7 @@ class HashBuckets:
         self._folder.cleanup()
 
     def add(self, ids: Iterable[str]) -> None:
-        self.add_hashes(hashes_of(ids))
+        self.add_hashes(hash_ids(ids))
 
     def add_hashes(self, hashes: NDArray[np.bytes_]) -> None:
         self._waiting.append(hashes)
@@ -84,7 +84,7 @@ class HashBuckets:
 def ids_of(manifest_url: str, limit: int | None = None, shard: Shard | None = None) -> HashBuckets:
     """The ids of a manifest, or of its first `limit` rows, or those of one shard of these."""
     asked = HashBuckets()
-    for batch in limited(read_batches(manifest_url, ["id"]), limit):
-        hashes = hashes_of(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
-        asked.add_hashes(hashes if shard is None else hashes[shard.has(hashes)])
+    for batch in take_rows(read_batches(manifest_url, ["id"]), limit):
+        hashes = hash_ids(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
+        asked.add_hashes(hashes if shard is None else hashes[shard.selects(hashes)])
     return asked

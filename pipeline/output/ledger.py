@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.manifest.identity import hashes_of
+from pipeline.manifest.identity import hash_ids
 from pipeline.output.id_sets import HashBuckets, among, buckets_of
 from pipeline.schema import DATA, FAILED_FOLDER, LEDGER, LEDGER_FOLDER, OK
 
@@ -36,7 +36,7 @@ class Committed:
 
     def holds(self, ids: Sequence[str]) -> NDArray[np.bool_]:
         """For each id, whether it is committed. Reads the buckets that the ids fall into."""
-        return held(hashes_of(ids), self.hashes.sorted)
+        return held(hash_ids(ids), self.hashes.sorted)
 
 
 def held(hashes: NDArray[np.bytes_], bucket_of: Callable[[int], NDArray[np.bytes_]]) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from ray.data.datasource.datasink import WriteResult
 
 from pipeline import storage
 from pipeline.config import Store, Task
-from pipeline.manifest.identity import row_hashes
+from pipeline.manifest.identity import hash_rows
 from pipeline.output.ledger import entry_bytes, entry_url, part_key
 from pipeline.output.parquet import data_file, failed_file, split_into_files
 from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, IMAGE_TYPE, OK
@@ -97,7 +97,7 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
 
 
 def _entries(rows: pa.Table, status: str, file: str) -> list[dict[str, Any]]:
-    hashes = row_hashes(rows[ROW].to_pylist())
+    hashes = hash_rows(rows[ROW].to_pylist())
     return [
         {"id": row_id, "status": status, "file": file, "row": bytes(digest).ljust(16, b"\0")}
         for row_id, digest in zip(rows["id"].to_pylist(), hashes, strict=True)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import ImageError, ManifestError
-from pipeline.images.decode import decode, decode_mask
+from pipeline.images.decode import decode_image, decode_mask
 from pipeline.manifest.read import read_batches
 from pipeline.stages.fetch import source_file
 
@@ -47,7 +47,7 @@ def _rows(manifest: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
 def _pictures(
     row: Mapping[str, Any], roots: storage.AllowedRoots, largest: int, *, inverted: bool
 ) -> list[Image.Image]:
-    pictures = [Image.fromarray(decode(source_file(row["image"], roots)[0]))]
+    pictures = [Image.fromarray(decode_image(source_file(row["image"], roots)[0]))]
     if row.get("mask") is not None:
         levels = decode_mask(source_file(row["mask"], roots)[0])
         pictures.append(Image.fromarray(np.uint8(255) - levels if inverted else levels).convert("RGB"))

@@ -11,8 +11,8 @@ from ray.data import ActorPoolStrategy
 from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.inference.node_cache import Weights
-from pipeline.manifest.identity import Shard, hashes_of, in_shard
-from pipeline.manifest.read import hidden_columns, limited, manifest_files, read_batches
+from pipeline.manifest.identity import Shard, hash_ids, in_shard
+from pipeline.manifest.read import excluded_columns, manifest_files, read_batches, take_rows
 from pipeline.output.ledger import held
 from pipeline.run.cluster import Actors
 from pipeline.run.plan import RunPlan
@@ -84,14 +84,14 @@ def build_graph(
 
 def _read(config: RunConfig, plan: RunPlan) -> ray.data.Dataset:
     if config.limit is not None:  # Ray's own limit takes whichever rows come first, not the manifest's first rows
-        batches = limited(read_batches(config.manifest), config.limit)
+        batches = take_rows(read_batches(config.manifest), config.limit)
         return ray.data.from_arrow([pa.Table.from_batches([batch]) for batch in batches])
     filesystem = storage.arrow_filesystem(config.manifest)[0]
     paths = [storage.arrow_filesystem(file)[1] for file in manifest_files(config.manifest)]
     rows = ray.data.read_parquet(
         paths, filesystem=filesystem, schema=plan.schema, partitioning=None, file_extensions=None
     )
-    return rows.select_columns(plan.schema.names) if hidden_columns(config.manifest) else rows
+    return rows.select_columns(plan.schema.names) if excluded_columns(config.manifest) else rows
 
 
 def _rows_in(shard: Shard) -> Callable[[pa.Table], pa.Table]:
@@ -103,6 +103,6 @@ def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
     buckets = [ray.put(bucket) for bucket in plan.committed.hashes]
 
     def missing_rows(table: pa.Table) -> pa.Table:
-        return table.filter(pa.array(~held(hashes_of(row_ids(table)), lambda bucket: ray.get(buckets[bucket]))))
+        return table.filter(pa.array(~held(hash_ids(row_ids(table)), lambda bucket: ray.get(buckets[bucket]))))
 
     return missing_rows

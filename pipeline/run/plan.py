@@ -15,7 +15,7 @@ from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.errors import CheckpointError, InvalidManifestError, ManifestError, RunError
 from pipeline.inference.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from pipeline.manifest.identity import in_shard
-from pipeline.manifest.read import count_rows, fingerprint, limited, read_batches, read_schema
+from pipeline.manifest.read import count_rows, fingerprint, read_batches, read_schema, take_rows
 from pipeline.manifest.rules import Problem, Rules
 from pipeline.manifest.validate import validate
 from pipeline.output.changed_rows import changed_rows
@@ -167,7 +167,7 @@ def count_rows_to_make(config: RunConfig) -> int:
     """The rows that a run makes of its manifest: all, the first `limit`, or its shard's of these."""
     if config.shard is None:
         return min(count_rows(config.manifest), config.limit or 2**63)
-    batches = limited(read_batches(config.manifest, ["id"]), config.limit)
+    batches = take_rows(read_batches(config.manifest, ["id"]), config.limit)
     return sum(int(np.count_nonzero(in_shard(batch, config.shard))) for batch in batches)
 
 

@@ -13,14 +13,14 @@ from pipeline.config import RunConfig
 from pipeline.errors import Stopped
 from pipeline.inference.journal import RowJournal
 from pipeline.inference.node_cache import UNKNOWN, Weights, check_weights
-from pipeline.manifest.identity import seed_of
+from pipeline.manifest.identity import derive_seed
 from pipeline.output.provenance import Origin, now, provenance_columns, software_versions
 from pipeline.schema import PARAMETERS, WORKING
 
 if TYPE_CHECKING:
     from pipeline.inference.loaded_model import LoadedModel
     from pipeline.inference.worker import Outcome
-from pipeline.errors import error_columns_of
+from pipeline.errors import describe_error
 from pipeline.stages.loading import report_loading
 from pipeline.stages.rows import ERRORS, PIXELS, ROW, TAGS, Report
 
@@ -91,7 +91,7 @@ class Denoise:
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row as a task takes it: with its seed, its pictures as pixels."""
         if row.get("seed") is None:
-            row["seed"] = seed_of(row["id"], self._config.seed)
+            row["seed"] = derive_seed(row["id"], self._config.seed)
         for working, name in (("__image", "pixels"), ("__mask", "mask")):
             if (source := row.pop(working, None)) is not None:
                 values = np.frombuffer(source["pixels"], np.uint8).copy()  # torch wants to own it
@@ -123,7 +123,7 @@ class Denoise:
         columns["height"] = pa.array([None if one is None else one.pixels.shape[0] for one in made], pa.int32())
         columns[PIXELS] = _bytes_of_arrays([None if one is None else one.pixels for one in made])
         known = zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), failures, strict=True)
-        errors = [(kind, message) if error is None else error_columns_of(error) for kind, message, error in known]
+        errors = [(kind, message) if error is None else describe_error(error) for kind, message, error in known]
         columns |= {name: pa.array([pair[place] for pair in errors], pa.string()) for place, name in enumerate(ERRORS)}
         if len(ids) != len(outcomes):
             raise AssertionError(f"{len(ids)} rows went in, {len(outcomes)} came out")

@@ -11,14 +11,14 @@ import pyarrow as pa
 
 from pipeline.config import RunConfig
 from pipeline.errors import ImageError
-from pipeline.images.encode import encode
+from pipeline.images.encode import encode_image
 from pipeline.images.metadata import ImageMetadata
 from pipeline.images.naming import file_name, stored_name
 from pipeline.schema import IMAGE_TYPE, PARAMETERS, PROVENANCE
 
 if TYPE_CHECKING:
     pass
-from pipeline.errors import error_columns_of
+from pipeline.errors import describe_error
 from pipeline.stages.rows import ERRORS, PIXELS, ROW, TAGS, Report, carried_columns, sha256_of
 
 
@@ -39,7 +39,7 @@ class EncodeImages:
             try:
                 data = self._encode(pixels, row) if pixels.is_valid else None
             except ImageError as error:
-                errors[index] = error_columns_of(error)
+                errors[index] = describe_error(error)
             encoded.append(data)
         places = self._places(table)
         images_of = [
@@ -77,4 +77,4 @@ class EncodeImages:
         tags = found and ImageMetadata(
             icc_profile=found["icc_profile"], exif=found["exif"], dpi=(dpi[0], dpi[1]) if dpi else None
         )
-        return encode(values, self.config.format, quality=self.config.quality, metadata=metadata, tags=tags)
+        return encode_image(values, self.config.format, quality=self.config.quality, metadata=metadata, tags=tags)

@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import ImageError
-from pipeline.images.decode import MAX_BYTES, decode, decode_kept, decode_mask
-from pipeline.images.resize import middle_square
+from pipeline.images.decode import MAX_BYTES, decode_image, decode_mask, decode_with_metadata
+from pipeline.images.resize import center_square
 
 if TYPE_CHECKING:
     pass
@@ -36,11 +36,11 @@ class DecodedSources:
             try:
                 data, place = source_file(source, roots, kept_out)
                 if self.keeps:
-                    values, found = decode_kept(data)
+                    values, found = decode_with_metadata(data)
                     tags = {**asdict(found), "place": place}
                 else:
-                    values = decode(data) if name == "image" else decode_mask(data)
-                values = values if self.square is None else middle_square(values, self.square)
+                    values = decode_image(data) if name == "image" else decode_mask(data)
+                values = values if self.square is None else center_square(values, self.square)
                 decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
                 digest = sha256_of(data)
             except storage.StorageUnavailableError:
@@ -64,4 +64,4 @@ def source_file(source: Any, roots: storage.AllowedRoots, kept_out: str | None =
     url = roots.resolve(source)
     if kept_out is not None and storage.is_below(url, kept_out):
         raise storage.StorageError(f"{storage.redact_url(url)}: lies where this run writes its pictures")
-    return storage.read_bytes(url, max_bytes=MAX_BYTES), roots.place(url)
+    return storage.read_bytes(url, max_bytes=MAX_BYTES), roots.relative_path(url)

@@ -12,13 +12,13 @@ from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.errors import ProcessDied
 from pipeline.inference.journal import MAX_DEATHS, Journal, RowJournal
-from pipeline.manifest.rules import Rules, is_missing, problems_of
+from pipeline.manifest.rules import Rules, is_missing, row_problems
 from pipeline.schema import FILES, PARAMETERS, SOURCES
 
 if TYPE_CHECKING:
     pass
 from pipeline.errors import InvalidRow
-from pipeline.manifest.identity import row_as_json
+from pipeline.manifest.identity import row_to_json
 from pipeline.stages.fetch import SOURCE_TYPE, DecodedSources
 from pipeline.stages.rows import ROW, TAGS, TAGS_TYPE, Report, carried_columns, error_columns, nulls, row_ids
 
@@ -54,11 +54,11 @@ class PrepareRows:
         names = ["image"] if self.config.task in ("upscale", "classify") else names
         if names:
             columns |= self._sources(names, rows, errors)
-        columns[ROW] = pa.array([row_as_json(row) for row in rows], pa.string())
+        columns[ROW] = pa.array([row_to_json(row) for row in rows], pa.string())
         return pa.table(columns | error_columns(errors))
 
     def _problem(self, row: Mapping[str, Any]) -> Exception | None:
-        problems = problems_of(row, self.rules, self.duplicates)
+        problems = row_problems(row, self.rules, self.duplicates)
         return InvalidRow("; ".join(problems)) if problems else None
 
     def _sources(

@@ -11,8 +11,8 @@ from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
 if TYPE_CHECKING:
     pass
-from pipeline.errors import error_columns_of
-from pipeline.manifest.identity import row_as_json
+from pipeline.errors import describe_error
+from pipeline.manifest.identity import row_to_json
 
 Report = Callable[[Mapping[str, float]], None]
 """Where amounts are added up by name: rows, ok, failed, evaluations, and seconds (`rates.SECONDS`)."""
@@ -47,7 +47,7 @@ def row_ids(table: pa.Table) -> list[str]:
     ids = table["id"].to_pylist()
     for index, row_id in enumerate(ids):
         if row_id is None:
-            row = row_as_json(table.slice(index, 1).to_pylist()[0])
+            row = row_to_json(table.slice(index, 1).to_pylist()[0])
             ids[index] = f"no-id-{sha256_of(row.encode())[:16]}"
     return ids
 
@@ -61,5 +61,5 @@ def nulls(kind: pa.DataType, rows: Sequence[Any]) -> pa.Array:
 
 
 def error_columns(errors: Sequence[Exception | None]) -> dict[str, pa.Array]:
-    pairs = [(None, None) if error is None else error_columns_of(error) for error in errors]
+    pairs = [(None, None) if error is None else describe_error(error) for error in errors]
     return {name: pa.array([pair[place] for pair in pairs], pa.string()) for place, name in enumerate(ERRORS)}

@@ -34,7 +34,7 @@ class AllowedRoots:
             f"{redact_url(reference)}: not below the manifest's folder or a folder given by --allow-root"
         )
 
-    def place(self, url: str) -> str:
+    def relative_path(self, url: str) -> str:
         """Where what `resolve` gave stands below its root: `shelf/a.png`."""
         scheme, path = canonical_location(url)
         root = self._below(scheme, path)

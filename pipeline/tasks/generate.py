@@ -14,7 +14,7 @@ from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.samplers import SamplerTable, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
-from pipeline.images.resize import floats_of
+from pipeline.images.resize import to_float
 from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
 
@@ -116,7 +116,7 @@ class Generate:
         shape = (1, self.stack.latent_channels, chosen["height"] // factor, chosen["width"] // factor)
         if pixels is None:
             return table.start_noise * torch.randn(shape, generator=generator)[0]
-        from_uint8 = torch.from_numpy(floats_of(pixels))[None]
+        from_uint8 = torch.from_numpy(to_float(pixels))[None]
         if from_uint8.shape[-2:] != (chosen["height"], chosen["width"]):
             size = (chosen["height"], chosen["width"])
             resized = torch.nn.functional.interpolate(from_uint8, size, mode="bicubic", antialias=True)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pipeline.config import RowDefaults, Task
 from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
-from pipeline.images.masks import Area, area_of, blended, opacity, white
-from pipeline.images.resize import floats_of
+from pipeline.images.masks import CropRegion, binarize_mask, blend, compute_opacity, find_crop_region
+from pipeline.images.resize import to_float
 from pipeline.models.stack import Stack
 from pipeline.tasks.generate import Generate, Heartbeat, no_heartbeat
 
@@ -23,7 +23,7 @@ class _Hole:
     """What of a row's picture is painted, and where the network works on it."""
 
     part: NDArray[np.float32]  # (H, W) in [0, 1]: how much of each pixel is new
-    area: Area | None
+    area: CropRegion | None
     """None where nothing is painted."""
 
 
@@ -49,10 +49,12 @@ class Inpaint(Generate):
         if row.get("mask") is None:
             raise ValueError("it has no mask, which inpaint needs")
         height, width = row["pixels"].shape[:2]
-        chosen = white(row["mask"], width, height, inverted=self.defaults.mask_invert)
-        part = opacity(chosen, dilate=self.defaults.mask_dilate, feather=self.defaults.mask_feather)
+        chosen = binarize_mask(row["mask"], width, height, inverted=self.defaults.mask_invert)
+        part = compute_opacity(chosen, dilate=self.defaults.mask_dilate, feather=self.defaults.mask_feather)
         painted = part > 0
-        area = area_of(painted, self.stack.native_size, self.stack.downsample_factor) if painted.any() else None
+        area = (
+            find_crop_region(painted, self.stack.native_size, self.stack.downsample_factor) if painted.any() else None
+        )
         return {**row, "mask": None, "hole": _Hole(part, area)}
 
     def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +73,8 @@ class Inpaint(Generate):
         hole: _Hole = row["hole"]
         if hole.area is None:
             return row["pixels"]
-        source = torch.from_numpy(floats_of(hole.area.canvas(row["pixels"])))[None]
-        mask = torch.from_numpy(hole.area.canvas_mask(hole.part > 0).astype(np.float32))[None, None]
+        source = torch.from_numpy(to_float(hole.area.to_canvas(row["pixels"])))[None]
+        mask = torch.from_numpy(hole.area.mask_to_canvas(hole.part > 0).astype(np.float32))[None, None]
         started = None if chosen["strength"] >= 1 else chosen["strength"]
         request = self._without_latents(key, chosen, started)
         return self._with_latents(request, source, mask, encodes=started is not None or not self._shown)
@@ -80,8 +82,8 @@ class Inpaint(Generate):
     def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
         """The row's picture with the painted part put in: uint8 (H, W, 3)."""
         hole, picture = row["hole"], row["pixels"].copy()
-        made = hole.area.back(super().pixels(latents, row, beat))
-        hole.area.cut(picture)[:] = blended(hole.area.cut(picture), made, hole.area.cut(hole.part))
+        made = hole.area.from_canvas(super().pixels(latents, row, beat))
+        hole.area.crop(picture)[:] = blend(hole.area.crop(picture), made, hole.area.crop(hole.part))
         return picture
 
     def _with_latents(

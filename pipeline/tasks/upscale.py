@@ -14,8 +14,8 @@ from pipeline.diffusion.engine import DenoisingRequest
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
 from pipeline.errors import CheckpointError
-from pipeline.images.colors import corrected
-from pipeline.images.resize import floats_of, gray_of, resize
+from pipeline.images.colors import correct_colors
+from pipeline.images.resize import resize, to_float, to_gray
 from pipeline.models.stack import Stack
 from pipeline.tasks.generate import Generate, Heartbeat, levels_of, no_heartbeat
 
@@ -83,7 +83,7 @@ class Upscale(Generate):
         source = self._padded(self._shown(row["pixels"]))
         height, width = source.shape[:2]
         request = self._without_latents(key, chosen, None)
-        shown = torch.from_numpy(floats_of(source))[None]
+        shown = torch.from_numpy(to_float(source))[None]
         if self._alphas is not None:
             shown = self._noised(shown, chosen["noise_level"], request.generator)
         noise = torch.randn((1, self.stack.latent_channels, height, width), generator=request.generator)
@@ -103,11 +103,11 @@ class Upscale(Generate):
         tiling = Tiling.of(latents.shape[1], latents.shape[2], self.tile, self.overlap)
         made = decoded(self.stack.decode, latents, tiling, beat)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
         if self.correct_colors:
-            made = corrected(made, shown, beat)
+            made = correct_colors(made, shown, beat)
         scale = self.defaults.scale
         made = resize(made, scale * width, scale * height)
         if channels < 3:
-            made = gray_of(made)[..., None]
+            made = to_gray(made)[..., None]
         if channels in (2, 4):
             alpha = resize(source[..., -1], scale * width, scale * height, "bicubic")
             made = np.concatenate([made, alpha[..., None]], axis=2)

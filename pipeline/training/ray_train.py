@@ -16,7 +16,7 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import ImageError
-from pipeline.images.decode import decode
+from pipeline.images.decode import decode_image
 from pipeline.images.resize import resize_to_cover
 from pipeline.stages.fetch import source_file
 from pipeline.training.data.examples import CAPTIONS_FILE, PICTURES_FILE, Table
@@ -138,7 +138,7 @@ class _Prepare:
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
             encoded, _ = source_file(row["image"], storage.AllowedRoots(self.data))
-            pixels = resize_to_cover(decode(encoded), self.width, self.width)
+            pixels = resize_to_cover(decode_image(encoded), self.width, self.width)
         except (ImageError, storage.StorageError, TypeError) as error:
             return {"pixels": b"", "prompt": "", "error": str(error)}
         return {"pixels": pixels.tobytes(), "prompt": row["prompt"] or "", "error": ""}

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import RunConfig
-from pipeline.images.encode import encode
+from pipeline.images.encode import encode_image
 from pipeline.manifest.read import fingerprint
 from pipeline.output.audit import check_output
 from pipeline.output.lease import Lease
@@ -39,7 +39,7 @@ def ids_from(start: int, count: int) -> list[str]:
 
 def pictures_of(ids: list[str]) -> bytes:
     """A data file with a picture of one pixel for each id."""
-    picture = encode(np.zeros((1, 1, 3), np.uint8))
+    picture = encode_image(np.zeros((1, 1, 3), np.uint8))
     ones, sink = pa.repeat(pa.scalar(1, pa.int32()), len(ids)), pa.BufferOutputStream()
     image = pa.array([{"bytes": picture, "path": None}] * len(ids))
     sha256 = pa.repeat(sha256_of(picture), len(ids))

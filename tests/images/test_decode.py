@@ -13,9 +13,9 @@ from PIL import Image, ImageCms
 
 from pipeline.errors import ImageError
 from pipeline.images import resize as resize_module
-from pipeline.images.decode import decode, decode_kept, decode_mask
-from pipeline.images.encode import encode
-from pipeline.images.resize import bytes_of, floats_of, middle_square, resize, resize_to_cover
+from pipeline.images.decode import decode_image, decode_mask, decode_with_metadata
+from pipeline.images.encode import encode_image
+from pipeline.images.resize import bytes_of, center_square, resize, resize_to_cover, to_float
 
 PICTURES = arrays.arrays(np.uint8, st.tuples(st.integers(1, 24), st.integers(1, 24), st.just(3)))
 
@@ -33,22 +33,22 @@ def ramp(width: int = 20, height: int = 12) -> np.ndarray:
 
 @given(PICTURES)
 def test_png_keeps_every_pixel(pixels: np.ndarray) -> None:
-    assert np.array_equal(decode(encode(pixels, "png")), pixels)
+    assert np.array_equal(decode_image(encode_image(pixels, "png")), pixels)
 
 
 @pytest.mark.parametrize("image_format", ["png", "webp", "jpeg"])
 def test_encoding_is_deterministic_and_close(image_format: str) -> None:
     pixels = ramp(64, 48)
-    once = encode(pixels, image_format, metadata={"prompt": "a ring"})  # type: ignore[arg-type]
-    assert once == encode(pixels.copy(), image_format, metadata={"prompt": "a ring"})  # type: ignore[arg-type]
-    assert np.abs(decode(once).astype(int) - pixels).mean() < 3
+    once = encode_image(pixels, image_format, metadata={"prompt": "a ring"})  # type: ignore[arg-type]
+    assert once == encode_image(pixels.copy(), image_format, metadata={"prompt": "a ring"})  # type: ignore[arg-type]
+    assert np.abs(decode_image(once).astype(int) - pixels).mean() < 3
     assert Image.open(io.BytesIO(once)).format == image_format.upper()
 
 
 def test_metadata_is_found_again() -> None:
-    png = Image.open(io.BytesIO(encode(ramp(), "png", metadata={"prompt": "ein Würfel", "seed": "7"})))
+    png = Image.open(io.BytesIO(encode_image(ramp(), "png", metadata={"prompt": "ein Würfel", "seed": "7"})))
     assert (png.info["prompt"], png.info["seed"]) == ("ein Würfel", "7")
-    jpeg = Image.open(io.BytesIO(encode(ramp(), "jpeg", metadata={"seed": "7"})))
+    jpeg = Image.open(io.BytesIO(encode_image(ramp(), "jpeg", metadata={"seed": "7"})))
     assert jpeg.getexif()[0x010E] == "seed: 7"
 
 
@@ -57,13 +57,13 @@ def test_a_turned_photograph_is_upright(orientation: int, turns: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = file_of(Image.fromarray(ramp()), exif=exif)
-    assert np.array_equal(decode(stored), np.rot90(ramp(), turns))
+    assert np.array_equal(decode_image(stored), np.rot90(ramp(), turns))
 
 
 def test_transparency_is_laid_on_white_and_is_black_in_a_mask() -> None:
     picture = Image.new("RGBA", (2, 1), (255, 255, 255, 255))
     picture.putpixel((1, 0), (255, 0, 0, 0))
-    assert decode(file_of(picture))[0, 1].tolist() == [255, 255, 255]
+    assert decode_image(file_of(picture))[0, 1].tolist() == [255, 255, 255]
     assert decode_mask(file_of(picture)).tolist() == [[255, 0]]
 
 
@@ -72,16 +72,16 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     suffix = {"CMYK": "JPEG", "YCbCr": "JPEG", "F": "TIFF"}.get(mode, "PNG")
     picture = Image.fromarray(ramp())
     picture = picture.convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)
-    assert decode(file_of(picture, suffix)).shape == (12, 20, 3)
+    assert decode_image(file_of(picture, suffix)).shape == (12, 20, 3)
 
 
 def test_sixteen_bit_grays_keep_their_brightness() -> None:
     gray = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
-    assert decode(file_of(gray))[0, :, 0].tolist() == [0, 128, 255]
+    assert decode_image(file_of(gray))[0, :, 0].tolist() == [0, 128, 255]
 
 
 def test_refusals_say_why_in_one_line() -> None:
-    good = encode(ramp(64, 64))
+    good = encode_image(ramp(64, 64))
     frames = file_of(Image.new("L", (4, 4)), "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 9)])
     reasons = {
         b"": "empty",
@@ -92,12 +92,12 @@ def test_refusals_say_why_in_one_line() -> None:
     }
     for content, reason in reasons.items():
         with pytest.raises(ImageError, match=reason) as caught:
-            decode(content)
+            decode_image(content)
         assert "\n" not in str(caught.value)
     with pytest.raises(ImageError, match="64 x 64 pixels; at most 4,000"):
-        decode(good, max_pixels=4000)
+        decode_image(good, max_pixels=4000)
     with pytest.raises(ImageError, match="at most 10 are decoded"):
-        decode(good, max_bytes=10)
+        decode_image(good, max_bytes=10)
 
 
 def test_a_decompression_bomb_is_refused_by_its_header() -> None:
@@ -107,7 +107,7 @@ def test_a_decompression_bomb_is_refused_by_its_header() -> None:
     header = struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
     with pytest.raises(ImageError, match="pixels"):
-        decode(bomb)
+        decode_image(bomb)
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=150)
@@ -118,7 +118,7 @@ def test_damaged_files_raise_nothing_but_image_errors(image_format: str, data: s
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(content)))
     try:
-        pixels = decode(bytes(content[:cut] if data.draw(st.booleans()) else content), max_pixels=10**6)
+        pixels = decode_image(bytes(content[:cut] if data.draw(st.booleans()) else content), max_pixels=10**6)
     except ImageError:
         return
     assert pixels.dtype == np.uint8
@@ -127,7 +127,7 @@ def test_damaged_files_raise_nothing_but_image_errors(image_format: str, data: s
 
 @given(PICTURES)
 def test_levels_survive_the_way_to_floats_and_back(pixels: np.ndarray) -> None:
-    floats = floats_of(pixels)
+    floats = to_float(pixels)
     assert floats.shape == (3, *pixels.shape[:2])
     assert floats.min() >= -1
     assert floats.max() <= 1
@@ -148,7 +148,7 @@ def test_the_middle_of_a_thin_picture_is_cut_before_it_is_scaled(
         resize_module, "resize", lambda pixels, *size: sizes.extend(size[:2]) or resize_pixels(pixels, *size)
     )
     pixels = np.linspace(0, 200, height * width * 3).reshape(height, width, 3).astype(np.uint8)
-    square = middle_square(pixels, 64)
+    square = center_square(pixels, 64)
     assert square.shape == (64, 64, 3) and max(sizes) <= 8 * 64
     assert abs(float(square.mean()) - 100) < 2
 
@@ -163,7 +163,7 @@ def test_covering_keeps_proportions() -> None:
 
 def test_pixels_of_another_kind_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
-        encode(np.zeros((2, 2, 3), np.float32))  # type: ignore[arg-type]
+        encode_image(np.zeros((2, 2, 3), np.float32))  # type: ignore[arg-type]
 
 
 def photograph(**options: object) -> bytes:
@@ -178,10 +178,10 @@ def photograph(**options: object) -> bytes:
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
 def test_what_a_file_says_beside_its_pixels_is_kept(image_format: str) -> None:
-    pixels, tags = decode_kept(source := photograph())
+    pixels, tags = decode_with_metadata(source := photograph())
     assert pixels.shape == (20, 12, 3)
     assert np.abs(pixels.astype(int) - np.rot90(ramp(), 3)).mean() < 6
-    written = encode(pixels, image_format, metadata={"seed": "7"}, tags=tags)  # type: ignore[arg-type]
+    written = encode_image(pixels, image_format, metadata={"seed": "7"}, tags=tags)  # type: ignore[arg-type]
     again = Image.open(io.BytesIO(written))
     assert again.info["icc_profile"] == Image.open(io.BytesIO(source)).info["icc_profile"]
     exif = again.getexif()
@@ -190,7 +190,7 @@ def test_what_a_file_says_beside_its_pixels_is_kept(image_format: str) -> None:
     assert 0x0112 not in exif and 0xA002 not in exif.get_ifd(0x8769)
     dpi = again.info["dpi"] if image_format != "webp" else (exif[0x011A], exif[0x011B])
     assert [round(float(value)) for value in dpi] == [300, 300]
-    assert encode(pixels, image_format, tags=tags) == encode(pixels, image_format, tags=tags)  # type: ignore[arg-type]
+    assert encode_image(pixels, image_format, tags=tags) == encode_image(pixels, image_format, tags=tags)  # type: ignore[arg-type]
 
 
 def test_a_picture_keeps_the_channels_that_it_has() -> None:
@@ -210,22 +210,22 @@ def test_a_picture_keeps_the_channels_that_it_has() -> None:
         (Image.fromarray(np.dstack([rgb, alpha])), 4),
         (sixteen, 1),
     ]:
-        pixels, _ = decode_kept(file_of(picture))
+        pixels, _ = decode_with_metadata(file_of(picture))
         assert pixels.shape == (12, 20, channels), picture.mode
         if picture.mode in ("L", "LA", "RGB", "RGBA"):
-            assert (decode_kept(encode(pixels, "png"))[0] == pixels).all()
+            assert (decode_with_metadata(encode_image(pixels, "png"))[0] == pixels).all()
             assert (pixels == np.asarray(picture).reshape(pixels.shape)).all()
         if channels == 1 and picture.mode != "1":
             assert (pixels[..., 0] == gray).all()
-    cmyk, tags = decode_kept(file_of(Image.fromarray(rgb).convert("CMYK"), "TIFF", icc_profile=b"broken" * 40))
+    cmyk, tags = decode_with_metadata(file_of(Image.fromarray(rgb).convert("CMYK"), "TIFF", icc_profile=b"broken" * 40))
     assert np.abs(cmyk.astype(int) - rgb).max() <= 1
     assert tags.icc_profile is None
     with pytest.raises(ImageError, match="floating-point pixels"):
-        decode_kept(file_of(Image.fromarray(gray.astype(np.float32)), "TIFF"))
+        decode_with_metadata(file_of(Image.fromarray(gray.astype(np.float32)), "TIFF"))
 
 
 def test_what_a_format_cannot_hold_is_said() -> None:
     with pytest.raises(ImageError, match="transparent in part, which jpeg cannot hold; give png or webp"):
-        encode(np.zeros((2, 2, 4), np.uint8), "jpeg")
+        encode_image(np.zeros((2, 2, 4), np.uint8), "jpeg")
     with pytest.raises(ImageError, match=r"16400 x 1 pixels are too many for webp \(16383 a side\)"):
-        encode(np.zeros((1, 16_400, 3), np.uint8), "webp")
+        encode_image(np.zeros((1, 16_400, 3), np.uint8), "webp")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli
-from pipeline.images.decode import decode
+from pipeline.images.decode import decode_image
 from pipeline.inference.clip_score import load_score
 from pipeline.output.audit import check_output
 from pipeline.training.data.examples import SCENES
@@ -80,7 +80,7 @@ def test_a_picture_can_be_scored_against_its_prompt(tmp_path: Path) -> None:
     assert cli.run([*command, "--clip-score", "shapes-clip"]) == 0
     score = load_score("shapes-clip", 1, "cpu")
     for row in rows_of(tmp_path / "out").values():
-        expected = score(decode(row["image"]["bytes"]), row["prompt"])
+        expected = score(decode_image(row["image"]["bytes"]), row["prompt"])
         assert row["clip_score"] == pytest.approx(expected, abs=1e-4)
         assert 0 <= row["clip_score"] <= 100
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.errors import BuildError
 from pipeline.manifest.build import build, slug
-from pipeline.manifest.identity import seed_of
+from pipeline.manifest.identity import derive_seed
 from pipeline.manifest.read import read_batches, read_schema
 from pipeline.manifest.rules import Rules
 from pipeline.manifest.sources import from_file, from_folder
@@ -172,7 +172,7 @@ def test_images_per_prompt_gives_copies_of_their_own_id_and_seed(tmp_path: Path)
     rows = built(from_file(str(tmp_path / "p.csv")), tmp_path, images_per_prompt=3, constants={"strength": "0.5"})
     assert [row["id"] for row in rows[:3]] == ["cat", "cat-2", "cat-3"]
     assert [row["seed"] for row in rows] == [5, 6, 7, None, None, None]
-    assert len({seed_of(row["id"], 0) for row in rows}) == 6
+    assert len({derive_seed(row["id"], 0) for row in rows}) == 6
     assert {row["strength"] for row in rows} == {0.5}
 
 

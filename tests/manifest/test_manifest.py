@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.errors import ManifestError
-from pipeline.manifest.identity import seed_of
+from pipeline.manifest.identity import derive_seed
 from pipeline.manifest.read import count_rows, fingerprint, read_batches, read_schema
-from pipeline.manifest.rules import Rules, problems_of, schema_problems
+from pipeline.manifest.rules import Rules, row_problems, schema_problems
 from pipeline.manifest.validate import duplicate_ids, validate
 
 SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
@@ -85,7 +85,7 @@ def test_each_kind_of_broken_row_is_named(tmp_path: Path, change: dict[str, Any]
     path = write(tmp_path / "m.parquet", [{**GOOD, "id": "before"}, row])
     name = f' (id "{row["id"]}")' if row["id"] else ""
     assert messages(path) == [f"row 1{name}: {message}"]
-    assert problems_of(row, RULES) == [message]
+    assert row_problems(row, RULES) == [message]
 
 
 def test_every_problem_is_reported_with_its_row_and_duplicates_last(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_every_problem_is_reported_with_its_row_and_duplicates_last(tmp_path: Pa
     ]
     duplicates = duplicate_ids(path)
     assert duplicates == {"cat-1"}
-    assert [bool(problems_of(row, RULES, duplicates)) for row in rows] == [True, True, False, True]
+    assert [bool(row_problems(row, RULES, duplicates)) for row in rows] == [True, True, False, True]
     assert len(messages(path, limit=3)) == 2, "the first row's twin is not among the first three"
 
 
@@ -204,13 +204,13 @@ def test_the_fingerprint_changes_with_the_rows(tmp_path: Path) -> None:
 
 
 def test_seeds_are_fixed_for_ever() -> None:
-    assert seed_of("cat-1", 0) == 5931716645602723806
-    assert seed_of("cat-1", 1) != seed_of("cat-1", 0)
+    assert derive_seed("cat-1", 0) == 5931716645602723806
+    assert derive_seed("cat-1", 1) != derive_seed("cat-1", 0)
 
 
 @given(st.text(), st.integers(-(2**63), 2**63))
 def test_a_seed_is_a_non_negative_int64(row_id: str, run_seed: int) -> None:
-    assert 0 <= seed_of(row_id, run_seed) < 2**63
+    assert 0 <= derive_seed(row_id, run_seed) < 2**63
 
 
 ROWS = st.fixed_dictionaries(
@@ -236,7 +236,7 @@ def test_a_stage_refuses_exactly_the_rows_that_validation_reports(
     path = write(tmp_path_factory.mktemp("m") / "m.parquet", rows)
     reported = {problem.row for problem in validate(path, RULES)} - {None}
     duplicates = duplicate_ids(path)
-    assert reported == {index for index, row in enumerate(rows) if problems_of(row, RULES, duplicates)}
+    assert reported == {index for index, row in enumerate(rows) if row_problems(row, RULES, duplicates)}
 
 
 def test_the_output_of_a_finished_run_is_a_manifest_of_what_its_pictures_are(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import cli
 from pipeline import storage
-from pipeline.images.encode import encode
+from pipeline.images.encode import encode_image
 from pipeline.output.audit import check_output
 from pipeline.output.ledger import entry_bytes
 from tests.output.test_sink import datasink, rows_of
@@ -23,7 +23,7 @@ def pictured(ids: list[str], failed: tuple[str, ...] = ()) -> pa.Table:
     rows: list[dict[str, Any]] = table.to_pylist()
     for index, row in enumerate(rows):
         if row["id"] not in failed:
-            data = encode(np.full((8, 16, 3), index, np.uint8), "png")
+            data = encode_image(np.full((8, 16, 3), index, np.uint8), "png")
             row["image"] = {"bytes": data, "path": "x.png"}
             row |= {"width": 16, "height": 8, "sha256": hashlib.sha256(data).hexdigest()}
     return pa.Table.from_pylist(rows, table.schema)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
-from pipeline.manifest.identity import hashes_of
+from pipeline.manifest.identity import hash_ids
 from pipeline.output import parquet
 from pipeline.output.id_sets import BUCKETS, HashBuckets, among
 from pipeline.output.ledger import delete_uncommitted, forget_failed, part_key, read_ledger
@@ -162,7 +162,7 @@ def test_a_key_depends_on_the_rows_and_not_on_their_order() -> None:
 def test_membership_is_exact_for_many_ids() -> None:
     known = [f"row {index}" for index in range(0, 4000, 2)]
     asked = [f"row {index}" for index in range(4000)]
-    found = among(hashes_of(asked), np.sort(hashes_of(known)))
+    found = among(hash_ids(asked), np.sort(hash_ids(known)))
     assert list(found) == [index % 2 == 0 for index in range(4000)]
 
 
@@ -175,7 +175,7 @@ def test_buckets_hold_every_id_once_and_sorted(monkeypatch: pytest.MonkeyPatch) 
         kept = list(buckets)
         assert (len(kept), buckets.count) == (BUCKETS, 2000)
         assert max(len(bucket) for bucket in kept) < 100
-        assert np.array_equal(np.concatenate(kept), np.sort(hashes_of(ids)))
+        assert np.array_equal(np.concatenate(kept), np.sort(hash_ids(ids)))
 
 
 def test_failed_rows_that_are_forgotten_leave_the_good_ones_committed(output: str) -> None:

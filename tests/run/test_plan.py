@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.errors import RunError
-from pipeline.manifest.identity import Shard, row_as_json
+from pipeline.manifest.identity import Shard, row_to_json
 from pipeline.manifest.read import fingerprint
 from pipeline.output.lease import Lease
 from pipeline.output.run_record import read_run, refuse_differences, settings_of, write_run
@@ -133,7 +133,7 @@ def test_a_manifest_may_grow_but_rows_that_are_done_may_not_change(tmp_path: Pat
 
     assert attempt() == 4
     done = rows_of(["a", "b"], failed=("b",))
-    done = done.set_column(done.schema.get_field_index(ROW), ROW, pa.array([row_as_json(row) for row in rows[:2]]))
+    done = done.set_column(done.schema.get_field_index(ROW), ROW, pa.array([row_to_json(row) for row in rows[:2]]))
     datasink(config.output).write([done], None)
     about = {"run_id": "r", "manifest": {"sha256": fingerprint(config.manifest)}}
     (tmp_path / "out" / "run.json").write_text(json.dumps(about))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import RunConfig
-from pipeline.images.encode import encode
+from pipeline.images.encode import encode_image
 from pipeline.inference.journal import Journal
 from pipeline.manifest.rules import Rules
 from pipeline.stages.classify import Classify
@@ -32,7 +32,7 @@ class StopsAfter(Journal):
 def labeled(folder: Path, journal: Journal, amounts: list[dict[str, float]]) -> list[dict[str, Any]]:
     examples = SCENES.examples(1, 0, ROWS - 1, 64)
     rows = [
-        {"id": f"r{index}", "image": encode(np.asarray(picture)), "__index_level_0__": index}
+        {"id": f"r{index}", "image": encode_image(np.asarray(picture)), "__index_level_0__": index}
         for index, (picture, _) in enumerate(examples)
     ]
     rows.insert(2, {"id": "broken", "image": b"no picture", "__index_level_0__": 99})

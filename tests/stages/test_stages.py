@@ -19,7 +19,7 @@ from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.errors import ActorError
 from pipeline.inference.worker import LaneThread, RowResult
-from pipeline.manifest.identity import seed_of
+from pipeline.manifest.identity import derive_seed
 from pipeline.manifest.rules import Rules
 from pipeline.stages.denoise import Denoise
 from pipeline.stages.encode import EncodeImages
@@ -95,7 +95,7 @@ def test_the_output_says_what_was_in_force(tmp_path: Path, checkpoint: Path) -> 
         assert made["sha256"] == sha256_of(made["image"]["bytes"])
         assert json.loads(picture.info["parameters"])["seed"] == made["seed"]
         assert made["seconds"] > 0
-    assert rows[2]["seed"] == seed_of("row 2", 0)
+    assert rows[2]["seed"] == derive_seed("row 2", 0)
 
 
 def test_bad_rows_go_on_as_rows_and_their_neighbors_are_made(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def test_the_masks_settings_are_told_and_a_mask_is_worked_out_once(
 
     def counted(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
-        return masks.opacity(*arguments, **options)
+        return masks.compute_opacity(*arguments, **options)
 
-    monkeypatch.setattr("pipeline.tasks.inpaint.opacity", counted)
+    monkeypatch.setattr("pipeline.tasks.inpaint.compute_opacity", counted)
     [made] = painted(stack, row_of(), mask_dilate=2, mask_feather=4)
     told = [made.parameters[name] for name in ("mask_invert", "mask_dilate", "mask_feather")]
     assert told == [False, 2, 4]

@@ -15,7 +15,7 @@ from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.tiles import Tiling
 from pipeline.errors import CheckpointError
-from pipeline.images.colors import averages, corrected
+from pipeline.images.colors import block_means, correct_colors
 from pipeline.images.resize import resize
 from pipeline.inference.worker import LaneThread, Outcome, RowResult
 from pipeline.models.checkpoint.folder import load_stack
@@ -157,7 +157,7 @@ def test_corrected_colors_average_to_the_source(stack: Stack) -> None:
     row = row_of(37, 41)
     [plain] = enlarged(stack, row)
     [made] = enlarged(stack, row, correct_colors=True)
-    errors = [np.square(averages(one.pixels, 37) - row["pixels"].astype(np.float32)).mean() for one in (plain, made)]
+    errors = [np.square(block_means(one.pixels, 37) - row["pixels"].astype(np.float32)).mean() for one in (plain, made)]
     decibels = [10 * np.log10(255**2 / error) for error in errors]
     assert decibels[1] >= 35 > 30 > decibels[0]
     assert made.parameters["colors_corrected"] and not plain.parameters["colors_corrected"]
@@ -171,18 +171,18 @@ def test_noise_over_black_and_white_is_drawn_back_to_them_too() -> None:
     source[:, 35:] = 255
     noise = np.random.default_rng(1).integers(-40, 40, (36, 280, 3))
     enlarged = (source.repeat(4, 0).repeat(4, 1) + noise).clip(0, 255).astype(np.uint8)
-    assert np.abs(averages(corrected(enlarged, source), 9) - source).mean() < 1
+    assert np.abs(block_means(correct_colors(enlarged, source), 9) - source).mean() < 1
 
 
 def test_detail_weaker_than_the_networks_noise_gives_way_to_bicubic_and_other_detail_stays() -> None:
     source = np.linspace(60, 180, 80 * 40 * 3).reshape(80, 40, 3).astype(np.uint8)
     smooth = resize(source, 160, 320, "bicubic")
     noise = np.random.default_rng(2).normal(0, 3, smooth.shape)
-    noisy = corrected((smooth + noise).round().astype(np.uint8), source)
+    noisy = correct_colors((smooth + noise).round().astype(np.uint8), source)
     assert (noisy.astype(float) - smooth).std() < 1 < noise.std()
     fine = np.where(np.arange(160) % 2 == 0, 50, -50)[None, :, None]
     detailed = (smooth + fine).clip(0, 255).astype(np.uint8)
-    kept = corrected(detailed, source).astype(float) - smooth
+    kept = correct_colors(detailed, source).astype(float) - smooth
     assert np.abs(kept[4:-4, 4:-4] / fine[:, 4:-4] - 1).max() < 0.1
 
 
