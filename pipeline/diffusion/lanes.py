@@ -1,70 +1,31 @@
-"""Rows of one shape in a fixed batch: their state, which of their evaluations go into a call, and what comes of it."""
+"""A lane group: rows of one shape that share calls of a fixed batch shape."""
 
 from collections import deque
-from collections.abc import Hashable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Guidance, guided, rescaled
-from pipeline.diffusion.table import HISTORY, TERMS, SamplerTable
-from pipeline.diffusion.tiles import Tiling
-
-Result = tuple[Hashable, Tensor | ValueError]
-"""A request's key, and its latents (C, h, w) in float32 on the engine's device, or why there are none."""
+from pipeline.diffusion.guidance import apply_guidance, rescale_guidance
+from pipeline.diffusion.request import DenoisingRequest, Result
+from pipeline.diffusion.step import (
+    C_IN,
+    COEFFICIENTS,
+    GUIDANCE_SCALE,
+    TIMESTEP,
+    State,
+    coefficients_of,
+    per_row,
+    sampler_step,
+)
+from pipeline.diffusion.table import HISTORY
 
 PROMPT: Final = 0
 NEGATIVE_PROMPT: Final = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class KnownLatents:
-    """Inpainting with a network that was not trained for it: after each evaluation what is known is put back."""
-
-    latents: Tensor  # (C, h, w), clean
-    noise: Tensor  # (C, h, w), the first noise: it takes them to each level
-    mask: Tensor  # (1, h, w), 1 where latents are made anew, 0 where they are known
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class DenoisingRequest:
-    """One row's denoising: where it starts, how it goes, and what it is told. A ValueError says what is missing."""
-
-    key: Hashable
-    table: SamplerTable
-    latents: Tensor  # (C, h, w), float32 on the CPU: the table's start already applied
-    generator: torch.Generator
-    """The row's own, on the CPU; fresh noise is drawn from it as (1, C, h, w)."""
-    prompt_embeds: Tensor  # (T, D)
-    negative_prompt_embeds: Tensor | None  # (T, D); None where the row is not guided
-    guidance: Guidance
-    extra_channels: Tensor | None = None  # (C2, h, w), put behind the latents in the network's input
-    class_label: int | None = None
-    known: KnownLatents | None = None
-    tiling: Tiling | None = None
-    """How the latents are cut, where they are larger than the network takes; not with `known`."""
-
-    def __post_init__(self) -> None:
-        if self.negative_prompt_embeds is None:
-            if any(scale != 1 for scale in self.guidance.scales(len(self.table))):
-                raise ValueError(f"row {self.key!r} is guided but has no negative prompt's embeddings")
-        elif self.negative_prompt_embeds.shape != self.prompt_embeds.shape:
-            shapes = (tuple(self.negative_prompt_embeds.shape), tuple(self.prompt_embeds.shape))
-            raise ValueError(
-                f"row {self.key!r}: its negative prompt's embeddings are {shapes[0]}, its prompt's {shapes[1]}"
-            )
-
-    @property
-    def group(self) -> Hashable:
-        """Requests of one group can share a call: the same shapes of everything that goes into the network."""
-        extra = None if self.extra_channels is None else self.extra_channels.shape[0]
-        return (self.latents.shape, self.prompt_embeds.shape, extra, self.class_label is None)
-
-
-class Call(NamedTuple):
-    """The network's input: one entry a lane."""
+class NetworkInput(NamedTuple):
+    """The input of one call of the network, one entry per lane."""
 
     latents: Tensor  # (lanes, C + C2, h, w)
     timesteps: Tensor  # (lanes,), float32
@@ -72,39 +33,39 @@ class Call(NamedTuple):
     class_labels: Tensor | None  # (lanes,)
 
 
-class Place(NamedTuple):
-    """An evaluation that a row needs: of its prompt or of its negative prompt."""
+class Assignment(NamedTuple):
+    """An evaluation that a lane does: of the prompt or of the negative prompt of the row in a slot."""
 
     slot: int
     side: int
 
     @property
     def entry(self) -> int:
+        """The index of the evaluation in tensors that hold both sides of every slot."""
         return 2 * self.slot + self.side
 
 
-class LaneBatch:
-    """The rows of one group. A row stays in its slot; its evaluations go wherever lanes are free, call by call.
+class LaneGroup:
+    """The rows of one group. A row stays in its slot; its evaluations take whichever lanes are free at each call.
 
-    A row whose guidance acts needs two evaluations a step, and goes on once it has both, be it in one call or in two.
-    The older a row is, the sooner it gets its lanes. Between two calls everything is elementwise, so that no row's
-    bits depend on another's.
+    A guided step needs two evaluations and is made once both are there, from one call or from two. Older rows get
+    their lanes first. Everything between two calls is elementwise, so a row's bits do not depend on other rows.
     """
 
     def __init__(self, like: DenoisingRequest, lanes: int, device: torch.device, dtype: torch.dtype) -> None:
         self.lanes, self.device = lanes, device
         self.waiting: deque[DenoisingRequest] = deque()
-        self.waited = 0  # calls of other groups since a row of this one was last done
+        self.calls_skipped = 0  # calls of other groups since the last call of this one in which a row finished
         self._shape = tuple(like.latents.shape)
-        self._running: dict[int, _Run] = {}  # the oldest first
-        self._free = list(range(lanes))[::-1]
-        self._places: list[Place] = []
-        self._moved = True
+        self._running: dict[int, _RunningRow] = {}  # by slot, the oldest first
+        self._free_slots = list(range(lanes))[::-1]
+        self._assignments: list[Assignment] = []
+        self._rows_changed = True
         channels, *size = self._shape
         extra = 0 if like.extra_channels is None else like.extra_channels.shape[0]
         # by slot
-        self._numbers = torch.zeros(lanes, _NUMBERS)
-        self._state = torch.zeros(lanes, 2 + HISTORY, *self._shape, device=device)  # x, anchor, kept predictions
+        self._coefficients = torch.zeros(lanes, COEFFICIENTS)
+        self._state = torch.zeros(lanes, 2 + HISTORY, *self._shape, device=device)  # x, anchor, denoised predictions
         self._extra = torch.zeros(lanes, extra, *size, device=device, dtype=dtype)
         self._labels = None if like.class_label is None else torch.zeros(lanes, device=device, dtype=torch.long)
         # by slot and side
@@ -112,7 +73,7 @@ class LaneBatch:
         self._outputs = torch.zeros(2 * lanes, *self._shape, device=device)
         # by lane
         self._latents = torch.zeros(lanes, channels + extra, *size, device=device, dtype=dtype)
-        self._states = torch.zeros(lanes, *like.prompt_embeds.shape, device=device, dtype=dtype)
+        self._hidden_states = torch.zeros(lanes, *like.prompt_embeds.shape, device=device, dtype=dtype)
         self._slots = self._entries = torch.zeros(lanes, device=device, dtype=torch.long)
 
     @property
@@ -121,47 +82,48 @@ class LaneBatch:
 
     @property
     def load(self) -> int:
-        """How many lanes the next call would fill."""
-        count = sum(len(run.missing) for run in self._running.values())
+        """The number of lanes that the next call would fill."""
+        count = sum(len(row.missing_sides) for row in self._running.values())
         for request in self.waiting:
             if count >= self.lanes:
                 break
             count += len(_sides(request.guidance.scale_at(0, len(request.table))))
         return min(count, self.lanes)
 
-    def next_call(self) -> tuple[Call, int]:
-        """The network's next input, and how many of its lanes are some row's own; the others repeat the first."""
-        places = [Place(slot, side) for slot, run in self._running.items() for side in run.missing]
-        while len(places) < self.lanes and self.waiting:
+    def next_input(self) -> tuple[NetworkInput, int]:
+        """Return the network's next input and the number of lanes that hold a row; empty lanes repeat the first."""
+        assignments = [Assignment(slot, side) for slot, row in self._running.items() for side in row.missing_sides]
+        while len(assignments) < self.lanes and self.waiting:
             slot = self._start(self.waiting.popleft())
-            places += [Place(slot, side) for side in self._running[slot].missing]
-        self._assign(places[: self.lanes])
-        numbers = self._numbers.to(self.device, non_blocking=True).index_select(0, self._slots)
+            assignments += [Assignment(slot, side) for side in self._running[slot].missing_sides]
+        self._assign(assignments[: self.lanes])
+        coefficients = self._coefficients.to(self.device, non_blocking=True).index_select(0, self._slots)
         x = self._state[:, 0].index_select(0, self._slots)
-        self._latents[:, : self._shape[0]] = x * _spread(numbers[:, _INPUT_SCALE])
+        self._latents[:, : self._shape[0]] = x * per_row(coefficients[:, C_IN])
         labels = None if self._labels is None else self._labels.index_select(0, self._slots)
-        return Call(self._latents, numbers[:, _TIMESTEP], self._states, labels), len(self._places)
+        network_input = NetworkInput(self._latents, coefficients[:, TIMESTEP], self._hidden_states, labels)
+        return network_input, len(self._assignments)
 
-    def take(self, output: Tensor) -> list[Result]:
-        """Give every row what the network made of its lanes; step the rows that have all they need; return the done."""
-        filled = len(self._places)
+    def accept(self, output: Tensor) -> list[Result]:
+        """Take the network's output for the last input, step the rows that have all they need, return finished rows."""
+        filled = len(self._assignments)
         self._outputs.index_copy_(0, self._entries[:filled], output[:filled].float())
-        for place in self._places:
-            self._running[place.slot].missing.remove(place.side)
-        ready = [slot for slot, run in self._running.items() if not run.missing]
+        for assignment in self._assignments:
+            self._running[assignment.slot].missing_sides.remove(assignment.side)
+        ready = [slot for slot, row in self._running.items() if not row.missing_sides]
         if not ready:
             return []
         self._step(ready)
-        done = [slot for slot in ready if self._running[slot].next_step()]
+        finished = [slot for slot in ready if not self._running[slot].advance()]
         for slot in ready:
-            if slot not in done:
-                self._numbers[slot] = self._running[slot].now
-        return self._finish(done) if done else []
+            if slot not in finished:
+                self._coefficients[slot] = self._running[slot].coefficients
+        return self._finish(finished) if finished else []
 
     def _start(self, request: DenoisingRequest) -> int:
-        slot = self._free.pop()
-        self._running[slot] = run = _Run(request)
-        self._numbers[slot] = run.now
+        slot = self._free_slots.pop()
+        self._running[slot] = row = _RunningRow(request)
+        self._coefficients[slot] = row.coefficients
         self._state[slot] = 0
         self._state[slot, 0] = request.latents.to(self.device, non_blocking=True)
         self._outputs[2 * slot : 2 * slot + 2] = 0
@@ -172,132 +134,98 @@ class LaneBatch:
             self._extra[slot] = request.extra_channels.to(self.device, self._extra.dtype, non_blocking=True)
         if self._labels is not None and request.class_label is not None:
             self._labels[slot] = request.class_label
-        self._moved = True
+        self._rows_changed = True
         return slot
 
-    def _assign(self, places: list[Place]) -> None:
-        """Fill the lanes with `places`; what depends on the place alone is gathered only where it has changed."""
-        if places == self._places and not self._moved:
+    def _assign(self, assignments: list[Assignment]) -> None:
+        """Set the lanes' assignments; gather inputs that stay the same between steps only where they changed."""
+        if assignments == self._assignments and not self._rows_changed:
             return
-        self._places, self._moved = places, False
-        padded = places + [places[0]] * (self.lanes - len(places))
-        indices = torch.tensor([[place.slot, place.entry] for place in padded]).T.to(self.device, non_blocking=True)
+        self._assignments, self._rows_changed = assignments, False
+        padded = assignments + [assignments[0]] * (self.lanes - len(assignments))
+        indices = torch.tensor([[item.slot, item.entry] for item in padded]).T.to(self.device, non_blocking=True)
         self._slots, self._entries = indices[0], indices[1]
-        torch.index_select(self._embeds, 0, self._entries, out=self._states)
+        torch.index_select(self._embeds, 0, self._entries, out=self._hidden_states)
         self._latents[:, self._shape[0] :] = self._extra.index_select(0, self._slots)
 
     def _step(self, ready: list[int]) -> None:
-        """Apply the rows' tables to their guided outputs."""
-        runs = [self._running[slot] for slot in ready]
-        rows = torch.tensor(ready).to(self.device, non_blocking=True)
-        numbers = self._numbers[ready].to(self.device, non_blocking=True)
-        conditional = self._outputs.index_select(0, 2 * rows + PROMPT)
-        output = guided(conditional, self._outputs.index_select(0, 2 * rows + NEGATIVE_PROMPT), numbers[:, _SCALE])
-        for row, run in enumerate(runs):
-            if run.request.guidance.rescale and run.scale != 1:
-                output[row] = rescaled(output[row], conditional[row], run.request.guidance.rescale)
-        state = self._state.index_select(0, rows)
-        x, anchor, *history = state.unbind(1)
-        clip = _spread(numbers[:, _CLIP])
-        kept = _spread(numbers[:, _SKIP]) * x + _spread(numbers[:, _OUT]) * output
-        kept = torch.minimum(torch.maximum(kept, -clip), clip)
-        terms = (x, anchor, output, kept, *history[:-1], self._noise(runs))
-        state = torch.stack(
-            [_combined(numbers, 0, terms), _combined(numbers, len(TERMS), terms), kept, *history[:-1]], 1
-        )
-        for row, run in enumerate(runs):
-            if run.request.known is not None:
-                state[row, 0] = run.keep_known(state[row, 0])
-        self._state.index_copy_(0, rows, state)
+        """Apply the sampler step of each row in the slots `ready` to its guided output."""
+        rows = [self._running[slot] for slot in ready]
+        slots = torch.tensor(ready).to(self.device, non_blocking=True)
+        coefficients = self._coefficients[ready].to(self.device, non_blocking=True)
+        conditional = self._outputs.index_select(0, 2 * slots + PROMPT)
+        unconditional = self._outputs.index_select(0, 2 * slots + NEGATIVE_PROMPT)
+        output = apply_guidance(conditional, unconditional, coefficients[:, GUIDANCE_SCALE])
+        for index, row in enumerate(rows):
+            if row.request.guidance.rescale and row.guidance_scale != 1:
+                output[index] = rescale_guidance(output[index], conditional[index], row.request.guidance.rescale)
+        x, anchor, *history = self._state.index_select(0, slots).unbind(1)
+        state = sampler_step(coefficients, State(x, anchor, tuple(history)), output, self._noise(rows))
+        assert state.anchor is not None
+        stacked = torch.stack([state.x, state.anchor, *state.history[:HISTORY]], 1)
+        for index, row in enumerate(rows):
+            if row.request.known is not None:
+                stacked[index, 0] = row.restore_known(stacked[index, 0])
+        self._state.index_copy_(0, slots, stacked)
 
-    def _noise(self, runs: list["_Run"]) -> Tensor:
-        """Fresh noise of the rows whose step needs it, each from its own generator; zeros of the others."""
-        noise = torch.zeros(len(runs), *self._shape)
-        for row, run in enumerate(runs):
-            if run.draws_noise[run.index]:
-                noise[row] = torch.randn((1, *self._shape), generator=run.request.generator)[0]
+    def _noise(self, rows: list["_RunningRow"]) -> Tensor:
+        """Return fresh noise for the rows whose step needs it, each from its own generator; zeros for the others."""
+        noise = torch.zeros(len(rows), *self._shape)
+        for index, row in enumerate(rows):
+            if row.draws_noise[row.index]:
+                noise[index] = torch.randn((1, *self._shape), generator=row.request.generator)[0]
         return noise.to(self.device, non_blocking=True)
 
-    def _finish(self, done: list[int]) -> list[Result]:
-        latents = self._state[done, 0]
-        finite = latents.isfinite().flatten(1).all(1).tolist()
+    def _finish(self, slots: list[int]) -> list[Result]:
+        latents = self._state[slots, 0]
+        is_finite = latents.isfinite().flatten(1).all(1).tolist()
         results: list[Result] = []
-        for slot, row, whole in zip(done, latents.unbind(0), finite, strict=True):
+        for slot, row_latents, finite in zip(slots, latents.unbind(0), is_finite, strict=True):
             key = self._running.pop(slot).request.key
             error = ValueError("the network's output is not finite; the latents are lost")
-            results.append((key, row if whole else error))
-            self._free.append(slot)
-        self.waited = 0
+            results.append((key, row_latents if finite else error))
+            self._free_slots.append(slot)
+        self.calls_skipped = 0
         return results
 
 
-class _Run:
-    """A request on its way: the step that it is at, and which of the step's evaluations it still misses."""
+class _RunningRow:
+    """A request in a slot: the index of its step, and the evaluations that the step still lacks."""
 
     def __init__(self, request: DenoisingRequest) -> None:
         self.request = request
         self.index = 0
         self.draws_noise = request.table.draws_noise
         self._scales = request.guidance.scales(len(request.table))
-        self._numbers = _numbers(request.table, self._scales)
-        self.missing = _sides(self.scale)
+        self._coefficients = coefficients_of(request.table, self._scales)
+        self.missing_sides = _sides(self.guidance_scale)
 
     @property
-    def scale(self) -> float:
+    def guidance_scale(self) -> float:
         return self._scales[self.index]
 
     @property
-    def now(self) -> Tensor:
-        return self._numbers[self.index]
+    def coefficients(self) -> Tensor:
+        return self._coefficients[self.index]
 
-    def next_step(self) -> bool:
-        """Go to the next step; whether there is none."""
+    def advance(self) -> bool:
+        """Go to the next step; False if the row is finished."""
         self.index += 1
         if self.index == len(self._scales):
-            return True
-        self.missing = _sides(self.scale)
-        return False
+            return False
+        self.missing_sides = _sides(self.guidance_scale)
+        return True
 
-    def keep_known(self, latents: Tensor) -> Tensor:
-        """The latents after this step, what is known put back at its noise level (Lugmayr et al. 2022, eq. 8)."""
+    def restore_known(self, latents: Tensor) -> Tensor:
+        """Return the latents after this step with the known part at its noise level (Lugmayr et al. 2022, eq. 8)."""
         known, table = self.request.known, self.request.table
         assert known is not None
-        last = self.index + 1 == len(table)
-        signal, deviation = (1.0, 0.0) if last else table.levels[self.index + 1].tolist()
+        is_last = self.index + 1 == len(table)
+        signal, deviation = (1.0, 0.0) if is_last else table.levels[self.index + 1].tolist()
         at_level = (signal * known.latents + deviation * known.noise).to(latents.device, non_blocking=True)
         mask = known.mask.to(latents.device, non_blocking=True)
         return mask * latents + (1 - mask) * at_level
 
 
-_TIMESTEP, _INPUT_SCALE, _SKIP, _OUT, _CLIP, _SCALE = range(2 * len(TERMS), 2 * len(TERMS) + 6)
-_NUMBERS: Final = 2 * len(TERMS) + 6
-"""What a row's step is, in float32: the weights of x and of anchor, then the above."""
-
-
-def _numbers(table: SamplerTable, scales: list[float]) -> Tensor:
-    columns = [
-        table.weights.flatten(1),
-        table.timesteps[:, None],
-        table.input_scale[:, None],
-        table.prediction,
-        torch.full((len(table), 1), table.clip, dtype=torch.float64),
-        torch.tensor(scales, dtype=torch.float64)[:, None],
-    ]
-    return torch.cat(columns, dim=1).float()
-
-
-def _sides(scale: float) -> list[int]:
-    return [PROMPT] if scale == 1 else [PROMPT, NEGATIVE_PROMPT]
-
-
-def _combined(numbers: Tensor, first: int, terms: tuple[Tensor, ...]) -> Tensor:
-    """The terms' weighted sum, added up in their order: a row's bits do not depend on how many rows there are."""
-    total = _spread(numbers[:, first]) * terms[0]
-    for column, term in enumerate(terms[1:], first + 1):
-        total.addcmul_(_spread(numbers[:, column]), term)
-    return total
-
-
-def _spread(column: Tensor) -> Tensor:
-    """A number a row, for multiplying (B, C, h, w)."""
-    return column[:, None, None, None]
+def _sides(guidance_scale: float) -> list[int]:
+    return [PROMPT] if guidance_scale == 1 else [PROMPT, NEGATIVE_PROMPT]

@@ -1,4 +1,4 @@
-"""The multistep solvers' updates: weights of one step from noise levels alone."""
+"""Updates of the multistep solvers: the weights of one step, computed from noise levels alone."""
 
 import math
 
@@ -8,10 +8,10 @@ Prediction = tuple[float, float]
 """Weights of latents and model output in the denoised latents."""
 
 
-def lms_weights(past: list[float], there: float) -> list[float]:
-    """Weights of the slopes at the noise levels `past` (newest first) in the step from past[0] to `there`.
+def lms_weights(past: list[float], sigma_next: float) -> list[float]:
+    """Return the weights of the slopes at the noise levels `past` (newest first) in the step to `sigma_next`.
 
-    Each is the integral of its Lagrange polynomial over the step.
+    Each weight is the integral of its Lagrange polynomial from past[0] to `sigma_next`.
     """
     weights = []
     for node in past:
@@ -23,7 +23,7 @@ def lms_weights(past: list[float], there: float) -> list[float]:
                 polynomial = [
                     (high - root * low) / scale for high, low in zip(shifted, [*polynomial, 0.0], strict=True)
                 ]
-        width = there - past[0]
+        width = sigma_next - past[0]
         weights.append(sum(part * width ** (power + 1) / (power + 1) for power, part in enumerate(polynomial)))
     return weights
 
@@ -32,11 +32,11 @@ def dpmpp_2m(timesteps: list[float], sigmas: list[float], predictions: list[Pred
     """DPM-Solver++ (2M), midpoint (Lu et al. 2022b, algorithm 2); the last step, to zero noise, is of first order."""
     rows = []
     for index, timestep in enumerate(timesteps):
-        here, there = sigmas[index], sigmas[index + 1]
-        signal, ratio = _signal(there), there / here
+        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+        signal, ratio = _signal(sigma_next), sigma_next / sigma
         gain = signal * (1 - ratio)
-        weights = {"x": _deviation(there) / _deviation(here)} | _second_order(gain, sigmas, index)
-        rows.append(_evaluation(timestep, here, predictions[index], weights))
+        weights = {"x": _deviation(sigma_next) / _deviation(sigma)} | _second_order(gain, sigmas, index)
+        rows.append(_evaluation(timestep, sigma, predictions[index], weights))
     return rows
 
 
@@ -44,12 +44,12 @@ def dpmpp_2m_sde(timesteps: list[float], sigmas: list[float], predictions: list[
     """The stochastic DPM-Solver++ (2M), midpoint (Lu et al. 2022b, section 6)."""
     rows = []
     for index, timestep in enumerate(timesteps):
-        here, there = sigmas[index], sigmas[index + 1]
-        signal, ratio = _signal(there), there / here
+        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+        signal, ratio = _signal(sigma_next), sigma_next / sigma
         gain = signal * (1 - ratio**2)
-        weights = {"x": _deviation(there) / _deviation(here) * ratio} | _second_order(gain, sigmas, index)
-        weights["noise"] = _deviation(there) * math.sqrt(1 - ratio**2)
-        rows.append(_evaluation(timestep, here, predictions[index], weights))
+        weights = {"x": _deviation(sigma_next) / _deviation(sigma) * ratio} | _second_order(gain, sigmas, index)
+        weights["noise"] = _deviation(sigma_next) * math.sqrt(1 - ratio**2)
+        rows.append(_evaluation(timestep, sigma, predictions[index], weights))
     return rows
 
 
@@ -71,24 +71,24 @@ def unipc(timesteps: list[float], sigmas: list[float], predictions: list[Predict
 
 
 def _unipc_predictor(sigmas: list[float], index: int, order: int) -> tuple[float, Weights]:
-    here, there = sigmas[index], sigmas[index + 1]
-    gain = _signal(there) * (1 - there / here)
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    gain = _signal(sigma_next) * (1 - sigma_next / sigma)
     weights = {"p0": gain}
     if order == 2:
-        before = _log_snr_ratio(sigmas[index - 1], here, there)
-        weights = {"p0": gain - gain * 0.5 / before, "p1": gain * 0.5 / before}
-    return _deviation(there) / _deviation(here), weights
+        ratio = _log_snr_ratio(sigmas[index - 1], sigma, sigma_next)
+        weights = {"p0": gain - gain * 0.5 / ratio, "p1": gain * 0.5 / ratio}
+    return _deviation(sigma_next) / _deviation(sigma), weights
 
 
 def _unipc_corrector(sigmas: list[float], index: int, order: int) -> Weights:
-    before, here = sigmas[index - 1], sigmas[index]
-    gain = _signal(here) * (1 - here / before)
-    weights = {"anchor": _deviation(here) / _deviation(before), "p1": gain}
+    sigma_previous, sigma = sigmas[index - 1], sigmas[index]
+    gain = _signal(sigma) * (1 - sigma / sigma_previous)
+    weights = {"anchor": _deviation(sigma) / _deviation(sigma_previous), "p1": gain}
     if order == 1:
         parts = {"p0": 0.5, "p1": -0.5}
     else:
-        older = _log_snr_ratio(sigmas[index - 2], before, here)
-        step = math.log(here / before)  # minus the step in half log-SNR
+        older = _log_snr_ratio(sigmas[index - 2], sigma_previous, sigma)
+        step = math.log(sigma / sigma_previous)  # minus the step in half log-SNR
         scale = math.expm1(step)
         first = scale / step - 1
         targets = first / scale, (first / step - 0.5) * 2 / scale
@@ -102,17 +102,17 @@ def _unipc_corrector(sigmas: list[float], index: int, order: int) -> Weights:
 
 
 def _second_order(gain: float, sigmas: list[float], index: int) -> Weights:
-    """Weights of the newest two denoised latents, extrapolated to the middle of the step."""
-    here, there = sigmas[index], sigmas[index + 1]
-    if index == 0 or there == 0:
+    """Return the weights of the newest two denoised latents, extrapolated to the middle of the step."""
+    sigma, sigma_next = sigmas[index], sigmas[index + 1]
+    if index == 0 or sigma_next == 0:
         return {"p0": gain}
-    ratio = math.log(sigmas[index - 1] / here) / math.log(here / there)
+    ratio = math.log(sigmas[index - 1] / sigma) / math.log(sigma / sigma_next)
     return {"p0": gain * (1 + 0.5 / ratio), "p1": -gain * 0.5 / ratio}
 
 
-def _log_snr_ratio(older: float, here: float, there: float) -> float:
-    """The older level's place in half log-SNR, in units of the step from `here` to `there`: negative."""
-    return math.log(here / older) / math.log(here / there)
+def _log_snr_ratio(sigma_older: float, sigma: float, sigma_next: float) -> float:
+    """Return the (negative) distance in half log-SNR from `sigma` to `sigma_older`, in units of the step."""
+    return math.log(sigma / sigma_older) / math.log(sigma / sigma_next)
 
 
 def _signal(sigma: float) -> float:
@@ -127,4 +127,6 @@ def _evaluation(
     timestep: float, sigma: float, prediction: Prediction, x: Weights, anchor: Weights | None = None
 ) -> Evaluation:
     level = _signal(sigma), _deviation(sigma)
-    return Evaluation(timestep=timestep, level=level, skip=prediction[0], out=prediction[1], x=x, anchor=anchor or {})
+    return Evaluation(
+        timestep=timestep, level=level, c_skip=prediction[0], c_out=prediction[1], x=x, anchor=anchor or {}
+    )

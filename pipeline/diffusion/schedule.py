@@ -1,4 +1,4 @@
-"""Noise schedules in the field's config keys: how much of a picture is left at each training timestep."""
+"""Noise schedules under diffusers' config keys: the share of signal and noise at each training timestep."""
 
 import itertools
 import math
@@ -36,15 +36,15 @@ _ACCEPTED: Final = {
     "interpolation_type": ("linear",),
     "final_sigmas_type": ("zero",),
 }
-"""Options that change the picture, and the values that the samplers here have; a solver takes its own of the types."""
+"""Options that change the image, and the values that the samplers support."""
 
 ALMOST_ZERO: Final = 2.0**-24
-"""The last cumulated alpha of a schedule of zero terminal SNR, where a sampler divides by it."""
+"""The last cumulative alpha of a zero terminal SNR schedule for samplers that divide by it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseScheduleConfig:
-    """`scheduler/scheduler_config.json`; `None` where samplers differ in what they take when the file is silent."""
+    """The options of a `scheduler_config.json`; None where the samplers' own defaults differ."""
 
     sampler: str = "ddim"
     num_train_timesteps: int = 1000
@@ -62,7 +62,7 @@ class NoiseScheduleConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """The schedule of a scheduler_config.json; a ValueError names what is unknown."""
+        """Return the schedule of a scheduler_config.json; ValueError names an option that is not supported."""
         class_name = config.get("_class_name", "DDIMScheduler")
         if class_name not in SAMPLER_OF_CLASS:
             raise ValueError(f"scheduler class {class_name} is unknown; known are {', '.join(SAMPLER_OF_CLASS)}")
@@ -92,7 +92,7 @@ class NoiseScheduleConfig:
         return cls(sampler=sampler, **values)
 
     def alphas_cumprod(self) -> Tensor:
-        """The part of the picture's variance that is left at each training timestep, (T,) in float64.
+        """Return the share of the image's variance at each training timestep, (T,) in float64.
 
         Computed in float32, as training code does, so that tables agree with what the network saw.
         """
@@ -102,7 +102,7 @@ class NoiseScheduleConfig:
         return torch.cumprod(1 - betas, dim=0).double()
 
     def positive_alphas_cumprod(self) -> Tensor:
-        """As `alphas_cumprod`, with ALMOST_ZERO in place of zero: for samplers that divide by it."""
+        """Return `alphas_cumprod` with ALMOST_ZERO instead of zero."""
         alphas = self.alphas_cumprod()
         return torch.where(alphas == 0, ALMOST_ZERO, alphas)
 
@@ -120,7 +120,7 @@ class NoiseScheduleConfig:
 
 
 def _zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas whose last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    """Return betas rescaled so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
     roots = torch.cumprod(1 - betas, dim=0).sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
     alphas_bar = ((roots - last) * (first / (first - last))) ** 2

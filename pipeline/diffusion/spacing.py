@@ -1,4 +1,4 @@
-"""Which timesteps and noise levels a sampler visits."""
+"""The timesteps and noise levels that a sampler visits."""
 
 import math
 from typing import Final
@@ -9,10 +9,10 @@ KARRAS_RHO: Final = 7.0
 
 
 def timesteps(schedule: NoiseScheduleConfig, steps: int, default: Spacing, *, extra_point: bool = False) -> list[float]:
-    """`steps` training timesteps, falling (Lin et al. 2023, table 2); a ValueError if there are not so many.
+    """Return `steps` falling training timesteps (Lin et al. 2023, table 2); ValueError if there are not so many.
 
-    `extra_point` lays one point more and leaves the last away, as the multistep solvers do. Strides are rounded as
-    numpy's `arange` and `linspace` round theirs, so that a timestep between two falls on the side that people know.
+    `extra_point` spaces one point more and drops the last, as the multistep solvers do. Strides are rounded as numpy's
+    `arange` and `linspace` round them, so that timesteps agree with diffusers'.
     """
     total, spacing = schedule.num_train_timesteps, schedule.timestep_spacing or default
     points = steps + 1 if extra_point else steps
@@ -36,13 +36,13 @@ def rounded(values: list[float]) -> list[float]:
 
 
 def training_sigmas(schedule: NoiseScheduleConfig) -> list[float]:
-    """Noise level over signal level at each training timestep, rising (Karras et al. 2022)."""
+    """Return the ratio of noise to signal at each training timestep, rising (Karras et al. 2022)."""
     alphas = schedule.positive_alphas_cumprod()
     return ((1 - alphas) / alphas).sqrt().tolist()
 
 
 def sigmas_at(levels: list[float], at: list[float]) -> list[float]:
-    """The training sigmas `levels`, read off between the timesteps where `at` falls between them."""
+    """Return the training sigmas `levels` at the timesteps `at`, linearly interpolated."""
     values = []
     for timestep in at:
         below = min(int(timestep), len(levels) - 1)
@@ -52,13 +52,13 @@ def sigmas_at(levels: list[float], at: list[float]) -> list[float]:
 
 
 def karras_sigmas(highest: float, lowest: float, steps: int) -> list[float]:
-    """Falling noise levels, evenly spaced in their 1/7th power (Karras et al. 2022, eq. 5)."""
+    """Return falling noise levels, evenly spaced in their 1/7th power (Karras et al. 2022, eq. 5)."""
     first, last = highest ** (1 / KARRAS_RHO), lowest ** (1 / KARRAS_RHO)
     return [(first + index / max(steps - 1, 1) * (last - first)) ** KARRAS_RHO for index in range(steps)]
 
 
 def timestep_of(levels: list[float], sigma: float) -> float:
-    """The timestep, between whole ones, at which training had the noise level `sigma`: linear in the logarithm."""
+    """Return the (fractional) timestep of the noise level `sigma`, interpolated linearly in its logarithm."""
     target = math.log(max(sigma, 1e-10))
     below = max((index for index, level in enumerate(levels) if math.log(level) <= target), default=0)
     below = min(below, len(levels) - 2)

@@ -1,11 +1,13 @@
-"""The form that every sampler takes: a small float64 table, and nothing else that depends on the sampler.
+"""The sampler table: the form that every sampler takes.
 
-A row's state is two registers, `x` (the latents at which the network is evaluated next) and `anchor` (carried from one
-evaluation to the next), and the last five kept predictions p0 (newest) to p4. One evaluation:
+A row's state holds `x` (the latents at which the network is evaluated next), `anchor` (latents carried from one
+evaluation to the next), and the last five denoised predictions p0 (newest) to p4. One evaluation computes
 
-    model_output = network(input_scale * x, timestep)
-    p0           = skip * x + out * model_output            (clipped where the schedule says so)
+    model_output = network(c_in * x, timestep)
+    p0           = c_skip * x + c_out * model_output        (clipped where the schedule says so)
     x, anchor    = W @ (x, anchor, model_output, p0, ..., p4, noise)
+
+The names c_skip, c_out and c_in are those of Karras et al. 2022, eq. 7. `diffusion/step.py` applies a table.
 """
 
 from collections.abc import Iterable
@@ -17,62 +19,80 @@ from torch import Tensor
 
 TERMS: Final = ("x", "anchor", "model_output", "p0", "p1", "p2", "p3", "p4", "noise")
 HISTORY: Final = 5
+"""Denoised predictions that a row's state holds."""
 
 Weights = dict[str, float]
-"""Weights of TERMS by name; what is not named is zero."""
+"""Weights of TERMS by name; a term that is not named has weight zero."""
 
 Level = tuple[float, float]
-"""How much of the clean latents and how much noise is in `x`."""
+"""Weights of the clean latents and of the noise in `x`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """One evaluation of the network and what becomes of it."""
+    """One evaluation of the network and the update that follows it."""
 
     timestep: float
     level: Level
-    skip: float
-    out: float
+    c_skip: float
+    c_out: float
     x: Weights
     anchor: Weights
-    input_scale: float = 1.0
+    c_in: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplerTable:
-    """A sampler's whole run: tensors in float64, one row an evaluation.
+    """All evaluations of a sampler's run: float64 tensors with one row per evaluation.
 
     The first latents are `start_signal * image_latents + start_noise * noise`; `start_signal` is 0 for text to image.
     """
 
     timesteps: Tensor  # (n,)
-    input_scale: Tensor  # (n,)
-    prediction: Tensor  # (n, 2): skip and out
-    weights: Tensor  # (n, 2, len(TERMS)): of x and of anchor
-    levels: Tensor  # (n, 2): weights of clean latents and of noise in the x that is evaluated
+    c_in: Tensor  # (n,)
+    c_skip: Tensor  # (n,)
+    c_out: Tensor  # (n,)
+    weights: Tensor  # (n, 2, len(TERMS)): the weights of x and of anchor
+    levels: Tensor  # (n, 2): the weights of clean latents and of noise in the x that is evaluated
     start_signal: float
     start_noise: float
     clip: float
-    """Kept predictions are clamped to [-clip, clip]; infinite where they are not."""
+    """Denoised predictions are clamped to [-clip, clip]; infinite where they are not clamped."""
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     @property
     def draws_noise(self) -> list[bool]:
-        """Which evaluations need fresh noise."""
+        """For each evaluation, whether its update needs fresh noise."""
         return self.weights[:, :, TERMS.index("noise")].any(1).tolist()
+
+    @property
+    def uses_anchor(self) -> bool:
+        """Whether any update reads the anchor."""
+        return bool(self.weights[:, :, TERMS.index("anchor")].any())
+
+    @property
+    def history(self) -> int:
+        """The number of older predictions (p1, p2, ...) that the updates read."""
+        first = TERMS.index("p1")
+        used = self.weights[:, :, first : first + HISTORY - 1].any(0).any(0).tolist()
+        return max((age for age, is_used in enumerate(used, 1) if is_used), default=0)
 
 
 def table_of(
     evaluations: list[Evaluation], *, start_noise: float | None = None, clip: float = float("inf")
 ) -> SamplerTable:
-    """The evaluations' numbers as tensors; `start_noise` is for a start from noise alone."""
+    """Return the evaluations as one table.
+
+    `start_noise` is the deviation of the first latents of a start from noise alone; with None the first latents are
+    image latents at the first evaluation's level."""
     signal, deviation = evaluations[0].level if start_noise is None else (0.0, start_noise)
     return SamplerTable(
         timesteps=_column(row.timestep for row in evaluations),
-        input_scale=_column(row.input_scale for row in evaluations),
-        prediction=torch.tensor([(row.skip, row.out) for row in evaluations], dtype=torch.float64),
+        c_in=_column(row.c_in for row in evaluations),
+        c_skip=_column(row.c_skip for row in evaluations),
+        c_out=_column(row.c_out for row in evaluations),
         weights=torch.tensor(
             [[[weights.get(term, 0.0) for term in TERMS] for weights in (row.x, row.anchor)] for row in evaluations],
             dtype=torch.float64,

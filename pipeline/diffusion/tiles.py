@@ -1,4 +1,4 @@
-"""Tiles: how latents of any size are cut into overlapping pieces of one size, and how these add up without seams."""
+"""Tiles: latents of any size are cut into overlapping pieces of one size that add up without seams."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tiling:
-    """Where the tiles of latents (C, h, w) begin: row by row, evenly laid, neighbors sharing at least an overlap."""
+    """The positions of the tiles of latents (C, h, w): evenly spaced, neighbors share at least the overlap."""
 
     height: int
     width: int
@@ -21,7 +21,7 @@ class Tiling:
 
     @classmethod
     def of(cls, height: int, width: int, tile: int, overlap: int) -> Self:
-        """Tiles of `tile` a side (or all of a shorter side) that share `overlap` positions or more."""
+        """Return a tiling with tiles of side `tile`, or the latents' shorter side, that share `overlap` or more."""
         return cls(
             height=height,
             width=width,
@@ -36,14 +36,15 @@ class Tiling:
         return len(self.tops) * len(self.lefts)
 
     def cut(self, values: Tensor, index: int) -> Tensor:
-        """The tile (C, tile_height, tile_width) of values (C, height, width); a view."""
+        """Return a view of one tile (C, tile_height, tile_width) of values (C, height, width)."""
         row, column = divmod(index, len(self.lefts))
         top, left = self.tops[row], self.lefts[column]
         return values[:, top : top + self.tile_height, left : left + self.tile_width]
 
     def weights(self, factor: int = 1) -> tuple[list[Tensor], list[Tensor]]:
-        """What a tile decides of each position, down and across, `factor` times as large: products of a row's and a
-        column's weights add up to 1 wherever tiles overlap, and are 1 where one tile is alone."""
+        """Return each tile row's weights down and each tile column's weights across, at `factor` times the size.
+
+        A tile's weight is the product of both; the weights of all tiles add up to 1 at each position."""
         return (
             _weights([factor * top for top in self.tops], factor * self.tile_height, factor * self.height),
             _weights([factor * left for left in self.lefts], factor * self.tile_width, factor * self.width),
@@ -58,10 +59,9 @@ def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
 
 
 def _weights(starts: list[int], tile: int, length: int) -> list[Tensor]:
-    """Linear ramps over what neighbors share, divided by their sum; (tile,) each.
+    """Return linear ramps over the overlaps, divided by their sum; (tile,) each.
 
-    At a tile's own edge a network sees padding where there is a picture: the outer quarter of what is shared is left
-    to the neighbor.
+    At its edge a tile sees padding instead of the image, so the outer quarter of an overlap is the neighbor's alone.
     """
     windows = [torch.ones(tile) for _ in starts]
     for (left, right), (before, after) in zip(pairwise(starts), pairwise(windows), strict=True):

@@ -9,8 +9,9 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
-from pipeline.diffusion.engine import MAX_WAIT_CALLS, DenoisingRequest, LaneEngine, Result
-from pipeline.diffusion.guidance import Guidance, guided
+from pipeline.diffusion.engine import MAX_WAIT_CALLS, LaneEngine
+from pipeline.diffusion.guidance import Guidance, apply_guidance
+from pipeline.diffusion.request import DenoisingRequest, Result
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 
@@ -55,7 +56,7 @@ def request(
         latents=table.start_noise * torch.randn(4, *size, generator=generator),
         generator=generator,
         prompt_embeds=torch.randn(window, 8, generator=texts),
-        negative_prompt_embeds=torch.randn(window, 8, generator=texts) if guidance.guides else None,
+        negative_prompt_embeds=torch.randn(window, 8, generator=texts) if guidance.is_on else None,
         guidance=guidance,
     )
 
@@ -154,16 +155,16 @@ def test_guidance_is_the_pipelines_formula() -> None:
     with torch.no_grad():
         unconditional, conditional = network(*inputs, states).split(1)
     rescaled = rescale_noise_cfg(unconditional + 4.0 * (conditional - unconditional), conditional, guidance_rescale=0.7)
-    skip, out = row.table.prediction[0].float()
+    c_skip, c_out = row.table.c_skip[0].float(), row.table.c_out[0].float()
     weights = row.table.weights[0, 0].float()
-    denoised = skip * row.latents + out * rescaled[0]
+    denoised = c_skip * row.latents + c_out * rescaled[0]
     expected = weights[0] * row.latents + weights[2] * rescaled[0] + weights[3] * denoised
     assert torch.allclose(results([row])[3], expected, atol=1e-5)
 
 
 def test_at_guidance_one_only_the_conditional_prediction_counts() -> None:
     conditional, unconditional = torch.randn(2, 4, 8, 8), torch.full((2, 4, 8, 8), float("nan"))
-    assert torch.equal(guided(conditional, unconditional, torch.ones(2)), conditional)
+    assert torch.equal(apply_guidance(conditional, unconditional, torch.ones(2)), conditional)
 
 
 def test_outside_of_its_interval_guidance_is_off() -> None:

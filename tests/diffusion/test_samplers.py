@@ -11,8 +11,9 @@ import torch
 from diffusers import schedulers
 from torch import Tensor
 
-from pipeline.diffusion.engine import DenoisingRequest, KnownLatents, LaneEngine
+from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.request import DenoisingRequest, KnownLatents
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.table import SamplerTable
@@ -162,7 +163,7 @@ def test_lms_started_halfway_uses_the_slopes_that_it_has() -> None:
 
 
 def _sigma_steps(table: SamplerTable) -> Tensor:
-    return (1 / table.input_scale**2 - 1).sqrt()
+    return (1 / table.c_in**2 - 1).sqrt()
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])

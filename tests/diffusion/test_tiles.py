@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipeline.diffusion.engine import DenoisingRequest, LaneEngine
+from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.request import DenoisingRequest
 from pipeline.diffusion.samplers import sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling

@@ -1,0 +1,23 @@
+"""The inputs of a sampler."""
+
+from dataclasses import dataclass
+
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerRequest:
+    """The inputs of a sampler; `strength` is None for text to image."""
+
+    schedule: NoiseScheduleConfig
+    steps: int
+    eta: float = 0.0
+    strength: float | None = None
+    karras: bool = False
+
+    @property
+    def first(self) -> int:
+        """The index of the first step that runs: image to image skips the noisiest part (Meng et al. 2022)."""
+        if self.strength is None:
+            return 0
+        return self.steps - min(int(self.steps * self.strength), self.steps)

@@ -1,0 +1,104 @@
+"""Samplers in the sigma space of Karras et al. 2022, whose latents are `image + sigma * noise`.
+
+The network's input is scaled back to unit variance (c_in).
+"""
+
+import math
+from dataclasses import replace
+from typing import Final
+
+from pipeline.diffusion.multistep import lms_weights
+from pipeline.diffusion.prediction import clip_range, sigma_denoised_weights
+from pipeline.diffusion.sampler_request import SamplerRequest
+from pipeline.diffusion.spacing import karras_sigmas, sigmas_at, timestep_of, timesteps, training_sigmas
+from pipeline.diffusion.table import Evaluation, SamplerTable, Weights, table_of
+
+LMS_ORDER: Final = 4
+
+
+def euler(request: SamplerRequest) -> SamplerTable:
+    """Euler's method on the probability flow (Karras et al. 2022, algorithm 1 without its second-order step)."""
+    visited, sigmas = _sigma_steps(request)
+    rows = []
+    for index in range(request.first, request.steps):
+        ratio = sigmas[index + 1] / sigmas[index]
+        rows.append(_sigma_row(request, visited[index], sigmas[index], {"x": ratio, "p0": 1 - ratio}))
+    return _sigma_table(request, rows, sigmas)
+
+
+def euler_a(request: SamplerRequest) -> SamplerTable:
+    """Ancestral Euler: a step below the next noise level, then fresh noise up to it (k-diffusion)."""
+    visited, sigmas = _sigma_steps(request)
+    rows = []
+    for index in range(request.first, request.steps):
+        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+        up = math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
+        ratio = math.sqrt(sigma_next**2 - up**2) / sigma
+        weights = {"x": ratio, "p0": 1 - ratio, "noise": up}
+        rows.append(_sigma_row(request, visited[index], sigma, weights))
+    return _sigma_table(request, rows, sigmas)
+
+
+def heun(request: SamplerRequest) -> SamplerTable:
+    """Heun's method: an Euler step, corrected by the slope at its end (Karras et al. 2022, algorithm 1)."""
+    visited, sigmas = _sigma_steps(request)
+    rows = []
+    for index in range(request.first, request.steps):
+        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+        ratio = sigma_next / sigma
+        rows.append(_sigma_row(request, visited[index], sigma, {"x": ratio, "p0": 1 - ratio}, {"x": 1.0}))
+        if sigma_next > 0:
+            first, second = (sigma_next - sigma) / (2 * sigma), (sigma_next - sigma) / (2 * sigma_next)
+            weights = {"anchor": 1 + first, "p1": -first, "x": second, "p0": -second}
+            rows.append(_sigma_row(request, visited[index + 1], sigma_next, weights))
+    return _sigma_table(request, rows, sigmas, clip=clip_range(request.schedule, default=False))
+
+
+def lms(request: SamplerRequest) -> SamplerTable:
+    """Linear multistep of order 4 (Adams and Bashforth), on the slopes at the last four noise levels (k-diffusion)."""
+    visited, sigmas = _sigma_steps(request)
+    rows = []
+    for index in range(request.first, request.steps):
+        past = sigmas[max(request.first, index - LMS_ORDER + 1) : index + 1][::-1]
+        parts = lms_weights(past, sigmas[index + 1])
+        weights = {"x": 1.0} | {f"p{age}": part for age, part in enumerate(parts)}
+        rows.append(_slope_row(request, visited[index], sigmas[index], weights))
+    return _sigma_table(request, rows, sigmas)
+
+
+def _sigma_steps(request: SamplerRequest) -> tuple[list[float], list[float]]:
+    """Return the timesteps (n) and the noise levels (n + 1, the last one zero)."""
+    levels = training_sigmas(request.schedule)
+    visited = timesteps(request.schedule, request.steps, "linspace")
+    sigmas = sigmas_at(levels, visited)
+    if request.karras:
+        sigmas = karras_sigmas(sigmas[0], sigmas[-1], request.steps)
+        visited = [timestep_of(levels, sigma) for sigma in sigmas]
+    return visited, [*sigmas, 0.0]
+
+
+def _sigma_row(
+    request: SamplerRequest, timestep: float, sigma: float, x: Weights, anchor: Weights | None = None
+) -> Evaluation:
+    """Return an evaluation whose prediction is the denoised latents."""
+    c_skip, c_out = sigma_denoised_weights(request.schedule, sigma)
+    c_in = 1 / math.sqrt(sigma**2 + 1)
+    return Evaluation(
+        timestep=timestep, level=(1.0, sigma), c_in=c_in, c_skip=c_skip, c_out=c_out, x=x, anchor=anchor or {}
+    )
+
+
+def _slope_row(request: SamplerRequest, timestep: float, sigma: float, x: Weights) -> Evaluation:
+    """Return an evaluation whose prediction is the slope dx/dsigma = (x - denoised) / sigma."""
+    row = _sigma_row(request, timestep, sigma, x)
+    return replace(row, c_skip=(1 - row.c_skip) / sigma, c_out=-row.c_out / sigma)
+
+
+def _sigma_table(
+    request: SamplerRequest, rows: list[Evaluation], sigmas: list[float], *, clip: float = math.inf
+) -> SamplerTable:
+    if request.strength is not None:
+        return table_of(rows, clip=clip)
+    highest = max(sigmas)
+    leading = request.schedule.timestep_spacing == "leading"
+    return table_of(rows, start_noise=math.sqrt(highest**2 + 1) if leading else highest, clip=clip)
