@@ -1,4 +1,4 @@
-"""The lease on an output: one run at a time writes there, and a dead run's lease does not block for ever."""
+"""The lease on an output: one run at a time writes to it, and the lease of a dead run expires."""
 
 import json
 import os
@@ -12,45 +12,54 @@ from typing import Any, Final
 from pipeline import storage
 from pipeline.errors import OutputBusyError
 
-FOLDER: Final = "lease"
-_BEAT_SECONDS: Final = 5.0
-_DEAD_SECONDS: Final = 30.0
-"""A lease whose content stands still for so long belongs to a run that is dead."""
+_FOLDER: Final = "lease"
+_HEARTBEAT_SECONDS: Final = 5.0
+_EXPIRY_SECONDS: Final = 30.0
+"""A lease expires if its file does not change for this long: the run that held it is dead."""
 
 
 class Lease:
-    """Leases are numbered files, each created only if it is not there: who holds the highest number holds the output.
+    """The lease on an output.
 
-    The holder rewrites its file every few seconds. No clocks are compared: a taker watches whether the content moves;
-    on the holder's own machine it asks whether the process lives. A holder that was taken for dead finds the next
-    number and stops (`lost`)."""
+    Leases are numbered files, each created only if it does not exist yet. The highest number is the current lease.
+    Its holder rewrites the file every few seconds. No clocks are compared: a run that wants the output watches whether
+    the file changes or, on the holder's own machine, checks whether the process is alive. A holder whose lease expired
+    finds a file with the next number and stops (`lost`)."""
 
-    def __init__(self, output: str, *, beat_seconds: float = _BEAT_SECONDS, dead_seconds: float = _DEAD_SECONDS):
-        self._folder = storage.join(output, FOLDER)
-        self._beat_seconds, self._dead_seconds = beat_seconds, dead_seconds
+    def __init__(
+        self,
+        output: str,
+        *,
+        heartbeat_seconds: float = _HEARTBEAT_SECONDS,
+        expiry_seconds: float = _EXPIRY_SECONDS,
+    ) -> None:
+        self._folder = storage.join(output, _FOLDER)
+        self._heartbeat_seconds, self._expiry_seconds = heartbeat_seconds, expiry_seconds
         self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-        self._owner["started"] = _started(os.getpid())
-        self._number, self._beats = 0, 0
-        self._ended = threading.Event()
+        self._owner["started"] = _process_start_time(os.getpid())
+        self._number, self._heartbeats = 0, 0
+        self._released = threading.Event()
         self.lost = False
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
 
     @property
     def next_url(self) -> str:
-        """The file that exists once another run has taken the output over."""
+        """The file that exists once another run has taken over the output."""
         return self._url(self._number + 1)
 
     def is_taken(self) -> bool:
-        """Whether another run has the output by now, asked of the storage: a process that was frozen may not know."""
+        """Check in storage whether another run has taken over; a process that was suspended may not know it yet."""
         return self.lost or storage.exists(self.next_url)
 
     def acquire(self) -> None:
-        """Take the output. OutputBusyError: a run that lives holds it. Waits only on what another machine left."""
-        highest = self._highest()
+        """Acquire the lease. OutputBusyError if a live run holds it.
+
+        Waits up to `expiry_seconds` if the holder ran on another machine."""
+        highest = max(self._numbers(), default=0)
         if highest and self._is_held(highest):
-            held = self._read(highest)
+            owner = self._read(highest)
             raise OutputBusyError(
-                f"another run writes here (process {held.get('pid')} on {held.get('host')}): stop it, or wait"
+                f"another run writes here (process {owner.get('pid')} on {owner.get('host')}): stop it, or wait"
             )
         self._number = highest + 1
         if not storage.create_bytes(self._url(self._number), self._content()):
@@ -61,49 +70,46 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Let the next run take the output at once; nothing if it was never ours."""
+        """Release the lease, so that the next run need not wait; does nothing if it was never acquired."""
         if not self._thread.is_alive():
             return
-        self._ended.set()
+        self._released.set()
         self._thread.join()
         if not self.lost:
             storage.write_bytes(self._url(self._number), self._content(released=True))
 
-    def _beat(self) -> None:
-        while not self._ended.wait(self._beat_seconds):
+    def _send_heartbeats(self) -> None:
+        while not self._released.wait(self._heartbeat_seconds):
             try:
                 if storage.exists(self.next_url):
                     self.lost = True
                     return
-                self._beats += 1
+                self._heartbeats += 1
                 storage.write_bytes(self._url(self._number), self._content())
             except storage.StorageError:
-                continue  # a fault that passes: whether the lease is lost is seen at the next beat
+                continue  # a transient error: the next heartbeat checks again whether the lease is lost
 
     def _is_held(self, number: int) -> bool:
-        held = self._read(number)
-        if held.get("released") or not held:
+        owner = self._read(number)
+        if owner.get("released") or not owner:
             return False
-        if held.get("host") == self._owner["host"] and held.get("started") is not None:
-            return _started(int(held["pid"])) == held["started"]
-        deadline = time.monotonic() + self._dead_seconds
+        if owner.get("host") == self._owner["host"] and owner.get("started") is not None:
+            return _process_start_time(int(owner["pid"])) == owner["started"]
+        deadline = time.monotonic() + self._expiry_seconds
         while time.monotonic() < deadline:
-            time.sleep(min(1.0, self._dead_seconds / 10))
-            if self._read(number) != held:
+            time.sleep(min(1.0, self._expiry_seconds / 10))
+            if self._read(number) != owner:
                 return True
         return False
 
     def _content(self, *, released: bool = False) -> bytes:
-        return json.dumps({**self._owner, "report_loading": self._beats, "released": released}).encode()
+        return json.dumps({**self._owner, "heartbeats": self._heartbeats, "released": released}).encode()
 
     def _read(self, number: int) -> dict[str, Any]:
         try:
             return json.loads(storage.read_bytes(self._url(number)))
         except ValueError:
             return {}
-
-    def _highest(self) -> int:
-        return max(self._numbers(), default=0)
 
     def _numbers(self) -> list[int]:
         names = [url.rpartition("/")[2].removesuffix(".json") for url in storage.list_files(self._folder, ".json")]
@@ -113,10 +119,11 @@ class Lease:
         return storage.join(self._folder, f"{number:08}.json")
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this machine started (Linux: clock ticks after this boot); None if none lives or it is unknown.
+def _process_start_time(pid: int) -> str | None:
+    """Return when a process of this machine started (Linux: the boot id and clock ticks since boot).
 
-    One that was killed and that its parent has not yet asked about is a zombie: it lives no more."""
+    Returns None if the process is dead or its start time is unknown. A zombie, killed but not yet reaped by its
+    parent, counts as dead."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

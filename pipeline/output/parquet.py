@@ -1,4 +1,4 @@
-"""The Parquet files of an output."""
+"""Encode the Parquet files of an output."""
 
 import json
 from collections.abc import Iterator
@@ -12,21 +12,23 @@ from pipeline.schema import FAILED, MAX_ROW_GROUP_ROWS
 from pipeline.stages.rows import ROW
 
 MAX_FILE_BYTES: Final = 256 * 2**20
-"""About how large a data file may become."""
+"""Bytes of images in a data file, at most; a file with one image may be larger."""
 
 _HUGGING_FACE: Final = {"info": {"features": {"image": {"_type": "Image"}}}}
-"""What makes `datasets` decode the column `image`."""
+"""Metadata with which `datasets` decodes the column `image`."""
 
 
-def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
-    """A Parquet file of good rows: pictures as they are, the rest in zstd, at most MAX_ROW_GROUP_ROWS a row group."""
-    narrow = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # what Hugging Face's `Image` is, to the letter
+def encode_data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
+    """Return a Parquet file of good rows.
+
+    Images are stored uncompressed, the other columns with zstd; a row group has at most MAX_ROW_GROUP_ROWS rows."""
+    hugging_face_image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # exactly the type of `Image`
     if "image" in schema.names:
         schema = pa.schema(
-            [field.with_type(narrow) if field.name == "image" else field for field in schema],
+            [field.with_type(hugging_face_image) if field.name == "image" else field for field in schema],
             metadata={"huggingface": json.dumps(_HUGGING_FACE)},
         )
-    names = [leaf for field in schema for leaf in _leaves(field)]
+    names = [leaf for field in schema for leaf in _leaf_names(field)]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
         sink,
@@ -42,18 +44,8 @@ def data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _leaves(field: pa.Field) -> list[str]:
-    """The names that Parquet gives to what a column stores."""
-    kind = field.type
-    if pa.types.is_struct(kind):
-        return [f"{field.name}.{leaf}" for inner in kind for leaf in _leaves(inner)]
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [f"{field.name}.list.{leaf}" for leaf in _leaves(kind.value_field.with_name("element"))]
-    return [field.name]
-
-
-def failed_file(rows: pa.Table) -> bytes:
-    """A Parquet file of failed rows: what is wrong, and the row as it came."""
+def encode_failed_file(rows: pa.Table) -> bytes:
+    """Return a Parquet file of failed rows: id, error type and message, and the manifest's row as JSON."""
     columns = {"id": "id", "error_type": "error_type", "error_message": "error_message", "row": ROW}
     table = pa.table({name: rows[columns[name]].cast(kind) for name, kind in FAILED.items()})
     sink = pa.BufferOutputStream()
@@ -61,19 +53,31 @@ def failed_file(rows: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def split_into_files(rows: pa.Table) -> Iterator[pa.Table]:
-    """The rows in runs of at most MAX_FILE_BYTES of pictures; where there are none, of all that they hold."""
+def split_by_size(rows: pa.Table) -> Iterator[pa.Table]:
+    """Yield slices with at most MAX_FILE_BYTES of images each; without images, of about as many bytes in all columns.
+
+    An image that is larger than that gets a slice of its own."""
     if "image" not in rows.column_names:
-        most = max(1, MAX_FILE_BYTES * rows.num_rows // max(rows.nbytes, 1))
-        yield from (rows.slice(start, most) for start in range(0, rows.num_rows, most))
+        max_rows = max(1, MAX_FILE_BYTES * rows.num_rows // max(rows.nbytes, 1))
+        yield from (rows.slice(start, max_rows) for start in range(0, rows.num_rows, max_rows))
         return
     start = size = 0
     lengths = pc.call_function("binary_length", [rows["image"].combine_chunks().field("bytes")]).to_pylist()
     for index, length in enumerate(lengths):
-        length = length or 0  # null where they are files
+        length = length or 0  # null if the images are files of their own
         if index > start and size + length > MAX_FILE_BYTES:
             yield rows.slice(start, index - start)
             start, size = index, 0
         size += length
     if rows.num_rows > start:
         yield rows.slice(start)
+
+
+def _leaf_names(field: pa.Field) -> list[str]:
+    """Return the names of a column's leaves in Parquet: `image.bytes`, `label_scores.list.element`, ..."""
+    kind = field.type
+    if pa.types.is_struct(kind):
+        return [f"{field.name}.{leaf}" for inner in kind for leaf in _leaf_names(inner)]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [f"{field.name}.list.{leaf}" for leaf in _leaf_names(kind.value_field.with_name("element"))]
+    return [field.name]

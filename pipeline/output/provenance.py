@@ -1,4 +1,4 @@
-"""The columns that say how a picture was made, so that anyone can make it again and compare the sha256."""
+"""The provenance columns: with them, anyone can generate an image again and compare its sha256."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ import pyarrow as pa
 from pipeline.schema import PARAMETERS, PROVENANCE
 
 PACKAGES: Final = ("latentmill", "torch", "transformers", "pillow", "numpy")
-"""Whose version can change a picture's bytes."""
+"""Packages whose version can change an image's bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
-    """What every row of one actor shares."""
+class ActorProvenance:
+    """The provenance that all rows of one actor share."""
 
     task: str
     model: str
@@ -31,19 +31,20 @@ class Origin:
 
 
 def software_versions() -> str:
-    """The versions that decide a picture's bytes, in one line: `latentmill 0.1.0, torch 2.13.0, ..., Python 3.11.2`."""
+    """Return the versions that affect an image's bytes: `latentmill 0.1.0, torch 2.13.0, ..., Python 3.11.2`."""
     return ", ".join([*(f"{name} {_version(name)}" for name in PACKAGES), f"Python {platform.python_version()}"])
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def provenance_columns(origin: Origin, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-    """PROVENANCE's columns, and `width` and `height`: `rows` hold what differs from row to row, null where absent.
+def provenance_columns(actor: ActorProvenance, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
+    """Return the columns of PROVENANCE, and `width` and `height`.
 
-    A row that failed has no parameters, and so nothing that was in force; what the actor is stays true of it."""
-    shared = asdict(origin)
+    `rows` have the values that differ from row to row; a missing one becomes null. A failed row has no parameters, but
+    still the provenance of its actor."""
+    shared = asdict(actor)
     columns = {}
     for name, kind in {**PARAMETERS, **PROVENANCE}.items():
         if name in shared:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.errors import RunError
-from pipeline.output.provenance import now, software_versions
+from pipeline.output.provenance import software_versions, utc_now
 
 
 def read_run(output: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def write_run(config: RunConfig, run_id: str, attempt: int, figures: dict[str, A
     run = {
         "run_id": run_id,
         "attempt": attempt,
-        "started_at": earlier.get("started_at") or now().isoformat(timespec="seconds"),
+        "started_at": earlier.get("started_at") or utc_now().isoformat(timespec="seconds"),
         "task": config.task,
         "config": settings_of(config),
         "manifest": earlier.get("manifest") or {},

@@ -1,4 +1,4 @@
-"""The Datasink: writes parts of the output, and commits each by its ledger entry."""
+"""The Ray Data sink: it writes the output in parts and commits each part with a ledger entry."""
 
 import time
 from collections.abc import Iterable
@@ -11,18 +11,18 @@ from ray.data.datasource.datasink import WriteResult
 from pipeline import storage
 from pipeline.config import Store, Task
 from pipeline.manifest.identity import hash_rows
-from pipeline.output.ledger import entry_bytes, entry_url, part_key
-from pipeline.output.parquet import data_file, failed_file, split_into_files
+from pipeline.output.ledger import encode_entry, entry_url, part_key
+from pipeline.output.parquet import encode_data_file, encode_failed_file, split_by_size
 from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, IMAGE_TYPE, OK
 from pipeline.stages.rows import ROW, Report, output_schema
 
 
 class LedgerDatasink(Datasink[tuple[int, int]]):
-    """Writes rows as EncodeImages gives them; a part's ledger entry is its commit.
+    """Writes the rows that EncodeImages or Classify returns; a part is committed once its ledger entry exists.
 
-    A part's name is a hash of its sorted row ids. If its ledger entry stands, there is nothing to do: a task that Ray
-    runs again writes nothing twice. Else the failed rows are written, then the pictures, last the entry: each file by
-    one PUT or one rename, so that no reader sees half of one."""
+    A part's name is a hash of its sorted row ids. If its ledger entry exists already, nothing is written: a task that
+    Ray retries writes nothing twice. Otherwise the failed rows are written first, then the good rows, then the entry.
+    Each file is written by one PUT or one rename, so that no reader sees an incomplete file."""
 
     def __init__(
         self,
@@ -35,13 +35,14 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         store: Store = "parquet",
         task: Task = "generate",
     ) -> None:
-        """`fence`: a file whose existence says that the output belongs to another run by now. `rows_per_file`: small
-        blocks are put together until they have as many. `store`: "files" for pictures outside of the Parquet."""
+        """`fence` is a URL that exists once another run has taken over the output; then nothing is committed any more.
+        Small blocks are combined until they have `rows_per_file` rows. `store` is "files" to write each image to a
+        file of its own."""
         self.output = output
-        self._fence, self._rows_a_file, self._store = fence, rows_per_file, store
+        self._fence, self._rows_per_file, self._store = fence, rows_per_file, store
         self.report = report
         self.ok = self.failed = 0
-        """Rows written, once the run is complete."""
+        """Rows written; set once the run is complete."""
         self._schema = output_schema(manifest, task)
 
     def on_write_complete(self, write_result: WriteResult[tuple[int, int]]) -> None:
@@ -50,10 +51,10 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
 
     @property
     def min_rows_per_write(self) -> int:
-        return self._rows_a_file
+        return self._rows_per_file
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
-        """The numbers of good and of failed rows in this part."""
+        """Write and commit one part; return its numbers of good and of failed rows."""
         tables = [block for block in blocks if block.num_rows]
         if not tables:
             return 0, 0
@@ -70,33 +71,34 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         )
         return good.num_rows, failed.num_rows
 
-    def _stored(self, rows: pa.Table) -> pa.Table:
-        """The rows with their pictures' bytes in files of the output, at the paths that they have."""
-        pictures: list[Any] = []
-        for picture in rows["image"]:
-            image = picture.as_py()
-            storage.write_bytes(storage.join(self.output, image["path"]), image["bytes"])
-            pictures.append({**image, "bytes": None})
-        place = rows.schema.get_field_index("image")
-        return rows.set_column(place, "image", pa.array(pictures, IMAGE_TYPE))
-
     def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> None:
-        entries: list[dict[str, Any]] = []
+        ledger_rows: list[dict[str, Any]] = []
         if failed.num_rows:
             file = f"{FAILED_FOLDER}/{key}.parquet"
-            storage.write_bytes(storage.join(self.output, file), failed_file(failed))
-            entries += _entries(failed, FAILED_STATUS, file)
-        good = self._stored(good) if self._store == "files" else good
-        for number, part in enumerate(split_into_files(good)):
+            storage.write_bytes(storage.join(self.output, file), encode_failed_file(failed))
+            ledger_rows += _ledger_rows(failed, FAILED_STATUS, file)
+        if self._store == "files":
+            good = self._write_image_files(good)
+        for number, part in enumerate(split_by_size(good)):
             file = f"{DATA}/{key}{f'-{number}' if number else ''}.parquet"
-            storage.write_bytes(storage.join(self.output, file), data_file(part, self._schema))
-            entries += _entries(part, OK, file)
+            storage.write_bytes(storage.join(self.output, file), encode_data_file(part, self._schema))
+            ledger_rows += _ledger_rows(part, OK, file)
         if self._fence is not None and storage.exists(self._fence):
             raise storage.StorageError(f"{storage.redact_url(self.output)}: another run has taken this output over")
-        storage.write_bytes(entry, entry_bytes(entries))
+        storage.write_bytes(entry, encode_entry(ledger_rows))
+
+    def _write_image_files(self, rows: pa.Table) -> pa.Table:
+        """Write each image to its path in the output; return the rows without the images' bytes."""
+        images: list[Any] = []
+        for value in rows["image"]:
+            image = value.as_py()
+            storage.write_bytes(storage.join(self.output, image["path"]), image["bytes"])
+            images.append({**image, "bytes": None})
+        position = rows.schema.get_field_index("image")
+        return rows.set_column(position, "image", pa.array(images, IMAGE_TYPE))
 
 
-def _entries(rows: pa.Table, status: str, file: str) -> list[dict[str, Any]]:
+def _ledger_rows(rows: pa.Table, status: str, file: str) -> list[dict[str, Any]]:
     hashes = hash_rows(rows[ROW].to_pylist())
     return [
         {"id": row_id, "status": status, "file": file, "row": bytes(digest).ljust(16, b"\0")}

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline import storage
 from pipeline.errors import RunError
 from pipeline.images.decode import MAX_PIXELS
-from pipeline.output.pictures import picture_bytes
+from pipeline.output.image_files import read_image_bytes
 from pipeline.output.run_record import read_run
 from pipeline.report.contact_sheet import SHEET_PICTURES, THUMBNAIL, contact_sheet, fit_image
 from pipeline.report.page import page
@@ -35,7 +35,7 @@ def write_report(output: str) -> str:
     failures = _failures(storage.list_files(storage.join(output, FAILED_FOLDER), ".parquet"))
     folder = storage.join(output, "report")
     sources = sources_of(run, rows, THUMBNAIL)
-    panels = [(*sources.get(str(row["id"]), ()), _shrunk(_opened(picture_bytes(output, row)))) for row in rows]
+    panels = [(*sources.get(str(row["id"]), ()), _shrunk(_opened(read_image_bytes(output, row)))) for row in rows]
     if rows:
         sheet = contact_sheet(rows[:SHEET_PICTURES], panels[:SHEET_PICTURES])
         storage.write_bytes(storage.join(folder, "contact_sheet.png"), sheet)

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.inference.node_cache import Weights
 from pipeline.manifest.identity import Shard, hash_ids, in_shard
 from pipeline.manifest.read import excluded_columns, manifest_files, read_batches, take_rows
-from pipeline.output.ledger import held
+from pipeline.output.id_sets import isin_buckets
 from pipeline.run.cluster import Actors
 from pipeline.run.plan import RunPlan
 from pipeline.run.remote_journal import RemoteJournal
@@ -59,7 +59,7 @@ def build_graph(
     rows = _read(config, plan)
     if config.shard is not None:
         rows = rows.map_batches(_rows_in(config.shard), batch_format="pyarrow", batch_size=None)
-    if plan.committed.hashes.count:
+    if plan.committed.id_hashes.count:
         rows = rows.map_batches(_missing_rows(plan), batch_format="pyarrow", batch_size=None)
     rows = rows.repartition(target_num_rows_per_block=rows_per_block)
     rows = rows.map_batches(prepare, batch_format="pyarrow", batch_size=None, num_cpus=0.5)
@@ -100,9 +100,9 @@ def _rows_in(shard: Shard) -> Callable[[pa.Table], pa.Table]:
 
 def _missing_rows(plan: RunPlan) -> Callable[[pa.Table], pa.Table]:
     """Drops the rows that the ledger holds; its buckets are Ray objects, of which a process maps one at a time."""
-    buckets = [ray.put(bucket) for bucket in plan.committed.hashes]
+    buckets = [ray.put(bucket) for bucket in plan.committed.id_hashes]
 
     def missing_rows(table: pa.Table) -> pa.Table:
-        return table.filter(pa.array(~held(hash_ids(row_ids(table)), lambda bucket: ray.get(buckets[bucket]))))
+        return table.filter(pa.array(~isin_buckets(hash_ids(row_ids(table)), lambda bucket: ray.get(buckets[bucket]))))
 
     return missing_rows

@@ -21,7 +21,7 @@ from pipeline.inference.node_cache import Weights
 from pipeline.models.checkpoint.weights import weights_digest
 from pipeline.output.lease import Lease
 from pipeline.output.ledger import delete_uncommitted, read_ledger
-from pipeline.output.provenance import now
+from pipeline.output.provenance import utc_now
 from pipeline.output.run_record import read_run, refuse_differences, write_run
 from pipeline.output.sink import LedgerDatasink
 from pipeline.run.cluster import Actors, cluster_for
@@ -215,7 +215,7 @@ def _write_start(config: RunConfig, plan: RunPlan, actors: Actors) -> Weights:
 def _write_end(config: RunConfig, plan: RunPlan, summary: RunSummary, figures: Mapping[str, float]) -> None:
     about = {
         "status": "finished" if summary.made >= plan.todo else "incomplete",
-        "finished_at": now().isoformat(timespec="seconds"),
+        "finished_at": utc_now().isoformat(timespec="seconds"),
         "ok": summary.ok,
         "failed": summary.failed,
         "last_attempt": {

@@ -18,10 +18,10 @@ from pipeline.manifest.identity import in_shard
 from pipeline.manifest.read import count_rows, fingerprint, read_batches, read_schema, take_rows
 from pipeline.manifest.rules import Problem, Rules
 from pipeline.manifest.validate import validate
-from pipeline.output.changed_rows import changed_rows
-from pipeline.output.id_sets import among, ids_of
+from pipeline.output.id_sets import isin_sorted, read_manifest_ids
 from pipeline.output.lease import Lease
-from pipeline.output.ledger import Committed, delete_uncommitted, forget_all, forget_failed, read_ledger
+from pipeline.output.ledger import LedgerState, clear_ledger, delete_uncommitted, read_ledger, remove_failed_rows
+from pipeline.output.manifest_changes import find_changed_rows
 from pipeline.output.run_record import read_run, refuse_differences, settings_of
 
 _SHOWN_PROBLEMS: Final = 3
@@ -46,7 +46,7 @@ class RunPlan:
     rules: Rules
     schema: pa.Schema
     duplicates: frozenset[str]
-    committed: Committed
+    committed: LedgerState
     fingerprint: str
     """Of the manifest."""
     rows: int
@@ -89,9 +89,9 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointInfo | None 
         refuse_differences(config, {"config": settings_of(config)}, earlier)
         lease.acquire()
         if config.new_run:
-            forget_all(config.output)
+            clear_ledger(config.output)
         if config.retry_failed:
-            forget_failed(config.output)
+            remove_failed_rows(config.output)
         committed = read_ledger(config.output)
         manifest_sha256 = fingerprint(config.manifest)
         _refuse_changed_rows(config, committed, manifest_sha256, earlier)
@@ -106,7 +106,7 @@ def plan_run(config: RunConfig, lease: Lease, checkpoint: CheckpointInfo | None 
             committed=committed,
             fingerprint=manifest_sha256,
             rows=rows,
-            todo=rows if not committed.hashes.count else _count_missing(config, committed),
+            todo=rows if not committed.id_hashes.count else _count_missing(config, committed),
             checkpoint=facts,
         )
     except (storage.StorageError, ManifestError, CheckpointError) as error:
@@ -151,12 +151,14 @@ def _problems(config: RunConfig, rules: Rules) -> list[Problem]:
     raise InvalidManifestError(message, problems)
 
 
-def _refuse_changed_rows(config: RunConfig, committed: Committed, fingerprint: str, earlier: Mapping[str, Any]) -> None:
+def _refuse_changed_rows(
+    config: RunConfig, committed: LedgerState, fingerprint: str, earlier: Mapping[str, Any]
+) -> None:
     """RunError if rows that are done are others now, where the manifest is not the file that it was."""
     before = earlier.get("manifest", {}).get("sha256")
-    if before is None or not committed.hashes.count or fingerprint == before:
+    if before is None or not committed.id_hashes.count or fingerprint == before:
         return
-    if changed := changed_rows(config.manifest, config.limit, committed):
+    if changed := find_changed_rows(config.manifest, config.limit, committed):
         raise RunError(
             f"{storage.redact_url(config.manifest)}: {changed.count:,} rows that are done have changed "
             f"since, the first is {changed.first!r}; give another OUTPUT, or --new-run to begin anew"
@@ -171,7 +173,7 @@ def count_rows_to_make(config: RunConfig) -> int:
     return sum(int(np.count_nonzero(in_shard(batch, config.shard))) for batch in batches)
 
 
-def _count_missing(config: RunConfig, committed: Committed) -> int:
+def _count_missing(config: RunConfig, committed: LedgerState) -> int:
     """Memory: one bucket of the manifest's and one of the ledger's ids."""
-    with ids_of(config.manifest, config.limit, config.shard) as asked:
-        return sum(int(np.count_nonzero(~among(*pair))) for pair in zip(asked, committed.hashes, strict=True))
+    with read_manifest_ids(config.manifest, config.limit, config.shard) as asked:
+        return sum(int(np.count_nonzero(~isin_sorted(*pair))) for pair in zip(asked, committed.id_hashes, strict=True))

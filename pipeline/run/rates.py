@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.output.provenance import now
+from pipeline.output.provenance import utc_now
 
 SECONDS: Final = {
     "loading": "Time in which actors loaded their model.",
@@ -47,7 +47,7 @@ class Rates:
         self._poll, self._actors, self._minute = poll, actors, minute
         self._rows: list[dict[str, Any]] = []
         self._last: Mapping[str, float] = {}
-        self._at, self._started = time.monotonic(), now()
+        self._at, self._started = time.monotonic(), utc_now()
 
     def poll(self) -> Mapping[str, float]:
         """The figures, as they are."""
@@ -77,7 +77,7 @@ class Rates:
                 **{f"{name}_seconds": grown.get(f"{name}_seconds", 0.0) for name in SECONDS},
             }
         )
-        self._last, self._at, self._started = dict(figures), at, now()
+        self._last, self._at, self._started = dict(figures), at, utc_now()
 
 
 def occupancy_of(figures: Mapping[str, float]) -> float:

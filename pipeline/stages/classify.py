@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import RunConfig
 from pipeline.inference.journal import Journal, RowJournal
 from pipeline.inference.node_cache import UNKNOWN, Weights, check_weights, local_checkpoint
-from pipeline.output.provenance import Origin, now, software_versions
+from pipeline.output.provenance import ActorProvenance, software_versions, utc_now
 from pipeline.schema import CLASSIFIED, WORKING
 from pipeline.stages.loading import report_loading
 from pipeline.stages.rows import ROW, Report
@@ -48,7 +48,7 @@ class Classify:
             clip = load_clip(folder, device=device, dtype=getattr(torch, dtype))
             self._texts = torch.stack([clip.of_text(config.template.replace("{}", label)) for label in config.labels])
         self._config, self._clip, self._report, self._journal = config, clip, report, journal or Journal()
-        origin = Origin(
+        origin = ActorProvenance(
             task=config.task,
             model=clip.name,
             weights_sha256=digest,
@@ -89,7 +89,7 @@ class Classify:
         columns |= {
             name: pa.repeat(pa.scalar(value, CLASSIFIED[name]), table.num_rows) for name, value in self._origin.items()
         }
-        columns["created_at"] = pa.repeat(pa.scalar(now(), CLASSIFIED["created_at"]), table.num_rows)
+        columns["created_at"] = pa.repeat(pa.scalar(utc_now(), CLASSIFIED["created_at"]), table.num_rows)
         return pa.table(columns)
 
     def _scores(self, pictures: list[pa.StructScalar]) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from pipeline.errors import Stopped
 from pipeline.inference.journal import RowJournal
 from pipeline.inference.node_cache import UNKNOWN, Weights, check_weights
 from pipeline.manifest.identity import derive_seed
-from pipeline.output.provenance import Origin, now, provenance_columns, software_versions
+from pipeline.output.provenance import ActorProvenance, provenance_columns, software_versions, utc_now
 from pipeline.schema import PARAMETERS, WORKING
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Denoise:
                 self._score = load_score(config.clip_score, config.threads, device, weights.clip)
         check_weights(config.model, machinery.weights_sha256, weights.model)
         self._config, self._report = config, report
-        self._origin = Origin(
+        self._origin = ActorProvenance(
             task=config.task,
             model=machinery.model,
             weights_sha256=machinery.weights_sha256,
@@ -106,7 +106,7 @@ class Denoise:
             name: table[name].to_pylist() for name in ("source_sha256", "mask_sha256") if name in table.column_names
         }
         varying = [
-            {} if one is None else {**one.parameters, "seconds": one.seconds, "created_at": now()} for one in made
+            {} if one is None else {**one.parameters, "seconds": one.seconds, "created_at": utc_now()} for one in made
         ]
         for row, one in zip(varying, made, strict=True):
             if self._score is not None and one is not None and one.parameters.get("prompt"):

@@ -23,7 +23,7 @@ from pipeline.images.encode import encode_image
 from pipeline.manifest.read import fingerprint
 from pipeline.output.audit import check_output
 from pipeline.output.lease import Lease
-from pipeline.output.ledger import entry_bytes, entry_url, part_key
+from pipeline.output.ledger import encode_entry, entry_url, part_key
 from pipeline.run.plan import plan_run
 from pipeline.stages.rows import sha256_of
 from pipeline.storage.files import write_bytes
@@ -66,7 +66,7 @@ def write_run(folder: Path, rows: int, *, pictures: bool) -> None:
         ids = ids_from(start, min(ROWS_AN_ENTRY, rows - MISSING - start))
         key = part_key(ids)
         entry = [{"id": row_id, "status": "ok", "file": f"data/{key}.parquet", "row": bytes(16)} for row_id in ids]
-        write_bytes(entry_url(output, key), entry_bytes(entry))
+        write_bytes(entry_url(output, key), encode_entry(entry))
         if pictures:
             write_bytes(f"{output}/data/{key}.parquet", pictures_of(ids))
     sha256 = fingerprint(str(folder / "manifest.parquet"))

@@ -13,7 +13,7 @@ from jobs import cli
 from pipeline import storage
 from pipeline.images.encode import encode_image
 from pipeline.output.audit import check_output
-from pipeline.output.ledger import entry_bytes
+from pipeline.output.ledger import encode_entry
 from tests.output.test_sink import datasink, rows_of
 
 
@@ -61,13 +61,13 @@ def test_every_kind_of_damage_is_found(output: str, tmp_path: Path, capsys: pyte
         ("no ledger entry names it", lambda: storage.write_bytes(f"{output}/data/x.parquet", b"PAR1")),
         ("cannot be read", lambda: storage.write_bytes(data[0], storage.read_bytes(data[0])[:-20])),
         ("cannot be read", lambda: storage.delete(data[0])),
-        ("not the one that its sha256 tells", lambda: edited(data[0], sha256="0" * 64)),
+        ("not the one in its column sha256", lambda: edited(data[0], sha256="0" * 64)),
         ("is 16x8, not 17x8", lambda: edited(data[0], width=17)),
         ("ids of the ledger are in no file", lambda: edited(data[0], id="z")),
         (
             "more than once in the ledger",
             lambda: storage.write_bytes(
-                f"{output}/ledger/x.parquet", entry_bytes([{"id": "a", "status": "ok", "file": "data/x.parquet"}])
+                f"{output}/ledger/x.parquet", encode_entry([{"id": "a", "status": "ok", "file": "data/x.parquet"}])
             ),
         ),
     ]

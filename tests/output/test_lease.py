@@ -23,7 +23,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def lease_on(output: str) -> Lease:
-    return Lease(output, beat_seconds=0.1, dead_seconds=1.5)
+    return Lease(output, heartbeat_seconds=0.1, expiry_seconds=1.5)
 
 
 def elsewhere(output: str, **changes: Any) -> None:
@@ -48,7 +48,7 @@ def test_a_second_run_is_refused_until_the_first_lets_go(output: str) -> None:
 
 
 def test_a_lease_whose_heart_stands_still_on_another_machine_is_taken(output: str) -> None:
-    first = Lease(output, beat_seconds=1000)
+    first = Lease(output, heartbeat_seconds=1000)
     first.acquire()
     elsewhere(output)
     second = lease_on(output)
@@ -102,9 +102,9 @@ def test_a_dead_process_of_this_machine_blocks_nobody(tmp_path: Path) -> None:
 
 def test_a_killed_process_that_nobody_asked_about_is_dead() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert lease._started(process.pid) is not None
+        assert lease._process_start_time(process.pid) is not None
         process.kill()
         deadline = time.monotonic() + 10
-        while (dead := lease._started(process.pid)) is not None and time.monotonic() < deadline:
+        while (dead := lease._process_start_time(process.pid)) is not None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert dead is None and Path(f"/proc/{process.pid}").exists()

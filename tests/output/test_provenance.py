@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from pipeline.output.provenance import PACKAGES, Origin, now, provenance_columns, software_versions
+from pipeline.output.provenance import PACKAGES, ActorProvenance, provenance_columns, software_versions, utc_now
 from pipeline.schema import PARAMETERS, PROVENANCE
 
-ORIGIN = Origin(
+ORIGIN = ActorProvenance(
     task="generate",
     model="tiny",
     weights_sha256="ab",
@@ -21,7 +21,7 @@ ORIGIN = Origin(
 
 
 def test_every_column_of_the_schema_is_there_with_its_type() -> None:
-    columns = provenance_columns(ORIGIN, [{"prompt": "x", "seed": 7, "created_at": now()}, {}])
+    columns = provenance_columns(ORIGIN, [{"prompt": "x", "seed": 7, "created_at": utc_now()}, {}])
     assert {name: column.type for name, column in columns.items()} == {**PARAMETERS, **PROVENANCE}
     table = pa.table(columns).to_pylist()
     assert (table[0]["prompt"], table[0]["seed"], table[0]["lanes"], table[0]["model"]) == ("x", 7, 8, "tiny")

@@ -13,8 +13,8 @@ import pytest
 from pipeline import storage
 from pipeline.manifest.identity import hash_ids
 from pipeline.output import parquet
-from pipeline.output.id_sets import BUCKETS, HashBuckets, among
-from pipeline.output.ledger import delete_uncommitted, forget_failed, part_key, read_ledger
+from pipeline.output.id_sets import BUCKETS, HashBuckets, isin_buckets, isin_sorted
+from pipeline.output.ledger import delete_uncommitted, part_key, read_ledger, remove_failed_rows
 from pipeline.output.sink import LedgerDatasink
 from pipeline.schema import IMAGE_TYPE, MAX_ROW_GROUP_ROWS
 from pipeline.stages.rows import ERRORS, ROW, output_schema
@@ -57,7 +57,7 @@ def test_a_part_is_its_rows_and_the_ledger_names_its_files(output: str) -> None:
     committed = read_ledger(output)
     assert (committed.ok, committed.failed) == (3, 1)
     assert committed.files == {f"data/{key}.parquet", f"failed/{key}.parquet"}
-    assert list(committed.holds(["d", "nobody", "a"])) == [True, False, True]
+    assert list(isin_buckets(hash_ids(["d", "nobody", "a"]), committed.id_hashes.read_sorted)) == [True, False, True]
     failed = pq.read_table(pa.BufferReader(storage.read_bytes(f"{output}/failed/{key}.parquet"))).to_pylist()
     assert failed == [
         {"id": "d", "error_type": "error_type of d", "error_message": "error_message of d", "row": '{"id": "d"}'}
@@ -102,7 +102,7 @@ def test_a_part_that_dies_on_the_way_is_not_committed(
         with pytest.raises(OSError, match="pulled"):
             datasink(output).write([rows_of(["a", "b"], failed=("b",))], None)
     committed = read_ledger(output)
-    assert list(committed.holds(["first", "a", "b"])) == [True, False, False]
+    assert list(isin_buckets(hash_ids(["first", "a", "b"]), committed.id_hashes.read_sorted)) == [True, False, False]
     delete_uncommitted(output, committed)
     assert set(storage.list_files(output)) == before
     datasink(output).write([rows_of(["a", "b"], failed=("b",))], None)
@@ -152,7 +152,7 @@ def test_the_picture_column_is_the_hugging_face_convention(tmp_path: Path) -> No
 def test_an_empty_output_has_no_committed_rows(output: str) -> None:
     committed = read_ledger(output)
     assert (committed.ok, committed.failed, committed.files) == (0, 0, frozenset())
-    assert not committed.holds(["a"]).any()
+    assert not isin_buckets(hash_ids(["a"]), committed.id_hashes.read_sorted).any()
 
 
 def test_a_key_depends_on_the_rows_and_not_on_their_order() -> None:
@@ -162,12 +162,12 @@ def test_a_key_depends_on_the_rows_and_not_on_their_order() -> None:
 def test_membership_is_exact_for_many_ids() -> None:
     known = [f"row {index}" for index in range(0, 4000, 2)]
     asked = [f"row {index}" for index in range(4000)]
-    found = among(hash_ids(asked), np.sort(hash_ids(known)))
+    found = isin_sorted(hash_ids(asked), np.sort(hash_ids(known)))
     assert list(found) == [index % 2 == 0 for index in range(4000)]
 
 
 def test_buckets_hold_every_id_once_and_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.output.id_sets._BUFFERED", 100)
+    monkeypatch.setattr("pipeline.output.id_sets._BUFFERED_HASHES", 100)
     ids = [f"row {index}" for index in range(2000)]
     with HashBuckets() as buckets:
         for start in range(0, 2000, 30):
@@ -181,7 +181,7 @@ def test_buckets_hold_every_id_once_and_sorted(monkeypatch: pytest.MonkeyPatch) 
 def test_failed_rows_that_are_forgotten_leave_the_good_ones_committed(output: str) -> None:
     datasink(output).write([rows_of(["a", "b"], failed=("b",))], None)
     datasink(output).write([rows_of(["c"], failed=("c",))], None)
-    assert forget_failed(output) == 2
+    assert remove_failed_rows(output) == 2
     committed = read_ledger(output)
     assert (committed.ok, committed.failed, len(delete_uncommitted(output, committed))) == (1, 0, 2)
     datasink(output).write([rows_of(["b"]), rows_of(["c"])], None)

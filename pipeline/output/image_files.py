@@ -1,4 +1,4 @@
-"""The bytes of a row's picture, wherever its output has them."""
+"""Read the image of an output row, which is in its Parquet file or in a file of its own."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from pipeline import storage
 
 
-def picture_bytes(output: str, row: Mapping[str, Any]) -> bytes:
-    """The file of a row's picture, wherever its output has it; StorageError if it is nowhere."""
+def read_image_bytes(output: str, row: Mapping[str, Any]) -> bytes:
+    """Return a row's encoded image, empty if the row has none; StorageError if its file cannot be read."""
     image = row.get("image") or {}
     if image.get("bytes") is None and image.get("path"):
         return storage.read_bytes(storage.join(output, image["path"]))

@@ -12,7 +12,7 @@ from pipeline.config import RunConfig
 from pipeline.images.naming import stored_name
 from pipeline.manifest.rules import Rules
 from pipeline.output.audit import check_output
-from pipeline.output.pictures import picture_bytes
+from pipeline.output.image_files import read_image_bytes
 from pipeline.output.sink import LedgerDatasink
 from pipeline.report.write import write_report
 from pipeline.stages.denoise import Denoise
@@ -54,7 +54,7 @@ def test_files_lie_as_their_sources_and_the_parquet_points_at_them(tmp_path: Pat
     for row in made.values():
         assert row["image"]["bytes"] is None
         assert sha256_of((output / row["image"]["path"]).read_bytes()) == row["sha256"]
-        assert picture_bytes(str(output), row) == (output / row["image"]["path"]).read_bytes()
+        assert read_image_bytes(str(output), row) == (output / row["image"]["path"]).read_bytes()
     (failed,) = pads.dataset(output / "failed", format="parquet").to_table().to_pylist()
     assert (failed["id"], failed["error_type"]) == ("own", "StorageError")
     assert "lies where this run writes its pictures" in failed["error_message"]
