@@ -240,10 +240,10 @@ def _restore(environment: Mapping[str, str | None]) -> None:
 
 
 def _bad_seconds(proxy: FaultyProxy, kind: Kind, chance: random.Random) -> bool:
-    before = proxy.done.total()
+    before = proxy.injected.total()
     with proxy.faulty(kind, chance=chance.uniform(0.3, 1.0)):
         time.sleep(chance.uniform(1.0, 4.0))
-    return proxy.done.total() > before
+    return proxy.injected.total() > before
 
 
 def _kill_writer(proxy: FaultyProxy, moment: Moment, attempt: Attempt) -> bool:

@@ -34,7 +34,7 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3_bucket(s3_endpoint: str, tmp_path: Path) -> str:
     """The URL of an empty bucket."""
-    from pipeline.storage.filesystem import locate
+    from pipeline.storage import locate
 
     name = "b" + "".join(letter for letter in tmp_path.name.lower() if letter.isalnum())[-40:] + os.urandom(3).hex()
     locate(f"s3://{name}")[0].mkdir(name)

@@ -1,4 +1,4 @@
-"""A proxy on loopback between a client and an S3 server, which does what busy servers and bad networks do."""
+"""A proxy on loopback between a client and an S3 server that injects the faults of busy servers and bad networks."""
 
 import asyncio
 import random
@@ -19,53 +19,53 @@ _ERRORS: Final[dict[Kind, tuple[int, str]]] = {
     "too many": (429, "TooManyRequests"),
     "timeout": (400, "RequestTimeout"),
 }
-_BODIES: Final = ("short", "timeout")
-"""Faults of a body or told by one: a HEAD has none."""
+_BODY_FAULTS: Final = ("short", "timeout")
+"""Faults that need a reply with a body; the reply to a HEAD request has none."""
 
 
 @dataclass
 class FaultyProxy:
-    """What it does to the requests that come, and what it has done.
+    """The faults to inject into requests, and the count of those injected.
 
-    "cut": the line is reset before the request is passed on; "reply lost": after it; "short": the reply ends in the
-    middle of its body. The others are replies of the server's."""
+    "cut": the connection is reset before the request is forwarded; "reply lost": after it; "short": the reply ends in
+    the middle of its body. The other kinds are error replies."""
 
     url: str
     kind: Kind | None = None
     chance: float = 1.0
-    """Of a fault, for each request."""
+    """Probability of a fault per request."""
     times: int | None = None
-    """No more faults than these; None: no such limit."""
-    done: Counter[str] = field(default_factory=Counter)
-    """The faults that were done, by kind."""
+    """The number of faults still to inject; None: no limit."""
+    injected: Counter[str] = field(default_factory=Counter)
+    """Number of injected faults by kind."""
     on_request: Callable[[str, str, Moment, int], bool] = lambda method, path, moment, port: False
-    """Told of each moment of a request, with its client's port; True: the client is dead, nothing more of it counts."""
+    """Called with method, path, moment and client port of each request; True drops the connection of a dead client."""
 
     @contextmanager
     def faulty(self, kind: Kind, *, chance: float = 1.0, times: int | None = None) -> Iterator[None]:
-        """For the time of a `with` block."""
+        """Inject faults for the duration of a `with` block."""
         self.kind, self.chance, self.times = kind, chance, times
         try:
             yield
         finally:
             self.kind = None
 
-    def fault_of(self, method: str) -> Kind | None:
-        """What befalls this request; it counts as done."""
+    def next_fault(self, method: str) -> Kind | None:
+        """Return the fault to inject into a request, if any, and count it."""
         kind = self.kind
-        if kind is None or (method == "HEAD" and kind in _BODIES):
+        if kind is None or (method == "HEAD" and kind in _BODY_FAULTS):
             return None
         if self.times == 0 or random.random() >= self.chance:
             return None
         if self.times is not None:
             self.times -= 1
-        self.done[kind] += 1
+        self.injected[kind] += 1
         return kind
 
 
 @contextmanager
 def faulty_proxy(server: str) -> Iterator[FaultyProxy]:
-    """Run a proxy before the server at this URL, in a thread of its own."""
+    """Run a proxy in front of the server at this URL, in its own thread."""
     host, _, port = server.removeprefix("http://").partition(":")
     loop = asyncio.new_event_loop()
     proxy = FaultyProxy("")
@@ -94,16 +94,16 @@ def faulty_proxy(server: str) -> Iterator[FaultyProxy]:
 async def _serve(
     proxy: FaultyProxy, server: tuple[str, int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    """One request of a connection, then its end: the next request brings a connection of its own."""
+    """Serve one request, then close the connection."""
     head = await reader.readuntil(b"\r\n\r\n")
-    body = await _body(head, reader)
+    body = await _read_body(head, reader)
     method, path = head.decode("latin-1").split(" ", 2)[:2]
     port = writer.get_extra_info("peername")[1]
-    kind = proxy.fault_of(method)
+    kind = proxy.next_fault(method)
     if kind == "cut" or proxy.on_request(method, path, "before", port):
         return writer.transport.abort()
     if kind in _ERRORS:
-        writer.write(_error(kind, method))
+        writer.write(_error_reply(kind, method))
         return await writer.drain()
     upstream, to_server = await asyncio.open_connection(*server)
     try:
@@ -124,7 +124,7 @@ async def _serve(
     return await writer.drain()
 
 
-async def _body(head: bytes, reader: asyncio.StreamReader) -> bytes:
+async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
     headers = head.lower()
     if b"transfer-encoding: chunked" in headers:
         parts = [await reader.readuntil(b"\r\n")]
@@ -141,8 +141,8 @@ def _without_keep_alive(head: bytes) -> bytes:
     return b"\r\n".join([*lines, b"Connection: close", b"", b""])
 
 
-def _error(kind: Kind, method: str) -> bytes:
+def _error_reply(kind: Kind, method: str) -> bytes:
     status, code = _ERRORS[kind]
-    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code}, says the proxy</Message></Error>'
+    body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code} from the proxy</Message></Error>'
     head = f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
     return f"{head}Connection: close\r\n\r\n{'' if method == 'HEAD' else body}".encode()

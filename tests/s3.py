@@ -1,4 +1,4 @@
-"""A real S3 server over HTTP on loopback, for tests and benchmarks: ministack, in a process of its own."""
+"""A real S3 server (ministack) over HTTP on loopback in its own process, for tests and benchmarks."""
 
 import os
 import socket
@@ -21,7 +21,7 @@ CREDENTIALS = {
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """Run a server that keeps its objects below `folder`; gives its endpoint's URL."""
+    """Run a server that stores its objects below `folder`; yields the URL of its endpoint."""
     port = free_port()
     settings = {
         "SERVICES": "s3",
@@ -51,6 +51,7 @@ def s3_server(folder: Path) -> Iterator[str]:
 
 
 def free_port() -> int:
+    """Return a TCP port of the loopback interface that is not in use."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -1,7 +1,7 @@
-"""Local paths and object storage by URL: small reads, atomic small writes, listings, and which roots may be read.
+"""Files on local disk and on object storage, by path or URL.
 
-Keys and endpoints come from the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...) and are never put into a
-message. Everything that fails raises StorageError, whose text is one line for the person who gave the URL.
+Credentials and endpoints come from the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...) and never appear in
+a message. Every failure raises StorageError with a message of one line.
 """
 
 from pipeline.errors import StorageError, StorageUnavailableError
@@ -20,10 +20,9 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.filesystem import locate
 from pipeline.storage.retry import take_fault_counts
-from pipeline.storage.urls import SCHEMES, is_local, join, parent, redact_url
+from pipeline.storage.urls import is_local, join, parent, redact_url
 
 __all__ = [
-    "SCHEMES",
     "AllowedRoots",
     "StorageError",
     "StorageUnavailableError",

@@ -1,4 +1,4 @@
-"""The folders from which a manifest's pictures may be read."""
+"""The folders from which a manifest's images may be read."""
 
 import os
 import posixpath
@@ -10,38 +10,37 @@ from pipeline.storage.urls import is_local, join, parent, redact_url, split_url
 
 
 class AllowedRoots:
-    """The folders from which a manifest's pictures may be read: its own, and those that the run was given."""
+    """The folders from which a manifest's images may be read: the manifest's own and those of `--allow-root`."""
 
     def __init__(self, manifest: str, allow_roots: tuple[str, ...] = ()) -> None:
         self.base = manifest if not _looks_like_file(manifest) else parent(manifest)
-        self.roots = tuple(canonical_location(root) for root in (self.base, *allow_roots))
+        self.roots = tuple(_resolved_location(root) for root in (self.base, *allow_roots))
 
     def resolve(self, reference: str) -> str:
-        """The URL (or real local path) that a manifest's reference means; StorageError where it may not be read.
+        """Return the URL or real local path of a manifest's reference.
 
-        A relative one is below the manifest's folder. `..`, symbolic links that lead out, and other schemes or
-        buckets are refused."""
+        A relative reference starts from the manifest's folder. StorageError if the file is not below a root: `..`,
+        symbolic links out of a root, other schemes and other buckets are refused."""
         if not reference.strip():
-            raise StorageError("an empty path")
+            raise StorageError("the path is empty")
         absolute = "://" in reference or (reference.startswith("/") and is_local(self.base))
         url = reference if absolute else join(self.base, reference)
         if ".." in reference.split("/"):
-            raise StorageError(f"{redact_url(reference)}: may not hold '..'")
-        scheme, path = canonical_location(url)
-        if self._below(scheme, path) is not None:
+            raise StorageError(f"{redact_url(reference)}: a path in a manifest may not contain '..'")
+        scheme, path = _resolved_location(url)
+        if self._root_of(scheme, path) is not None:
             return path if scheme == "file" else url
         raise StorageError(
             f"{redact_url(reference)}: not below the manifest's folder or a folder given by --allow-root"
         )
 
     def relative_path(self, url: str) -> str:
-        """Where what `resolve` gave stands below its root: `shelf/a.png`."""
-        scheme, path = canonical_location(url)
-        root = self._below(scheme, path)
+        """Return the path, below its root, of a URL that `resolve` returned: `shelf/a.png`."""
+        scheme, path = _resolved_location(url)
+        root = self._root_of(scheme, path)
         return posixpath.basename(path) if root is None else path.removeprefix(root).lstrip("/")
 
-    def _below(self, scheme: str, path: str) -> str | None:
-        """The root that holds a path."""
+    def _root_of(self, scheme: str, path: str) -> str | None:
         for root_scheme, root in self.roots:
             if scheme == root_scheme and (path == root or path.startswith(root.rstrip("/") + "/")):
                 return root
@@ -49,9 +48,9 @@ class AllowedRoots:
 
 
 def is_below(url: str, folder: str) -> bool:
-    """Whether a file is in a folder or below it, symbolic links followed."""
-    scheme, path = canonical_location(url)
-    folder_scheme, root = canonical_location(folder)
+    """Return True if a file is in a folder or below it, after symbolic links are followed."""
+    scheme, path = _resolved_location(url)
+    folder_scheme, root = _resolved_location(folder)
     return scheme == folder_scheme and path.startswith(root.rstrip("/") + "/")
 
 
@@ -61,7 +60,7 @@ def _looks_like_file(url: str) -> bool:
     )
 
 
-def canonical_location(url: str) -> tuple[str, str]:
-    """The scheme and the path that a URL comes to, symbolic links followed."""
+def _resolved_location(url: str) -> tuple[str, str]:
+    """Return a URL's scheme and its path, with symbolic links followed."""
     scheme, path = split_url(url)[0], locate(url)[1]
     return scheme, os.path.realpath(path) if scheme == "file" else path

@@ -1,4 +1,4 @@
-"""pyarrow's view of a storage: its readers, with this package's retries."""
+"""pyarrow filesystems whose requests are retried."""
 
 import io
 from typing import Any, cast
@@ -9,32 +9,36 @@ import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.filesystem import locate, url_of
-from pipeline.storage.retry import retried
+from pipeline.storage.retry import with_retries
 
 
 def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
-    """The same for pyarrow's readers (pyarrow's own S3 filesystem ignores AWS_ENDPOINT_URL)."""
+    """Return the pyarrow filesystem that serves a path or URL, and the path inside it.
+
+    pyarrow's own S3 filesystem is not used, because it ignores AWS_ENDPOINT_URL."""
     filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         return pafs.LocalFileSystem(), path
-    return pafs.PyFileSystem(_Readers(url)), path
+    return pafs.PyFileSystem(_RetryingHandler(url)), path
 
 
-class _Readers(pafs.FSSpecHandler):
-    """pyarrow's way to object storage: each request is tried again as ours are. Another process opens its own."""
+class _RetryingHandler(pafs.FSSpecHandler):
+    """An fsspec handler for pyarrow that retries each request.
+
+    It is pickled as its URL: another process opens its own connection."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         super().__init__(locate(url)[0])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Readers, (self._url,)
+        return _RetryingHandler, (self._url,)
 
     def get_file_info(self, paths: list[str]) -> list[pafs.FileInfo]:
-        return retried(self._url, lambda: super(_Readers, self).get_file_info(paths))
+        return with_retries(self._url, lambda: super(_RetryingHandler, self).get_file_info(paths))
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        return retried(self._url, lambda: super(_Readers, self).get_file_info_selector(selector))
+        return with_retries(self._url, lambda: super(_RetryingHandler, self).get_file_info_selector(selector))
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         return self.open_input_file(path)
@@ -44,12 +48,12 @@ class _Readers(pafs.FSSpecHandler):
 
 
 class _RangeFile(io.RawIOBase):
-    """A remote file that reads exactly the ranges it is asked for."""
+    """A read-only remote file. Each read is one range request, without read-ahead."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem, path: str) -> None:
-        self._filesystem, self._path, self._place = filesystem, path, 0
+        self._filesystem, self._path, self._position = filesystem, path, 0
         self._url = url_of(filesystem, path)
-        self._size = int(retried(self._url, lambda: filesystem.info(path)["size"]))
+        self._size = int(with_retries(self._url, lambda: filesystem.info(path)["size"]))
 
     def readable(self) -> bool:
         return True
@@ -58,22 +62,22 @@ class _RangeFile(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        return self._position
 
     def read(self, size: int = -1) -> bytes:
-        start, end = self._place, self._size if size < 0 else min(self._place + size, self._size)
+        start, end = self._position, self._size if size < 0 else min(self._position + size, self._size)
         if start >= end:
             return b""
-        data = retried(self._url, lambda: self._range(start, end))
-        self._place = end
+        data = with_retries(self._url, lambda: self._read_range(start, end))
+        self._position = end
         return data
 
-    def _range(self, start: int, end: int) -> bytes:
+    def _read_range(self, start: int, end: int) -> bytes:
         data = cast(bytes, self._filesystem.cat_file(self._path, start=start, end=end))
         if len(data) != end - start:
-            raise ConnectionError(f"{len(data):,} bytes came instead of {end - start:,}")
+            raise ConnectionError(f"the server sent {len(data):,} bytes instead of {end - start:,}")
         return data

@@ -1,8 +1,4 @@
-"""Local paths and object storage by URL: small reads, atomic small writes, listings, and which roots may be read.
-
-Keys and endpoints come from the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...) and are never put into a
-message. Everything that fails raises StorageError, whose text is one line for the person who gave the URL.
-"""
+"""Reading, writing, listing and deleting files by path or URL. Writes are atomic, and requests are retried."""
 
 import errno
 import os
@@ -23,24 +19,26 @@ from pipeline.storage.local import (
     replace_local_file,
     write_temporary_file,
 )
-from pipeline.storage.retry import retried, storage_errors
+from pipeline.storage.retry import storage_errors, with_retries
 from pipeline.storage.s3 import list_s3_files
 from pipeline.storage.urls import redact_url
 
 
 def exists(url: str) -> bool:
     filesystem, path = locate(url)
-    return retried(url, lambda: bool(filesystem.exists(path)))
+    return with_retries(url, lambda: bool(filesystem.exists(path)))
 
 
 def is_folder(url: str) -> bool:
-    """Whether something lies below the URL (object storage has no folders of its own)."""
+    """Return True if the URL is a folder; on object storage, if there are files below it."""
     filesystem, path = locate(url)
-    return retried(url, lambda: bool(filesystem.isdir(path)))
+    return with_retries(url, lambda: bool(filesystem.isdir(path)))
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
-    """Every file below a folder, as URLs (plain paths where the folder was one), sorted; none if it is not there."""
+    """Return the URLs of all files below a folder, sorted; local files as plain paths.
+
+    The list is empty if the folder does not exist."""
     filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         with storage_errors(url):
@@ -48,48 +46,50 @@ def list_files(url: str, suffix: str = "") -> list[str]:
     elif "s3" in filesystem.protocol:
         paths = list_s3_files(filesystem, path, url)
     else:
-        paths = retried(url, lambda: _found_files(filesystem, path))
-    return [url_of(filesystem, found) for found in sorted(paths) if found.endswith(suffix) and not found.endswith("/")]
+        paths = with_retries(url, lambda: _find_files(filesystem, path))
+    return [url_of(filesystem, file) for file in sorted(paths) if file.endswith(suffix) and not file.endswith("/")]
 
 
 def delete_leftovers(url: str) -> None:
-    """Delete what a killed writer left below a folder: files that were never whole. Object storage has none."""
+    """Delete the unfinished temporary files that killed writers left below a local folder.
+
+    Object storage has none: an upload appears only when it is complete."""
     filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         with storage_errors(url):
-            for found in filter(TEMPORARY_NAME.search, list_local_files(path)):
+            for file in filter(TEMPORARY_NAME.search, list_local_files(path)):
                 with suppress(FileNotFoundError):
-                    os.unlink(found)
+                    os.unlink(file)
 
 
 def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
-    """A file's content; StorageError if it is larger than `max_bytes`, missing, or no regular file."""
+    """Return a file's content. StorageError if it is missing, not a regular file, or larger than `max_bytes`."""
     filesystem, path = locate(url)
     with storage_errors(url):
         if isinstance(filesystem, LocalFileSystem):
             return read_local_file(path, url, max_bytes)
     if max_bytes is not None:
-        size = retried(url, lambda: filesystem.size(path) or 0)
+        size = with_retries(url, lambda: filesystem.size(path) or 0)
         if size > max_bytes:
             raise StorageError(f"{redact_url(url)}: {size:,} bytes; at most {max_bytes:,} are read")
-    return retried(url, lambda: cast(bytes, filesystem.cat_file(path)))
+    return with_retries(url, lambda: cast(bytes, filesystem.cat_file(path)))
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Write a whole file so that readers see the old one or the new one: a single PUT, or a replaced local file."""
+    """Write a file atomically: readers see either the old content or the new one."""
     filesystem, path = locate(url)
     if isinstance(filesystem, LocalFileSystem):
         with storage_errors(url):
             replace_local_file(path, content)
     else:
-        retried(url, lambda: filesystem.pipe_file(path, content))
+        with_retries(url, lambda: filesystem.pipe_file(path, content))
 
 
 def put_file(path: str, url: str) -> None:
-    """Bring a local file of any size to a URL, where it is there whole or not at all."""
+    """Copy a local file of any size to a URL atomically."""
     filesystem, target = locate(url)
     if not isinstance(filesystem, LocalFileSystem):
-        retried(url, lambda: filesystem.put_file(path, target))
+        with_retries(url, lambda: filesystem.put_file(path, target))
         return
     with storage_errors(url):
         temporary = write_temporary_file(target, b"")
@@ -102,7 +102,9 @@ def put_file(path: str, url: str) -> None:
 
 
 def create_bytes(url: str, content: bytes) -> bool:
-    """Write a file only if there is none yet: whether it is ours (the same content counts: a reply can get lost)."""
+    """Create a file if it does not exist, and return True if it now has this content.
+
+    A file that already has the same content counts as created: the reply to an earlier attempt may have been lost."""
     filesystem, path = locate(url)
 
     def create() -> bool:
@@ -115,26 +117,26 @@ def create_bytes(url: str, content: bytes) -> bool:
             if not isinstance(error, FileExistsError) and error.errno != errno.EINVAL:
                 raise
             filesystem.invalidate_cache()
-            if not filesystem.exists(path):  # refused for another reason than being there
+            if not filesystem.exists(path):  # refused for a reason other than that it exists
                 raise
             return filesystem.cat_file(path) == content
         return True
 
-    return retried(url, create)
+    return with_retries(url, create)
 
 
 def delete(url: str) -> None:
-    """Delete one file; one that is gone already is no error."""
+    """Delete one file. A file that does not exist is not an error."""
     filesystem, path = locate(url)
 
     def remove() -> None:
         with suppress(FileNotFoundError):
             filesystem.rm_file(path)
 
-    retried(url, remove)
+    with_retries(url, remove)
 
 
-def _found_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+def _find_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
     try:
         filesystem.invalidate_cache()
         return cast(list[str], filesystem.find(path))

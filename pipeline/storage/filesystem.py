@@ -13,10 +13,13 @@ from pipeline.storage.s3 import S3_CLIENT_CONFIG, disable_expect_header, parse_t
 from pipeline.storage.urls import redact_url, split_url
 
 _PACKAGES: Final = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs", "hf": "huggingface_hub"}
+"""The package that fsspec needs for each scheme."""
 
 
 def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem that serves a path or URL, and its path there (absolute, without a trailing slash)."""
+    """Return the fsspec filesystem that serves a path or URL, and the absolute path inside it (no trailing slash).
+
+    StorageError if the URL is not usable or the package for its scheme is not installed."""
     scheme, rest = split_url(url)
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     filesystem = _filesystem(scheme, endpoint if scheme == "s3" else None)
@@ -24,7 +27,7 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return filesystem, os.path.abspath(os.path.expanduser(rest)) if rest else os.getcwd()
     path = str(filesystem._strip_protocol(url)).rstrip("/")
     if not path.strip("/"):
-        raise StorageError(f"{redact_url(url)}: names no bucket or folder")
+        raise StorageError(f"{redact_url(url)}: the URL names no bucket or folder")
     return filesystem, path
 
 
@@ -36,7 +39,7 @@ def _filesystem(scheme: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
         filesystem = fsspec.filesystem(
             "s3", endpoint_url=endpoint, use_listings_cache=False, config_kwargs=S3_CLIENT_CONFIG
         )
-        filesystem.retries = 1
+        filesystem.retries = 1  # pipeline.storage.retry retries
         with storage_errors("s3://"):
             disable_expect_header(filesystem)
             parse_timestamps_fast(filesystem)
@@ -48,4 +51,5 @@ def _filesystem(scheme: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
 
 
 def url_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
+    """Return the URL of a path inside a filesystem; a local path stays as it is."""
     return path if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(path)

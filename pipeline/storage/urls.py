@@ -1,11 +1,11 @@
-"""Local paths and URLs as text: schemes, joining, and what may be shown of them."""
+"""Local paths and URLs as text: schemes, joining, redaction."""
 
 import os
 from typing import Final
 
 from pipeline.errors import StorageError
 
-SCHEMES: Final[dict[str, str]] = {
+_SCHEMES: Final[dict[str, str]] = {
     "file": "file",
     "local": "file",
     "memory": "memory",
@@ -18,27 +18,28 @@ SCHEMES: Final[dict[str, str]] = {
     "abfss": "abfs",
     "hf": "hf",
 }
-"""URL schemes, and fsspec's name for what serves them."""
+"""URL schemes, and fsspec's name for each."""
 
 
 def is_local(url: str) -> bool:
+    """Return True for a path or a `file://` URL. StorageError if the scheme is unknown."""
     return split_url(url)[0] == "file"
 
 
 def join(url: str, *parts: str) -> str:
-    """A path below a folder's URL: `join("s3://b/run", "data", "x.parquet")`."""
+    """Return the URL of a path below a folder: `join("s3://b/run", "data", "x.parquet")`."""
     return "/".join((url.rstrip("/"), *(part.strip("/") for part in parts)))
 
 
 def parent(url: str) -> str:
-    """The folder that holds a file or folder."""
+    """Return the folder that contains a file or folder."""
     if "://" not in url:
         return os.path.dirname(os.path.abspath(os.path.expanduser(url)))
     return url.rstrip("/").rpartition("/")[0]
 
 
 def redact_url(url: str) -> str:
-    """A URL as it may stand in a message: without a user, a password or a signed query."""
+    """Return a URL without its user name, password and query, so that it can appear in a message."""
     if "://" not in url:
         return url
     scheme, _, rest = url.partition("://")
@@ -47,13 +48,15 @@ def redact_url(url: str) -> str:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """The scheme (fsspec's name) and what follows it; a path without a scheme is a local one."""
+    """Return the scheme (fsspec's name for it) and the rest; a path without a scheme is local.
+
+    StorageError if the scheme is unknown, or for chained URLs (`a::b`) and null bytes."""
     if "\0" in url or "::" in url:
-        raise StorageError(f"{redact_url(url)!r}: no path or URL that can be used")
+        raise StorageError(f"{redact_url(url)!r}: not a usable path or URL")
     if "://" not in url:
         return "file", url
     scheme, _, rest = url.partition("://")
-    if scheme.lower() not in SCHEMES:
+    if scheme.lower() not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file", "memory"))
         raise StorageError(f"{redact_url(url)}: cannot use {scheme}:// URLs; use a local path or one of {known}")
-    return SCHEMES[scheme.lower()], rest
+    return _SCHEMES[scheme.lower()], rest

@@ -26,7 +26,7 @@ from pipeline.output.lease import Lease
 from pipeline.output.ledger import encode_entry, entry_url, part_key
 from pipeline.run.plan import plan_run
 from pipeline.stages.rows import sha256_of
-from pipeline.storage.files import write_bytes
+from pipeline.storage import write_bytes
 from tests.cheap import FACTS
 
 ROWS_AN_ENTRY = 2_500

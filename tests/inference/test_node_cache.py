@@ -11,8 +11,7 @@ from pipeline.errors import CheckpointError
 from pipeline.inference import node_cache
 from pipeline.inference.node_cache import Weights, local_checkpoint
 from pipeline.stages.denoise import Denoise
-from pipeline.storage.files import write_bytes
-from pipeline.storage.filesystem import locate
+from pipeline.storage import locate, write_bytes
 from tests.cheap import load_cheap
 
 FILES = {"model_index.json": b"{}", "unet/config.json": b"{}", "unet/a.safetensors": os.urandom(3_000_000)}

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from jobs.cli import cli
-from pipeline.storage.files import write_bytes
+from pipeline.storage import write_bytes
 from pipeline.training.data.examples import SCENES, Table
 from pipeline.training.ray_train import DataError, prepare_table
 

@@ -1,4 +1,4 @@
-"""What storage does when an S3 server answers badly, late or not at all: over HTTP, through a proxy that does it."""
+"""Storage over HTTP through a proxy that injects the faults of busy servers and bad networks."""
 
 import os
 from collections.abc import Iterator
@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import storage
+from pipeline.storage import retry
 from tests.faulty_s3 import FaultyProxy, Kind, faulty_proxy
 
-PASSING: tuple[Kind, ...] = ("slow down", "error", "too many", "timeout", "cut", "reply lost", "short")
+TRANSIENT: tuple[Kind, ...] = ("slow down", "error", "too many", "timeout", "cut", "reply lost", "short")
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
         yield proxy
 
 
-@pytest.mark.parametrize("kind", PASSING)  # a HEAD has no body: it cannot be cut short, nor say what a 400 means
-def test_what_passes_is_tried_again_and_counted(proxy: FaultyProxy, s3_bucket: str, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", TRANSIENT)  # HEAD replies have no body: "short" and "timeout" skip them
+def test_transient_faults_are_retried_and_counted(proxy: FaultyProxy, s3_bucket: str, kind: Kind) -> None:
     url, content = f"{s3_bucket}/run/data/a.parquet", os.urandom(100_000)
     storage.write_bytes(url, b"old")
     with proxy.faulty(kind, times=3):
@@ -34,30 +35,33 @@ def test_what_passes_is_tried_again_and_counted(proxy: FaultyProxy, s3_bucket: s
         assert storage.list_files(f"{s3_bucket}/run") == [url]
     with proxy.faulty(kind, times=3):
         assert storage.exists(url)
-    assert storage.take_fault_counts()["storage_retries"] >= 4  # aiohttp itself tries once more on a line that was cut
+    assert storage.take_fault_counts()["storage_retries"] >= 4  # aiohttp itself retries a cut connection once
 
 
 @pytest.mark.parametrize("kind", ["cut", "reply lost", "slow down"])
-def test_a_file_is_created_once_though_replies_get_lost(proxy: FaultyProxy, s3_bucket: str, kind: Kind) -> None:
+def test_a_file_is_created_once_when_replies_are_lost(proxy: FaultyProxy, s3_bucket: str, kind: Kind) -> None:
     with proxy.faulty(kind, times=3):
         assert storage.create_bytes(f"{s3_bucket}/lease", b"mine")
     with proxy.faulty(kind, times=3):
-        assert not storage.create_bytes(f"{s3_bucket}/lease", b"another's")
+        assert not storage.create_bytes(f"{s3_bucket}/lease", b"other")
 
 
-def test_what_is_forbidden_is_said_at_once(proxy: FaultyProxy, s3_bucket: str) -> None:
+def test_a_forbidden_request_is_not_retried(proxy: FaultyProxy, s3_bucket: str) -> None:
     with proxy.faulty("forbidden"), pytest.raises(storage.StorageError, match="access is denied") as caught:
         storage.write_bytes(f"{s3_bucket}/a", b"content")
-    assert proxy.done["forbidden"] == 1
+    assert proxy.injected["forbidden"] == 1
     assert "\n" not in str(caught.value) and "secret-of-the-test" not in str(caught.value)
 
 
-def test_storage_that_never_recovers_is_given_up(proxy: FaultyProxy, s3_bucket: str) -> None:
+def test_a_storage_that_never_recovers_raises_after_8_attempts(
+    proxy: FaultyProxy, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "_FIRST_WAIT", 0.001)
     with proxy.faulty("slow down"), pytest.raises(storage.StorageUnavailableError, match="8 attempts"):
         storage.write_bytes(f"{s3_bucket}/a", b"content")
 
 
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("kind", TRANSIENT)
 def test_a_table_is_read_through_faults(proxy: FaultyProxy, s3_bucket: str, tmp_path: Path, kind: Kind) -> None:
     rows = pa.table({"id": [f"r{index}" for index in range(5000)]})
     pq.write_table(rows, tmp_path / "m.parquet")

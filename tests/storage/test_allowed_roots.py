@@ -1,0 +1,75 @@
+"""The roots from which a manifest may read images: no reference leads out of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import StorageError
+from pipeline.storage import AllowedRoots
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> AllowedRoots:
+    (tmp_path / "m" / "pictures").mkdir(parents=True)
+    (tmp_path / "m" / "pictures" / "a.png").write_bytes(b"a")
+    (tmp_path / "m" / "rows.parquet").write_bytes(b"")
+    (tmp_path / "m-secret").mkdir()
+    (tmp_path / "m-secret" / "a.png").write_bytes(b"secret")
+    (tmp_path / "m" / "link").symlink_to(tmp_path / "m-secret")
+    return AllowedRoots(str(tmp_path / "m" / "rows.parquet"), ("s3://pictures/public",))
+
+
+@pytest.mark.parametrize("reference", ["pictures/a.png", "./pictures/a.png"])
+def test_relative_paths_are_below_the_manifest(roots: AllowedRoots, tmp_path: Path, reference: str) -> None:
+    assert roots.resolve(reference) == str(tmp_path / "m" / "pictures" / "a.png")
+
+
+def test_absolute_paths_and_urls_below_a_root_are_read(roots: AllowedRoots, tmp_path: Path) -> None:
+    assert roots.resolve(str(tmp_path / "m" / "pictures" / "a.png")).endswith("a.png")
+    assert roots.resolve(f"file://{tmp_path}/m/pictures/a.png").endswith("a.png")
+    assert roots.resolve("s3://pictures/public/a.png") == "s3://pictures/public/a.png"
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "../m-secret/a.png",
+        "pictures/../../m-secret/a.png",
+        "link/a.png",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "s3://pictures/private/a.png",
+        "s3://pictures/publicity/a.png",
+        "s3://pictures/public/../private/a.png",
+        "http://169.254.169.254/latest",
+        "simplecache::file:///etc/passwd",
+        "a\0b",
+        "",
+    ],
+)
+def test_a_reference_outside_the_roots_is_refused(roots: AllowedRoots, tmp_path: Path, reference: str) -> None:
+    with pytest.raises(StorageError):
+        roots.resolve(reference)
+    with pytest.raises(StorageError):
+        roots.resolve(f"{tmp_path}/m-secret/a.png")
+
+
+def test_a_root_may_be_relative_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    roots = AllowedRoots("../m", ("../pictures",))
+    assert roots.resolve(f"{tmp_path}/pictures/a.png") == f"{tmp_path}/pictures/a.png"
+    assert roots.resolve("a.png") == f"{tmp_path}/m/a.png"
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "link", "~", "%2e%2e", "...", "", "file:", "\\.."]), max_size=6))
+def test_no_spelling_of_a_path_leaves_the_root(tmp_path_factory: pytest.TempPathFactory, parts: list[str]) -> None:
+    base = os.path.realpath(tmp_path_factory.getbasetemp())
+    try:
+        path = AllowedRoots(base).resolve("/".join(parts))
+    except StorageError:
+        return
+    assert os.path.commonpath([base, os.path.realpath(path)]) == base

@@ -1,0 +1,9 @@
+"""The filesystem for each scheme."""
+
+from pipeline import storage
+
+
+def test_hugging_face_urls_are_served() -> None:
+    filesystem, path = storage.locate("hf://datasets/someone/prompts/m.parquet")
+    assert (type(filesystem).__name__, path) == ("HfFileSystem", "datasets/someone/prompts/m.parquet")
+    assert storage.AllowedRoots("hf://datasets/someone/prompts/m.parquet").resolve("a.png").startswith("hf://datasets/")
