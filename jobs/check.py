@@ -1,15 +1,17 @@
-"""`latentmill check`: whether an output is whole."""
+"""`latentmill check`: audit an output."""
 
 import click
 
 
 @click.command()
 @click.argument("output")
-@click.option("--manifest", metavar="PATH_OR_URL", help="Whose rows should all be there, and no others.")
+@click.option("--manifest", metavar="PATH_OR_URL", help="Check that OUTPUT holds exactly the rows of this manifest.")
 def check(output: str, manifest: str | None) -> int:
-    """Audit OUTPUT: every row once, every file readable, every picture decodes and has its sha256, no orphans.
+    """Check that OUTPUT holds every row once, and that every file and image is intact.
 
-    Exit status: 0, all is well; 1, nothing could be read; 3, something is wrong.
+    Every file must be readable and in the ledger; every image must decode and match its sha256.
+
+    Exit status: 0, no problem; 1, OUTPUT cannot be read; 3, there are problems.
     """
     from jobs.cli import EXIT_BAD_ROWS
     from pipeline.output.audit import check_output

@@ -1,6 +1,6 @@
-"""The command `latentmill`: finds a command's file when it is asked for, and turns errors into one line.
+"""The command `latentmill`: imports the module of a command when it is used, and prints an error as one line.
 
-Exit status: 0, all is well; 1, could not start or did not finish; 3, finished, and some rows are bad.
+Exit status: 0, success; 1, it could not start or did not finish; 3, it finished and some rows failed.
 """
 
 import importlib
@@ -16,31 +16,31 @@ from pipeline.errors import one_line
 from pipeline.run.ray_token import use_token
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "check": ("jobs.check", "Audit OUTPUT: every row once, every file and picture whole."),
-    "classify": ("jobs.classify", "Say which of some labels each picture of MANIFEST fits best."),
-    "doctor": ("jobs.doctor", "Check a cluster, a storage and a checkpoint, and say what to do."),
-    "estimate": ("jobs.estimate", "Make a few rows of MANIFEST and say what all of them would take."),
-    "generate": ("jobs.generate", "Make pictures of the rows of MANIFEST, as Parquet in OUTPUT."),
-    "inpaint": ("jobs.inpaint", "Make the masked part of pictures anew, as Parquet in OUTPUT."),
+    "check": ("jobs.check", "Check that OUTPUT holds every row once, and that every file and image is intact."),
+    "classify": ("jobs.classify", "Find the label that fits each image of MANIFEST best."),
+    "doctor": ("jobs.doctor", "Diagnose a cluster, its storage and a checkpoint."),
+    "estimate": ("jobs.estimate", "Estimate time, cost and output size from a few rows of MANIFEST."),
+    "generate": ("jobs.generate", "Generate the images of the rows of MANIFEST."),
+    "inpaint": ("jobs.inpaint", "Repaint the masked area of each image of MANIFEST."),
     "manifest": ("jobs.manifest", "Build, validate and show manifests."),
-    "upscale": ("jobs.upscale", "Make pictures four times as wide and high, as Parquet in OUTPUT."),
-    "submit": ("jobs.submit", "Run a command as a job on a Ray cluster: submit -- generate MANIFEST OUTPUT."),
-    "list": ("jobs.cluster_jobs", "List the jobs of a cluster."),
-    "status": ("jobs.cluster_jobs", "Say how a job stands."),
-    "logs": ("jobs.cluster_jobs", "Print a job's log."),
-    "stop": ("jobs.cluster_jobs", "Stop a job; what is finished stays."),
-    "report": ("jobs.report", "Write a gallery and figures of a run into OUTPUT/report."),
-    "train": ("jobs.train", "Train RECIPE into the checkpoint folder OUTPUT."),
+    "upscale": ("jobs.upscale", "Upscale the images of MANIFEST."),
+    "submit": ("jobs.submit", "Submit a command as a job to a Ray cluster."),
+    "list": ("jobs.cluster_jobs", "List the jobs of a Ray cluster."),
+    "status": ("jobs.cluster_jobs", "Show the status of a job."),
+    "logs": ("jobs.cluster_jobs", "Print the log of a job."),
+    "stop": ("jobs.cluster_jobs", "Stop a job; its committed rows remain."),
+    "report": ("jobs.report", "Write a gallery, charts and failures of a run to OUTPUT/report."),
+    "train": ("jobs.train", "Train the checkpoint of RECIPE in the folder OUTPUT."),
 }
-"""A command's module, which holds a function of the command's name, and what it does in one line.
+"""The module of each command, which has a function of the command's name, and its line in `latentmill --help`.
 
-The lines stand here so that `latentmill --help` imports none of the modules."""
+The lines are here so that `latentmill --help` does not import the modules."""
 
 EXIT_BAD_ROWS: Final = 3
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are used."""
+    """A click group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -67,12 +67,12 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave with its exit status."""
+    """Run a command and exit with its status."""
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """The exit status of one command line."""
+    """Run a command line and return its exit status."""
     use_token()
     try:
         status = cli.main(args=arguments, prog_name="latentmill", standalone_mode=False)
@@ -80,15 +80,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return 1
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Stopped. The same command goes on from here.", err=True)
+        click.echo("Stopped. Run the same command again to continue.", err=True)
         return 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports the closed pipe at exit
         return 1
-    except Exception as error:  # noqa: BLE001 - the door: whatever it is, a person reads one line
+    except Exception as error:  # noqa: BLE001 - the outermost frame: every error becomes one line
         if os.environ.get("LATENTMILL_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        hint = "" if isinstance(error, ValueError | OSError) else " (LATENTMILL_DEBUG=1 shows where)"
+        hint = "" if isinstance(error, ValueError | OSError) else " (set LATENTMILL_DEBUG=1 for the traceback)"
         click.echo(f"Error: {one_line(error)}{hint}", err=True)
         return 1
     return status if isinstance(status, int) else 0

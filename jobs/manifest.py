@@ -12,32 +12,53 @@ _SHOWN_PROBLEMS: Final = 1000
 
 @click.group()
 def manifest() -> None:
-    """Build, validate and show manifests: the Parquet tables that say what to make."""
+    """Build, validate and show manifests, the Parquet tables of a run's rows."""
 
 
 @manifest.command()
 @click.argument("paths", nargs=-1, required=True, metavar="[SOURCE] MANIFEST")
-@click.option("--template", help='Prompts of a template and lists: "a {size} {color} {shape}".')
+@click.option("--template", help='Build prompts from a template and lists: "a {size} {color} {shape}".')
 @click.option(
-    "--list", "lists", multiple=True, metavar="NAME=A,B,C", help="A list, or NAME=@FILE with one value a line."
+    "--list",
+    "lists",
+    multiple=True,
+    metavar="NAME=A,B,C",
+    help="Values, or NAME=@FILE with one per line; repeatable.",
 )
-@click.option("--sample", type=click.IntRange(1), metavar="N", help="N different combinations, drawn by --seed.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of --sample.")
-@click.option("--images-per-prompt", type=click.IntRange(1, 10_000), default=1, show_default=True, metavar="N")
+@click.option("--sample", type=click.IntRange(1), metavar="N", help="Draw N different combinations instead of all.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of --sample.")
 @click.option(
-    "--prompt-column", default="prompt", show_default=True, metavar="NAME", help="Which column holds the prompts."
+    "--images-per-prompt",
+    type=click.IntRange(1, 10_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Rows per prompt.",
 )
 @click.option(
-    "--set", "constants", multiple=True, metavar="NAME=VALUE", help="A column's value where the source has none."
+    "--prompt-column",
+    default="prompt",
+    show_default=True,
+    metavar="NAME",
+    help="Column with the prompts.",
 )
-@click.option("--include", multiple=True, metavar="GLOB", help="Pictures of a folder to take. [default: all]")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Pictures of a folder to leave out.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
+@click.option(
+    "--set",
+    "constants",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Column value for rows without one; repeatable.",
+)
+@click.option(
+    "--include", multiple=True, metavar="GLOB", help="Images to include from a folder; repeatable. [default: all]"
+)
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Images to exclude from a folder; repeatable.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")
 def build(paths: tuple[str, ...], **options: Any) -> None:
-    """Make MANIFEST (.parquet) of SOURCE, or of a --template.
+    """Build MANIFEST (.parquet) from SOURCE, or from a --template.
 
-    SOURCE is a .csv, .tsv, .jsonl, .txt (one prompt a line) or .parquet file, or a folder of pictures, which is read
-    with all folders in it; local paths or URLs. Each row gets an id of its own if it has none.
+    SOURCE is a .csv, .tsv, .jsonl, .txt (one prompt per line) or .parquet file, or a folder of images, which is read
+    recursively; a local path or URL. Rows without an id get one.
 
     \b
     latentmill manifest build prompts.csv prompts.parquet
@@ -61,15 +82,21 @@ def build(paths: tuple[str, ...], **options: Any) -> None:
 
 @manifest.command()
 @click.argument("path", metavar="MANIFEST")
-@click.option("--task", type=click.Choice(get_args(Task)), default="generate", show_default=True)
 @click.option(
-    "--size-multiple", type=click.IntRange(1), default=8, show_default=True, help="Of width and height, in pixels."
+    "--task", type=click.Choice(get_args(Task)), default="generate", show_default=True, help="Task to validate for."
 )
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows.")
+@click.option(
+    "--size-multiple",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Divisor of widths and heights, in pixels.",
+)
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Use only the first N rows.")
 def validate(path: str, task: Task, size_multiple: int, limit: int | None) -> int:
-    """Report every problem of MANIFEST, each with its row (counted from 0) and id.
+    """Print every problem of MANIFEST with its row (counted from 0) and id.
 
-    Exit status: 0, none; 3, there are some; 1, the manifest cannot be read.
+    Exit status: 0, no problem; 1, the manifest cannot be read; 3, there are problems.
     """
     from pipeline.diffusion.samplers import SAMPLERS
     from pipeline.manifest.read import count_rows
@@ -91,9 +118,9 @@ def validate(path: str, task: Task, size_multiple: int, limit: int | None) -> in
 
 @manifest.command()
 @click.argument("path", metavar="MANIFEST")
-@click.option("--rows", type=click.IntRange(0, 10_000), default=10, show_default=True, help="How many rows to show.")
+@click.option("--rows", type=click.IntRange(0, 10_000), default=10, show_default=True, help="Number of rows to show.")
 def show(path: str, rows: int) -> None:
-    """Show the first rows of MANIFEST, its columns, and how many rows and prompts it has."""
+    """Show the first rows of MANIFEST, its columns, and its numbers of rows and distinct prompts."""
     from rich.text import Text
 
     from jobs.tables import print_table, terminal
@@ -115,11 +142,11 @@ def _source(paths: tuple[str, ...], options: dict[str, Any]) -> Any:
 
     if options["template"] is not None:
         if len(paths) != 1:
-            raise click.UsageError("with --template give MANIFEST alone: the template is the source")
+            raise click.UsageError("with --template give only MANIFEST: the template is the source")
         lists = {name: read_list(values) for name, values in (_pair(text, "--list") for text in options["lists"])}
         return from_template(options["template"], lists, sample=options["sample"], seed=options["seed"])
     if options["lists"] or options["sample"]:
-        raise click.UsageError("--list and --sample go with --template")
+        raise click.UsageError("--list and --sample need --template")
     if len(paths) != 2:
         raise click.UsageError("give SOURCE and MANIFEST, or --template and MANIFEST")
     if not paths[0].lower().endswith(".parquet") and storage.is_folder(paths[0]):

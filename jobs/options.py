@@ -1,28 +1,31 @@
-"""The options that the running commands share, and the config that they make."""
+"""The options of the run commands, derived from the fields of a run's config, and the config that they give."""
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple, TypeVar
+from dataclasses import fields
+from types import NoneType
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
 from pipeline.config import RowDefaults, RunConfig, Task
 from pipeline.manifest.identity import Shard
+from pipeline.settings import Option, settings_in
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Actors(NamedTuple):
-    """How many actors a run starts with and, where it may grow, has at most; as a string what `--actors` takes."""
+class ActorRange(NamedTuple):
+    """The value of `--actors`: how many actors a run starts with and, if it may add some, the most of them."""
 
-    least: int
-    most: int | None
+    minimum: int
+    maximum: int | None
 
     def __str__(self) -> str:
-        return str(self.least) if self.most is None else f"{self.least}:{self.most}"
+        return str(self.minimum) if self.maximum is None else f"{self.minimum}:{self.maximum}"
 
 
-class ShardOf(click.ParamType):
+class ShardType(click.ParamType):
     """`I/N`."""
 
     name = "shard"
@@ -31,195 +34,37 @@ class ShardOf(click.ParamType):
         index, _, count = str(value).partition("/")
         if index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count):
             return Shard(int(index), int(count))
-        self.fail(f"{value!r} is no shard; give I/N, such as 1/4, with I from 1 to N", param, ctx)
+        self.fail(f"{value!r} is not a shard; give I/N, such as 1/4, with I from 1 to N", param, ctx)
 
 
-class ActorRange(click.ParamType):
+class ActorRangeType(click.ParamType):
     """`N`, or `MIN:MAX`."""
 
     name = "actors"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Actors:
-        least, colon, most = str(value).partition(":")
-        if least.isdecimal() and (most.isdecimal() or not colon):
-            found = Actors(int(least), int(most) if colon else None)
-            if found.least >= 1 and (found.most is None or found.most >= found.least):
-                return found
-        self.fail(f"{value!r} is no number of actors; give N, 1 or more, or MIN:MAX with MIN not above MAX", param, ctx)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ActorRange:
+        minimum, colon, maximum = str(value).partition(":")
+        if minimum.isdecimal() and (maximum.isdecimal() or not colon):
+            actors = ActorRange(int(minimum), int(maximum) if colon else None)
+            if actors.minimum >= 1 and (actors.maximum is None or actors.maximum >= actors.minimum):
+                return actors
+        self.fail(
+            f"{value!r} is not a number of actors; give N, 1 or more, or MIN:MAX with MIN not above MAX", param, ctx
+        )
 
 
-ROW_OPTIONS: Final = (
-    click.option("--negative-prompt", default="", help="What to keep away from, where a row does not say."),
-    click.option("--num-inference-steps", type=click.IntRange(1, 1000), metavar="N", help="Denoising steps."),
-    click.option("--guidance-scale", type=click.FloatRange(0), metavar="W", help="1 is off. [default: the model's]"),
-    click.option(
-        "--guidance-rescale", type=click.FloatRange(0, 1), metavar="PART", help="Against overexposure, 0 to 1."
-    ),
-    click.option(
-        "--guidance-interval",
-        type=click.FloatRange(0, 1),
-        nargs=2,
-        default=(0.0, 1.0),
-        metavar="FROM TO",
-        help="The part of the steps in which guidance acts. [default: 0 1]",
-    ),
-    click.option("--sampler", metavar="NAME", help="ddim, euler, dpmpp_2m, ... [default: the model's]"),
-    click.option("--eta", type=click.FloatRange(0, 1), metavar="PART", help="Noise of DDIM: 0 is none, 1 is DDPM's."),
-)
-"""What a row may say itself: these hold for the rows that do not."""
-
-STRENGTH_OPTIONS: Final = (
-    click.option(
-        "--strength",
-        type=click.FloatRange(0, 1, min_open=True),
-        metavar="PART",
-        help="How much of a row's image is made anew.",
-    ),
-)
-
-SIZE_OPTIONS: Final = (
-    click.option("--width", type=click.IntRange(8, 4096), metavar="PIXELS", help="[default: the model's]"),
-    click.option("--height", type=click.IntRange(8, 4096), metavar="PIXELS", help="[default: the model's]"),
-)
+_CONFIGS: Final = (RowDefaults, RunConfig)
+_TYPES: Final[dict[Any, click.ParamType]] = {str: click.STRING, Shard: ShardType()}
+_TYPES_BY_NAME: Final[dict[str, click.ParamType]] = {"actors": ActorRangeType()}
+"""The types of options whose text sets more than their own field."""
 
 
-DEFAULT_MODELS: Final[dict[Task, str]] = {
-    "generate": "shapes",
-    "inpaint": "shapes-inpainting",
-    "upscale": "upscaler",
-    "classify": "shapes-clip",
-}
-"""The embedded checkpoint of each task."""
-
-
-def model_options(task: Task) -> tuple[Callable[[Any], Any], ...]:
-    """--model, with the embedded checkpoint of a task."""
-    return (
-        click.option(
-            "--model",
-            default=DEFAULT_MODELS[task],
-            show_default=True,
-            metavar="PATH_OR_URL",
-            help="A checkpoint folder, or an embedded checkpoint's name.",
-        ),
-    )
-
-
-PICTURE_OPTIONS: Final = (
-    click.option(
-        "--seed",
-        type=int,
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="With a row's id, the seed of each row that has none.",
-    ),
-    click.option("--format", type=click.Choice(["png", "webp", "jpeg"]), default="png", show_default=True),
-    click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of webp and jpeg."),
-    click.option(
-        "--call-limit",
-        type=click.FloatRange(1),
-        default=300.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="A call of the U-Net that takes longer hangs: its process is ended, its rows are made elsewhere.",
-    ),
-)
-"""Of the runs that make pictures."""
-
-SCORE_OPTIONS: Final = (
-    click.option(
-        "--clip-score",
-        metavar="MODEL",
-        help="Also say how well each picture fits its prompt, by a CLIP: shapes-clip, or a folder's path or URL.",
-    ),
-)
-
-RUN_OPTIONS: Final = (
-    click.option(
-        "--lanes",
-        type=click.IntRange(1, 1024),
-        default=8,
-        show_default=True,
-        metavar="N",
-        help="U-Net evaluations a call, of which a guided row takes two; pictures a call, to classify.",
-    ),
-    click.option(
-        "--threads",
-        type=click.IntRange(1, 256),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="CPU threads an actor.",
-    ),
-    click.option(
-        "--actors",
-        type=ActorRange(),
-        metavar="N|MIN:MAX",
-        help="Actors that hold the model; more, up to MAX, as rows wait. [default: by GPUs, or CPUs and memory]",
-    ),
-    click.option(
-        "--gpus-per-actor",
-        type=click.FloatRange(0, min_open=True),
-        default=1.0,
-        show_default=True,
-        metavar="N",
-        help="0.5 puts two actors onto a GPU.",
-    ),
-    click.option(
-        "--memory-per-actor",
-        type=click.FloatRange(0, min_open=True),
-        metavar="GIB",
-        help="Of a node, for Ray to reserve. [default: nothing]",
-    ),
-    click.option("--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True),
-    click.option(
-        "--dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
-        help="[default: float16 on CUDA, float32 on CPUs]",
-    ),
-    click.option(
-        "--allow-root",
-        "allow_roots",
-        multiple=True,
-        metavar="PATH_OR_URL",
-        help="A folder beside the manifest's own from which pictures may be read; may be repeated.",
-    ),
-    click.option("--skip-invalid", is_flag=True, help="Run the valid rows, and commit the others as failed."),
-    click.option("--address", metavar="ADDR", help="A Ray cluster. [default: RAY_ADDRESS, else a local one]"),
-    click.option("--retry-failed", is_flag=True, help="Make the rows again that failed before."),
-    click.option("--new-run", is_flag=True, help="Throw away what OUTPUT holds, and begin."),
-    click.option(
-        "--stall-timeout",
-        type=click.FloatRange(1),
-        default=600.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="End a run in which nothing moves for so long.",
-    ),
-    click.option(
-        "--grace",
-        type=click.FloatRange(0),
-        default=30.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="After Ctrl-C or SIGTERM, the time to commit what is made.",
-    ),
-    click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the manifest's first N rows."),
-    click.option(
-        "--shard",
-        type=ShardOf(),
-        metavar="I/N",
-        help="Only the rows of the I-th of N jobs that share the manifest; each has an OUTPUT of its own.",
-    ),
-)
-
-
-def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Function], Function]:
-    """A decorator that gives a command the options of these groups, in their order."""
+def run_options(command: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds to a command the options that the fields of a run's config give it."""
+    options = [made for config in _CONFIGS for made in _options(config, command)]
 
     def decorate(function: Function) -> Function:
-        for option in reversed([option for group in groups for option in group]):
+        for option in reversed(options):
             function = option(function)
         return function
 
@@ -227,28 +72,63 @@ def with_options(*groups: tuple[Callable[[Any], Any], ...]) -> Callable[[Functio
 
 
 def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]) -> RunConfig:
-    """The run that a command line asks for; click.UsageError says what does not go together."""
-    names = ("negative_prompt", "width", "height", "num_inference_steps", "guidance_scale", "guidance_rescale")
-    names += ("guidance_interval", "sampler", "eta", "strength", "mask_invert", "mask_dilate", "mask_feather")
-    names += ("noise_level", "tile", "overlap", "scale", "correct_colors")
-    defaults = RowDefaults(**{name: options[name] for name in names if name in options})
+    """Return the config that a command line asks for. click.UsageError if options exclude each other."""
+    given = dict(options)
+    given["actors"], given["max_actors"] = given["actors"] or (None, None)
+    defaults = RowDefaults(**_given(RowDefaults, given))
     _check(task, defaults, options, manifest, output)
-    run = ("model", "lanes", "threads", "device", "dtype", "allow_roots", "skip_invalid", "gpus_per_actor")
-    run += ("memory_per_actor", "stall_timeout", "grace", "shard", "retry_failed", "new_run")
-    own = ("seed", "format", "quality", "call_limit", "store", "clip_score", "labels", "template")
-    actors, max_actors = options["actors"] or (None, None)
-    return RunConfig(
-        actors=actors,
-        max_actors=max_actors,
-        task=task,
-        manifest=manifest,
-        output=output,
-        defaults=defaults,
-        address=options["address"],
-        limit=options["limit"],
-        **{name: options[name] for name in run},
-        **{name: options[name] for name in own if name in options},
-    )
+    return RunConfig(task=task, manifest=manifest, output=output, defaults=defaults, **_given(RunConfig, given))
+
+
+def _given(config: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: options[field.name] for field in fields(config) if field.name in options}
+
+
+def _options(config: type, command: str) -> list[Callable[[Any], Any]]:
+    hints, defaults = get_type_hints(config), {field.name: field.default for field in fields(config)}
+    return [
+        _click_option(name, hints[name], setting.option.defaults.get(command, defaults[name]), setting.option)
+        for name, setting in settings_in(config).items()
+        if setting.option is not None and command in setting.option.commands
+    ]
+
+
+def _click_option(name: str, hint: Any, default: Any, option: Option) -> Callable[[Any], Any]:
+    """Return the click option of a field, by the type of its annotation."""
+    flag = option.flag or "--" + name.replace("_", "-")
+    text = option.help if option.default_text is None else f"{option.help} [default: {option.default_text}]"
+    kind = next((part for part in get_args(hint) if part is not NoneType), hint) if NoneType in get_args(hint) else hint
+    settings: dict[str, Any] = {"default": default, "metavar": option.metavar, "help": text}
+    if kind is bool:
+        if default is None:
+            flag = f"{flag}/--no-{flag.removeprefix('--')}"
+            return click.option(flag, name, default=None, help=text)
+        return click.option(flag, name, is_flag=True, help=text)
+    settings["show_default"] = option.default_text is None and default not in (None, "", ())
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        kind = parts[0]
+        settings |= {"multiple": True, "required": option.required} if ... in parts else {"nargs": len(parts)}
+        if ... in parts:
+            del settings["default"]
+    if option.choices:
+        settings |= {"default": str(default), "callback": lambda context, parameter, value: int(value)}
+    return click.option(flag, name, type=_click_type(name, kind, option), **settings)
+
+
+def _click_type(name: str, kind: Any, option: Option) -> click.ParamType:
+    if name in _TYPES_BY_NAME:
+        return _TYPES_BY_NAME[name]
+    if option.choices:
+        return click.Choice([str(choice) for choice in option.choices])
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind in (int, float):
+        if option.bounds is None:
+            return click.INT if kind is int else click.FLOAT
+        ranged: Any = click.IntRange if kind is int else click.FloatRange
+        return ranged(*option.bounds, min_open=option.open)
+    return _TYPES[kind]
 
 
 def _check(task: Task, defaults: RowDefaults, options: Mapping[str, Any], manifest: str, output: str) -> None:

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster, by its Jobs API: what is shipped, what goes along, and how a job ends."""
+"""Jobs on a Ray cluster by its Jobs API: the uploaded code, the environment, the log and the exit status."""
 
 import asyncio
 import os
@@ -10,11 +10,13 @@ from typing import Any, Final
 import click
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from pipeline.config import RunConfig
 from pipeline.models.configs import is_embedded
+from pipeline.settings import Location, settings_in
 
 PACKAGES: Final = ("pipeline", "jobs", "cluster")
 MAX_BYTES: Final = 64 * 2**20
-"""Ray's server takes no more than 100 MiB; the code with the embedded checkpoints is a third of that."""
+"""The largest upload. Ray's server takes at most 100 MiB; the code with all embedded checkpoints is a third of that."""
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
 STORAGE_SETTINGS: Final = (
     "AWS_ACCESS_KEY_ID",
@@ -29,7 +31,7 @@ STORAGE_SETTINGS: Final = (
     "AZURE_STORAGE_SAS_TOKEN",
     "HF_TOKEN",
 )
-"""What a worker needs to reach storage, and what the submitter's environment may hold of it."""
+"""Environment variables that give workers access to storage; those that are set are sent with a job."""
 
 address_option = click.option(
     "--address",
@@ -37,16 +39,16 @@ address_option = click.option(
     default=DEFAULT_ADDRESS,
     show_default=True,
     metavar="URL",
-    help="The cluster's Jobs server, http://HEAD:8265.",
+    help="URL of the cluster's Jobs server, http://HEAD:8265.",
 )
 
 
 class JobError(ValueError):
-    """Why a job cannot be submitted or found: one line for a person."""
+    """A job that cannot be submitted or found; the message is one line."""
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the Jobs server at a URL; JobError if none answers."""
+    """Return a client of the Jobs server at a URL. JobError if it does not answer."""
     if "://" not in address:
         address = f"http://{address}"
     try:
@@ -56,26 +58,27 @@ def connect(address: str) -> JobSubmissionClient:
 
 
 def pack(folder: Path, *models: str | None) -> int:
-    """Fill a folder with what a job needs: the code, and the embedded checkpoints among `models`; bytes written.
+    """Copy the code and the embedded checkpoints among `models` into a folder; return its size in bytes.
 
-    Never the current directory: manifests, outputs and checkpoints are read where they are. JobError if too large.
+    Nothing is taken from the current directory. JobError if the folder is larger than MAX_BYTES.
     """
     root = Path(__file__).resolve().parent.parent
+    checkpoints = root / "pipeline" / "checkpoints"
     for package in PACKAGES:
-        shutil.copytree(root / package, folder / package, ignore=_kept_out(root / "pipeline" / "checkpoints", models))
+        shutil.copytree(root / package, folder / package, ignore=_ignored_files(checkpoints, models))
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     total = sum(sizes.values())
     if total > MAX_BYTES:
         largest = sorted(sizes, key=lambda path: -sizes[path])[:3]
         named = ", ".join(f"{path.relative_to(folder)} ({sizes[path] / 2**20:.0f} MiB)" for path in largest)
         raise JobError(
-            f"the code to ship has {total / 2**20:.0f} MiB, more than {MAX_BYTES // 2**20}; largest: {named}. "
+            f"the code to upload has {total / 2**20:.0f} MiB, more than {MAX_BYTES // 2**20}; largest: {named}. "
             "Put checkpoints on object storage and name them by --model URL"
         )
     return total
 
 
-def _kept_out(checkpoints: Path, models: tuple[str | None, ...]) -> Callable[[Any, list[str]], set[str]]:
+def _ignored_files(checkpoints: Path, models: tuple[str | None, ...]) -> Callable[[Any, list[str]], set[str]]:
     def ignored(folder: Any, names: list[str]) -> set[str]:
         if Path(folder) == checkpoints:
             return {name for name in names if name not in models}
@@ -87,37 +90,37 @@ def _kept_out(checkpoints: Path, models: tuple[str | None, ...]) -> Callable[[An
 def storage_settings(
     environment: Mapping[str, str], more: tuple[str, ...] = (), *, storage: bool = True
 ) -> dict[str, str]:
-    """The variables that go along with a job; JobError if one that was asked for is not set."""
+    """Return the environment variables to send with a job. JobError if one of `more` is not set."""
     for name in more:
         if name not in environment:
-            raise JobError(f"--env {name}: is not set here")
+            raise JobError(f"--env {name}: is not set")
     names = (*(STORAGE_SETTINGS if storage else ()), *more)
     return {name: environment[name] for name in names if name in environment}
 
 
 def find(client: JobSubmissionClient, job: str) -> JobDetails:
-    """A job by its id; JobError if there is none."""
+    """Return a job by its id. JobError if it does not exist."""
     try:
         return client.get_job_info(job)
     except RuntimeError as error:
         if "404" in str(error) or "does not exist" in str(error):
-            raise JobError(f"there is no job {job!r} at {client.get_address()}; `latentmill list` has all") from error
+            raise JobError(f"there is no job {job!r} at {client.get_address()}; see `latentmill list`") from error
         raise JobError(f"the Jobs server did not answer: {str(error).splitlines()[0]}") from error
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
-    """Print a job's log until it ends; the exit status of its command (1 if it was stopped or never began)."""
+    """Print a job's log until it ends; return the exit status of its command, 1 if it was stopped or never started."""
 
     async def tail() -> None:
         async for text in client.tail_job_logs(job):
             click.echo(text, nl=False)
 
     asyncio.run(tail())
-    return ended(find(client, job))
+    return exit_status_of(find(client, job))
 
 
-def ended(details: JobDetails) -> int:
-    """A job's exit status, said in a line if it is not that of its own command."""
+def exit_status_of(details: JobDetails) -> int:
+    """Return a job's exit status; print a line if its command did not set it."""
     if details.driver_exit_code is not None and details.status != JobStatus.STOPPED:
         return details.driver_exit_code if details.driver_exit_code >= 0 else 1
     if details.status == JobStatus.SUCCEEDED:
@@ -127,7 +130,7 @@ def ended(details: JobDetails) -> int:
 
 
 def as_row(details: JobDetails) -> dict[str, Any]:
-    """What is told of a job: no runtime environment, which holds keys."""
+    """Return the public facts of a job, without its environment, which holds keys."""
     return {
         "id": details.submission_id,
         "status": str(details.status.value),
@@ -140,7 +143,7 @@ def as_row(details: JobDetails) -> dict[str, Any]:
 
 
 def rewritten(command: click.Command, arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """A command line checked here, with local paths made absolute since the job runs in another folder; its values."""
+    """Check a command line; return it with absolute local paths, since a job runs in another folder, and its values."""
     with command.make_context(command.name, list(arguments), resilient_parsing=False) as context:
         values = dict(context.params)
         given = [
@@ -150,18 +153,17 @@ def rewritten(command: click.Command, arguments: list[str]) -> tuple[list[str], 
         ]
     if values.get("address"):
         raise click.UsageError("--address stands before `--`: the job runs on the cluster that it is submitted to")
-    for name in ("manifest", "output", "model", "clip_score"):
-        if values.get(name) is not None:
-            values[name] = _absolute(values[name], model=name in ("model", "clip_score"))
-    values["allow_roots"] = tuple(_absolute(root) for root in values["allow_roots"])
+    for name, setting in settings_in(RunConfig).items():
+        if setting.location is not None and values.get(name) is not None:
+            values[name] = _absolute(values[name], setting.location)
     options: list[str] = []
     for parameter in given:
         if isinstance(parameter, click.Option):
-            options += _spelled(parameter, values[parameter.name or ""])
+            options += _command_line_of(parameter, values[parameter.name or ""])
     return [command.name or "", *options, "--", values["manifest"], values["output"]], values
 
 
-def _spelled(option: click.Option, value: Any) -> list[str]:
+def _command_line_of(option: click.Option, value: Any) -> list[str]:
     if option.is_flag:
         return [option.opts[0]] if value else option.secondary_opts[:1]
     if option.multiple:
@@ -169,7 +171,9 @@ def _spelled(option: click.Option, value: Any) -> list[str]:
     return [option.opts[0], *(str(part) for part in (value if option.nargs > 1 else (value,)))]
 
 
-def _absolute(path: str, *, model: bool = False) -> str:
-    if "://" in path or (model and is_embedded(path)):
+def _absolute(path: Any, location: Location) -> Any:
+    if isinstance(path, tuple):
+        return tuple(_absolute(each, location) for each in path)
+    if "://" in path or (location == "checkpoint" and is_embedded(path)):
         return path
     return os.path.abspath(path)

@@ -1,4 +1,4 @@
-"""`latentmill report`: what a run made, to look at."""
+"""`latentmill report`: write the report of a run."""
 
 import click
 
@@ -6,7 +6,7 @@ import click
 @click.command()
 @click.argument("output")
 def report(output: str) -> None:
-    """Write a gallery and figures of a run into OUTPUT/report."""
+    """Write a gallery, charts and failures of a run to OUTPUT/report."""
     from pipeline.report.write import write_report
 
     click.echo(f"The report is in {write_report(output)}")

@@ -1,4 +1,4 @@
-"""`latentmill submit`: run a command as a job on a Ray cluster."""
+"""`latentmill submit`: submit a command as a job to a Ray cluster."""
 
 import json
 import os
@@ -23,17 +23,19 @@ SUBMITTABLE: Final[dict[str, click.Command]] = {
     "classify": classify,
 }
 STOPPING: Final = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
-"""A stopped job gets what Ctrl-C gives, and time to end."""
+"""`latentmill stop` sends SIGINT, as Ctrl-C does, and leaves the job time to commit its rows."""
 
 
 @click.command()
 @click.argument("arguments", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND ...")
 @address_option
-@click.option("--job-id", metavar="NAME", help="The job's id. [default: made by Ray]")
-@click.option("--env", "environment", multiple=True, metavar="NAME", help="Send this variable too; may be repeated.")
-@click.option("--no-storage-env", is_flag=True, help="Send no keys: the cluster's machines have rights of their own.")
-@click.option("--follow", "following", is_flag=True, help="Print the log, and end with the job's exit status.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was submitted as JSON.")
+@click.option("--job-id", metavar="NAME", help="The job's id. [default: chosen by Ray]")
+@click.option(
+    "--env", "environment", multiple=True, metavar="NAME", help="Environment variable to send too; repeatable."
+)
+@click.option("--no-storage-env", is_flag=True, help="Do not send storage keys: the cluster has its own access.")
+@click.option("--follow", "following", is_flag=True, help="Print the log until the job ends, and exit with its status.")
+@click.option("--json", "as_json", is_flag=True, help="Print the submitted job as JSON.")
 def submit(
     arguments: tuple[str, ...],
     address: str,
@@ -43,17 +45,19 @@ def submit(
     following: bool,
     as_json: bool,
 ) -> int:
-    """Run a command as a job on a Ray cluster: latentmill submit --address URL -- generate MANIFEST OUTPUT ...
+    """Submit a command as a job to a Ray cluster.
 
-    The code is sent along, with the embedded checkpoints that it names; nothing else is. MANIFEST, OUTPUT and
+    latentmill submit --address URL -- generate MANIFEST OUTPUT ...
+
+    The code is uploaded with the embedded checkpoints that the command names, and nothing else. MANIFEST, OUTPUT and
     --model must be reachable from the cluster: URLs, or paths that its machines share. Storage settings (AWS_...,
-    AZURE_...) go along in the job's environment, which everyone who may read the cluster's dashboard can see;
+    AZURE_...) are sent in the job's environment, which everyone who can read the cluster's dashboard can see;
     --no-storage-env leaves them out.
 
-    The same command again, under another id or none, goes on with what is missing.
+    Submit the same command again, with another id or none, to complete the missing rows.
     """
     if arguments[0] not in SUBMITTABLE:
-        raise click.UsageError(f"{arguments[0]!r} cannot be submitted; there is {', '.join(SUBMITTABLE)}")
+        raise click.UsageError(f"{arguments[0]!r} cannot be submitted; choose one of {', '.join(SUBMITTABLE)}")
     command, values = rewritten(SUBMITTABLE[arguments[0]], list(arguments[1:]))
     settings = storage_settings(os.environ, environment, storage=not no_storage_env)
     client = connect(address)
@@ -71,8 +75,8 @@ def submit(
     if as_json:
         click.echo(json.dumps({"id": job, "bytes": size, "env": sorted(settings), "command": command}))
     else:
-        names = f"; sent along: {', '.join(sorted(settings))}" if settings else ""
-        click.echo(f"Job {job} is submitted ({size / 2**20:.0f} MiB of code{names})", err=following)
+        names = f"; sent: {', '.join(sorted(settings))}" if settings else ""
+        click.echo(f"Job {job} submitted ({size / 2**20:.0f} MiB of code{names})", err=following)
     sys.stdout.flush()
     if not following:
         return 0

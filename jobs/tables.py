@@ -1,4 +1,4 @@
-"""Tables of the terminal: what several commands print."""
+"""Tables that commands print."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,12 @@ from rich.text import Text
 
 
 def terminal() -> Console:
-    """Where tables are printed: as wide as the terminal, or 160 letters where there is none."""
+    """Return a console as wide as the terminal, or of 160 characters if the output is not a terminal."""
     return Console(soft_wrap=False) if sys.stdout.isatty() else Console(width=160)
 
 
 def print_table(names: Sequence[str], rows: Iterable[Sequence[str]], **column: Any) -> None:
-    """Print rows of texts under their names. `column`: what rich's Table.add_column takes for each of them."""
+    """Print rows of texts under the names of their columns. `column`: arguments of rich's Table.add_column."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in names:
         table.add_column(name, **column)

@@ -1,4 +1,4 @@
-"""`latentmill train`: make a checkpoint by one of the project's recipes."""
+"""`latentmill train`: train a checkpoint by a recipe."""
 
 import logging
 from pathlib import Path
@@ -9,35 +9,46 @@ import click
 @click.command()
 @click.argument("recipe")
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--data", metavar="URL", help="Train on this table instead: Parquet with the columns image and prompt.")
-@click.option("--steps", type=click.IntRange(1), help="How long, instead of the recipe's own steps.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes on a Ray cluster.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads a worker.")
+@click.option(
+    "--data",
+    metavar="URL",
+    help="Train on this Parquet table with the columns image and prompt instead of drawn scenes.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Training steps. [default: the recipe's]")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes on Ray.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads per worker.")
 def train(
     recipe: str, output: Path, data: str | None, steps: int | None, workers: int, device: str, threads: int
 ) -> None:
-    """Train RECIPE into the checkpoint folder OUTPUT; the same command goes on after a stop.
+    """Train the checkpoint of RECIPE in the folder OUTPUT. Run the same command again to continue after a stop.
 
-    Recipes: shapes-autoencoder, then shapes-diffusion into the same OUTPUT; shapes-inpainting turns a copy of what
-    they made into a checkpoint for inpainting. upscaler comes after textures-autoencoder, into the same OUTPUT, with
-    text_encoder and tokenizer of shapes-diffusion in it. With the CLIP that shapes-clip makes: shapes-decoder trains
-    an autoencoder's decoder on, shapes-autoencoder-adversarial a whole one, shapes-diffusion-frozen-clip holds CLIP's
-    text tower still and shapes-diffusion-clip then lets it learn. Also shapes-vq and shapes-diffusion-bert.
+    \b
+    shapes-autoencoder              the autoencoder of the shapes checkpoint
+    shapes-diffusion                its text encoder and U-Net; after shapes-autoencoder, in the same OUTPUT
+    shapes-inpainting               turns a copy of that checkpoint into one for inpainting
+    shapes-clip                     a CLIP, which the next four recipes need
+    shapes-decoder                  trains the decoder of an autoencoder further
+    shapes-autoencoder-adversarial  an autoencoder with a discriminator
+    shapes-diffusion-frozen-clip    a U-Net with CLIP's text encoder, frozen
+    shapes-diffusion-clip           trains that text encoder too; after shapes-diffusion-frozen-clip
+    shapes-vq, shapes-diffusion-bert
+    textures-autoencoder            the autoencoder of the upscaler
+    upscaler                        its U-Net; needs text_encoder and tokenizer of shapes-diffusion in OUTPUT
 
-    With several workers each takes its part of every batch, so the losses are those of one; OUTPUT must be a folder
-    that all of them see.
+    With several workers, each processes a part of every batch, so the losses are those of one worker; OUTPUT must be a
+    folder that all workers share.
     """
     from pipeline.training.ray_train import DataError, TrainConfig, run_training
     from pipeline.training.recipes.catalog import RECIPES
 
     if recipe not in RECIPES:
-        raise click.UsageError(f"no recipe {recipe!r}; there are: {', '.join(RECIPES)}")
+        raise click.UsageError(f"recipe {recipe!r} does not exist; choose one of: {', '.join(RECIPES)}")
     for component, maker in RECIPES[recipe].needs.items():
         if not (output / component / "config.json").exists():
             raise click.UsageError(f"{output} has no {component}; train {maker} into it first")
     if data is not None and not RECIPES[recipe].takes_data:
-        raise click.UsageError(f"{recipe} has no --data: it makes its pictures from scenes that it knows")
+        raise click.UsageError(f"{recipe} does not take --data: it draws its own scenes")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(
         recipe=recipe, output=output, data=data, workers=workers, device=device, threads=threads, steps=steps
@@ -46,4 +57,4 @@ def train(
         run_training(config)
     except DataError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{recipe}: done; see {output}")
+    click.echo(f"{recipe} is trained: {output}")

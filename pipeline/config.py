@@ -1,115 +1,284 @@
-"""What a run is: frozen, keyword-only dataclasses, filled by the command line and by nothing else."""
+"""The configuration of a run: frozen, keyword-only dataclasses.
+
+The metadata of each field gives its command-line option, and whether a resumed run may change it (`settings.py`).
+"""
 
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from pipeline.manifest.identity import Shard
+from pipeline.settings import metadata, option, setting
 
 Task = Literal["generate", "inpaint", "upscale", "classify"]
 ImageFormat = Literal["png", "webp", "jpeg"]
+Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Store = Literal["parquet", "files"]
 
 SCALES: Final = (2, 4, 8)
-"""How many times as wide and high a picture can be made."""
+"""Upscaling factors."""
+DEFAULT_MODELS: Final[dict[str, str]] = {
+    "generate": "shapes",
+    "inpaint": "shapes-inpainting",
+    "upscale": "upscaler",
+    "classify": "shapes-clip",
+}
+"""The embedded checkpoint of each task."""
+
+_IMAGES: Final = ("generate", "inpaint", "upscale", "estimate")
+_ALL: Final = (*_IMAGES, "classify")
+_MODEL: Final = "the model's"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowDefaults:
-    """The run's options for rows that do not say; `None` leaves it to the model."""
+    """Values for rows whose columns do not give them; `None` is the model's default."""
 
-    negative_prompt: str = ""
-    width: int | None = None
-    """Pixels."""
-    height: int | None = None
-    """Pixels."""
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """The part of the steps, from the first (0) to the last (1), in which guidance acts."""
-    sampler: str | None = None
-    eta: float | None = None
-    strength: float | None = None
-    noise_level: int | None = None
-    """Of the noise on the picture that an upscaler is shown, in training steps."""
-    tile: int | None = None
-    """Pixels of a source picture's side that an upscaler is shown at once; `None`: what it was trained on."""
-    overlap: int | None = None
-    """Pixels that neighboring tiles share; `None`: a quarter of the tile."""
-    scale: int = 4
-    """How many times as wide and high an upscaled picture is."""
-    correct_colors: bool | None = None
-    """An upscaled picture's low frequencies are drawn to its source's."""
-    mask_invert: bool = False
-    """Masks are black where the picture is repainted."""
-    mask_dilate: int = 0
-    """Pixels around the mask that are repainted too."""
-    mask_feather: int = 0
-    """Pixels around those over which the new picture fades into the old."""
+    negative_prompt: str = option(
+        "", "fixed", _IMAGES, "What the image should not show, for rows without a negative_prompt."
+    )
+    num_inference_steps: int | None = option(
+        None, "fixed", _IMAGES, "Denoising steps.", metavar="N", bounds=(1, 1000), default_text=_MODEL
+    )
+    guidance_scale: float | None = option(
+        None, "fixed", _IMAGES, "Guidance scale; 1 is off.", metavar="W", bounds=(0, None), default_text=_MODEL
+    )
+    guidance_rescale: float | None = option(
+        None, "fixed", _IMAGES, "Rescale guidance against overexposure, 0 to 1.", metavar="PART", bounds=(0, 1)
+    )
+    guidance_interval: tuple[float, float] = option(
+        (0.0, 1.0),
+        "fixed",
+        _IMAGES,
+        "The part of the steps, from the first (0) to the last (1), in which guidance acts.",
+        metavar="FROM TO",
+        bounds=(0, 1),
+        default_text="0 1",
+    )
+    sampler: str | None = option(
+        None, "fixed", _IMAGES, "ddim, euler, dpmpp_2m, ...", metavar="NAME", default_text=_MODEL
+    )
+    eta: float | None = option(
+        None, "fixed", _IMAGES, "Noise of DDIM: 0 is none, 1 is that of DDPM.", metavar="PART", bounds=(0, 1)
+    )
+    strength: float | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint", "estimate"),
+        "How much a row's image is changed; 1 replaces it.",
+        metavar="PART",
+        bounds=(0, 1),
+        open=True,
+    )
+    width: int | None = option(
+        None, "fixed", ("generate",), "Image width.", metavar="PIXELS", bounds=(8, 4096), default_text=_MODEL
+    )
+    height: int | None = option(
+        None, "fixed", ("generate",), "Image height.", metavar="PIXELS", bounds=(8, 4096), default_text=_MODEL
+    )
+    mask_invert: bool = option(False, "fixed", ("inpaint",), "Repaint where the mask is black instead of white.")
+    mask_dilate: int = option(
+        0, "fixed", ("inpaint",), "Grow the masked area by this much.", metavar="PIXELS", bounds=(0, 512)
+    )
+    mask_feather: int = option(
+        0,
+        "fixed",
+        ("inpaint",),
+        "Width of the border around the masked area in which the new image fades into the old.",
+        metavar="PIXELS",
+        bounds=(0, 512),
+    )
+    noise_level: int | None = option(
+        None,
+        "fixed",
+        ("upscale",),
+        "Noise that is added to the source for the model, in training steps.",
+        metavar="N",
+        bounds=(0, 1000),
+        default_text=_MODEL,
+    )
+    tile: int | None = option(
+        None,
+        "fixed",
+        ("upscale",),
+        "Side of the tiles that a source is processed in.",
+        metavar="PIXELS",
+        bounds=(8, 1024),
+        default_text=_MODEL,
+    )
+    overlap: int | None = option(
+        None,
+        "fixed",
+        ("upscale",),
+        "Pixels of the source that neighboring tiles share.",
+        metavar="PIXELS",
+        bounds=(0, 512),
+        default_text="a quarter of the tile",
+    )
+    scale: int = option(
+        4, "fixed", ("upscale",), "Upscaling factor: 2 halves the result of 4, 8 doubles the source.", choices=SCALES
+    )
+    correct_colors: bool | None = option(
+        None,
+        "fixed",
+        ("upscale",),
+        "Match the colors and low frequencies of the source, and smooth areas where the networks add only noise.",
+        default_text="the model's, else no",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """One run: what to read, what to make of it, where to put it, and on what."""
+    """The configuration of one run: rows, model, output and resources."""
 
-    task: Task
-    manifest: str
-    """A Parquet file or a folder of them; local path or fsspec URL."""
-    output: str
-    model: str = "shapes"
-    """An embedded checkpoint's name, or the path or URL of a checkpoint folder."""
-    defaults: RowDefaults = field(default_factory=RowDefaults)
-    seed: int = 0
-    """With a row's id it gives the seed of every row that has none."""
-    lanes: int = 8
-    """U-Net evaluations a call: fixed for the run, since another batch shape gives other bits."""
-    threads: int = 1
-    """CPU threads an actor: fixed for the run, for the same reason."""
-    actors: int | None = None
-    """How many actors hold the model; `None`: one a GPU, or as many as the CPUs and the memory allow."""
-    max_actors: int | None = None
-    """Up to which Ray adds more as rows wait, where it finds or starts nodes for them; `None`: none are added."""
-    gpus_per_actor: float = 1.0
-    """Of each actor where the device is "cuda": a part where several small models fit onto one GPU."""
-    memory_per_actor: float | None = None
-    """GiB of a node's memory that Ray reserves for each; `None`: none, but on CPUs no more actors than fit."""
-    call_limit: float = 300.0
-    """Seconds that one call of the U-Net may take; then its process is ended, and its rows are made by another."""
-    device: str = "auto"
-    """"cuda", "cpu", or "auto": CUDA where the cluster has GPUs."""
-    dtype: Dtype | None = None
-    """`None`: float16 on CUDA, float32 on CPUs: see `dtype_on`."""
-    format: ImageFormat = "png"
-    quality: int = 95
-    """Of webp and jpeg."""
-    store: Store = "parquet"
-    """Where an upscaled picture's bytes are: in the output's Parquet, or in a file of the output that it names."""
-    clip_score: str | None = None
-    """The CLIP by which a new picture is compared with its prompt, named as a model is; `None`: it is not."""
-    labels: tuple[str, ...] = ()
-    """What a picture may be called, to classify."""
-    template: str = "{}"
-    """The text that a label stands in."""
-    allow_roots: tuple[str, ...] = ()
-    """Folders beside the manifest's own from which pictures may be read."""
-    skip_invalid: bool = False
-    """Run the rest when rows are invalid, and commit the invalid ones as failed."""
-    address: str | None = None
-    """A Ray cluster; `None`: the one that RAY_ADDRESS names, else a local one."""
-    limit: int | None = None
-    """Only the manifest's first rows."""
-    shard: Shard | None = None
-    """Only the rows that fall to this one of several jobs, each with an output of its own."""
-    retry_failed: bool = False
-    """Make the rows again that failed before."""
-    new_run: bool = False
-    """Throw away what the output holds, and begin."""
-    stall_timeout: float = 600.0
-    """Seconds without progress (a row, a step of one) after which a run ends; loading the model is no standstill."""
-    grace: float = 30.0
-    """Seconds after Ctrl-C or SIGTERM in which what is made is committed."""
+    task: Task = field(metadata=metadata("fixed"))
+    manifest: str = setting("", "free", record="redacted", location="path")
+    """A Parquet file or a folder of them, as a local path or fsspec URL; not needed by `build_processor`."""
+    output: str = setting("", "free", record="redacted", location="path")
+    """A folder, as a local path or fsspec URL; not needed by `build_processor` and `estimate`."""
+    defaults: RowDefaults = setting(RowDefaults(), "fixed")
+    labels: tuple[str, ...] = option(
+        (),
+        "fixed",
+        ("classify",),
+        "A label that an image may get; repeatable, two or more.",
+        flag="--label",
+        metavar="TEXT",
+        required=True,
+    )
+    template: str = option(
+        "{}",
+        "fixed",
+        ("classify",),
+        "The text whose {} is replaced by a label, such as 'a photo of a {}'.",
+        metavar="TEXT",
+    )
+    store: Store = option(
+        "parquet",
+        "fixed",
+        ("upscale",),
+        "Keep images in the Parquet files, or as separate files under the sources' names in OUTPUT/files.",
+    )
+    model: str = option(
+        "shapes",
+        "free",  # its weights are compared instead: the same checkpoint may lie elsewhere
+        (*DEFAULT_MODELS, "estimate"),
+        "A checkpoint folder, or the name of an embedded checkpoint.",
+        record="redacted",
+        location="checkpoint",
+        metavar="PATH_OR_URL",
+        defaults={**DEFAULT_MODELS, "estimate": None},
+    )
+    clip_score: str | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint"),
+        "Score each image against its prompt by this CLIP: shapes-clip, or a checkpoint folder.",
+        record="redacted",
+        location="checkpoint",
+        metavar="MODEL",
+    )
+    seed: int = option(
+        0, "fixed", _IMAGES, "The seed of a row without one is derived from this and its id.", metavar="N"
+    )
+    format: ImageFormat = option("png", "fixed", _IMAGES, "Image format.")
+    quality: int = option(95, "fixed", _IMAGES, "Quality of webp and jpeg.", bounds=(1, 100))
+    call_limit: float = option(
+        300.0,
+        "free",
+        _IMAGES,
+        "Longest time of one U-Net call; then its process is ended and its rows run in another.",
+        record="none",
+        metavar="SECONDS",
+        bounds=(1, None),
+    )
+    lanes: int = option(
+        8,
+        "fixed",  # another batch shape gives other bits
+        _ALL,
+        "U-Net evaluations per call (a guided row takes two); for classify, images per call.",
+        metavar="N",
+        bounds=(1, 1024),
+    )
+    threads: int = option(1, "fixed", _ALL, "CPU threads per actor.", metavar="N", bounds=(1, 256))
+    actors: int | None = option(
+        None,
+        "free",
+        _ALL,
+        "Actors that hold the model; with MIN:MAX, Ray adds actors up to MAX while rows wait.",
+        metavar="N|MIN:MAX",
+        default_text="one per GPU, else by CPUs and memory",
+    )
+    max_actors: int | None = setting(None, "free")
+    """The most actors that Ray may start; `None`: no more than `actors`. Given by --actors."""
+    gpus_per_actor: float = option(
+        1.0, "free", _ALL, "GPUs per actor; 0.5 puts two actors on one GPU.", metavar="N", bounds=(0, None), open=True
+    )
+    memory_per_actor: float | None = option(
+        None,
+        "free",
+        _ALL,
+        "Memory that Ray reserves per actor.",
+        metavar="GIB",
+        bounds=(0, None),
+        open=True,
+        default_text="nothing",
+    )
+    device: Device = option("auto", "free", _ALL, "Device; auto is cuda if the cluster has GPUs.")
+    dtype: Dtype | None = option(
+        None, "free", _ALL, "Data type of the networks.", default_text="float16 on CUDA, float32 on CPUs"
+    )
+    allow_roots: tuple[str, ...] = option(
+        (),
+        "free",
+        _ALL,
+        "A folder, besides the manifest's own, from which images may be read; repeatable.",
+        record="redacted",
+        location="path",
+        flag="--allow-root",
+        metavar="PATH_OR_URL",
+    )
+    skip_invalid: bool = option(False, "free", _ALL, "Run the valid rows and commit the invalid ones as failed.")
+    address: str | None = option(
+        None,
+        "free",
+        _ALL,
+        "Address of a Ray cluster.",
+        record="none",
+        metavar="ADDR",
+        default_text="RAY_ADDRESS, else a local one",
+    )
+    retry_failed: bool = option(False, "free", _ALL, "Run failed rows again.", record="none")
+    new_run: bool = option(False, "free", _ALL, "Delete what OUTPUT holds and start over.", record="none")
+    stall_timeout: float = option(
+        600.0,
+        "free",
+        _ALL,
+        "End the run after this time without progress; loading a model counts as progress.",
+        record="none",
+        metavar="SECONDS",
+        bounds=(1, None),
+    )
+    grace: float = option(
+        30.0,
+        "free",
+        _ALL,
+        "Time to commit completed rows after Ctrl-C or SIGTERM.",
+        record="none",
+        metavar="SECONDS",
+        bounds=(0, None),
+    )
+    limit: int | None = option(
+        None, "free", _ALL, "Run only the first N rows of the manifest.", metavar="N", bounds=(1, None)
+    )
+    shard: Shard | None = option(
+        None,
+        "fixed",
+        _ALL,
+        "Run only the I-th of N parts of the manifest; each part needs its own OUTPUT.",
+        metavar="I/N",
+    )
 
     def dtype_on(self, device: str) -> Dtype:
-        """What the networks compute in on "cuda" or "cpu"."""
+        """Return the data type of the networks on "cuda" or "cpu"."""
         return self.dtype or ("float16" if device == "cuda" else "float32")

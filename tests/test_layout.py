@@ -9,12 +9,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("pipeline", "jobs", "cluster") for path in (ROOT / folder).rglob("*.py"))
 
-BASE = ("errors", "config", "schema")
+BASE = ("errors", "config", "schema", "settings")
 DATA = ("manifest", "images", "storage")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "schema": (),
+    "settings": (),
     "config": ("schema", "manifest.identity"),
     "storage": (),
     "images": (),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 """A folder or file of the package, and what else of the package it may import beside itself and BASE."""
 
 RAY = ("run", "output/sink.py", "training/ray_train.py")
-NO_TORCH = ("errors", "config", "schema", "storage", "manifest", "output", "report", "images")
+NO_TORCH = ("errors", "config", "settings", "schema", "storage", "manifest", "output", "report", "images")
 TORCH_IMAGES = ("images/colors.py", "images/masks.py")
 PURE = ("models", "diffusion", "tasks", "images")
 IMPURE_MODULES = ("fsspec", "s3fs", "click", "rich", "pipeline.storage")

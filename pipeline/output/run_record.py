@@ -9,6 +9,7 @@ from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.errors import RunError
 from pipeline.output.provenance import software_versions, utc_now
+from pipeline.settings import settings_in
 
 
 def read_run(output: str) -> dict[str, Any]:
@@ -41,19 +42,24 @@ def write_run(config: RunConfig, run_id: str, attempt: int, figures: dict[str, A
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The run's options as run.json has them: without what is secret, or of one attempt alone."""
-    urls = ("manifest", "output", "model", "clip_score")
-    settings = asdict(config) | {name: storage.redact_url(url) for name in urls if (url := getattr(config, name))}
-    settings["allow_roots"] = [storage.redact_url(root) for root in config.allow_roots]
-    for name in ("address", "retry_failed", "new_run", "stall_timeout", "grace", "call_limit"):
-        del settings[name]
-    return json.loads(json.dumps(settings))
+    """Return the run's options as run.json records them: no credentials, and nothing of one attempt only."""
+    recorded = {name: setting for name, setting in settings_in(RunConfig).items() if setting.record != "none"}
+    values = {name: value for name, value in asdict(config).items() if name in recorded}
+    for name, setting in recorded.items():
+        if setting.record == "redacted":
+            values[name] = _redact(values[name])
+    return json.loads(json.dumps(values))
+
+
+def _redact(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_redact(url) for url in value]
+    return storage.redact_url(value) if value else value
 
 
 def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
-    """RunError if the pictures of this attempt would be others than those that the output holds already."""
-    same = ("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store", "shard")
-    same += ("clip_score", "labels", "template")
+    """RunError if this attempt would give other images than those that the output already holds."""
+    same = [name for name, setting in settings_in(RunConfig).items() if setting.resume == "fixed"]
     options, was = now.get("config", {}), earlier.get("config", {})
     differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
     for name, words in (("model", "the model's weights"), ("clip", "the CLIP's weights")):
