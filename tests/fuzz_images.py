@@ -1,8 +1,8 @@
-"""Thousands of damaged pictures through the decoder, in processes with little memory and time.
+"""Fuzzing: thousands of damaged images through the decoders, in processes with limits on memory and time.
 
-`python -m tests.fuzz_images --files 6000` prints what became of each format's files; exit status 1 if a process
-crashed, hung or ran out of memory, or if a refusal had no line that says why. The same seed damages the same way; what
-the decoder could not stand is left in --keep.
+`python -m tests.fuzz_images --files 6000` prints the results for each format. The exit status is 1 if a process
+crashed, hung or ran out of memory, or if an error had no reason in one line. The same seed gives the same damage. Files
+that broke a decoder are saved in --keep.
 """
 
 import argparse
@@ -28,18 +28,17 @@ from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image, decode_mask, decode_with_metadata
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
-SECONDS_A_FILE: Final = 10
+SECONDS_PER_FILE: Final = 10
 MEMORY: Final = 2 * 2**30
-"""Bytes of address space that a process may add."""
+"""Bytes of address space that a process may allocate."""
 MAX_PIXELS: Final = 4_000_000
-A_PROCESS: Final = 500
-"""Files."""
-_NUMBERS: Final = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+FILES_PER_PROCESS: Final = 500
+_EDGE_NUMBERS: Final = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 @cache
 def seeds() -> tuple[tuple[str, bytes], ...]:
-    """Whole pictures of every format and of the kinds that it knows."""
+    """Return intact images of every format and pixel mode."""
     draws = np.random.default_rng(0)
     noise = Image.fromarray(draws.integers(0, 256, (37, 53, 3), dtype=np.uint8))
     smooth = Image.linear_gradient("L").resize((53, 37))
@@ -47,12 +46,12 @@ def seeds() -> tuple[tuple[str, bytes], ...]:
     alpha.putalpha(smooth)
     deep = Image.fromarray(draws.integers(0, 65536, (37, 53), dtype=np.uint16))
     frames = [noise.resize((20, 20)), smooth.convert("RGB").resize((20, 20))]
-    made: list[tuple[str, bytes]] = []
+    files: list[tuple[str, bytes]] = []
 
     def add(kind: str, picture: Image.Image, **options: object) -> None:
         buffer = io.BytesIO()
         picture.save(buffer, kind, **options)
-        made.append((kind, buffer.getvalue()))
+        files.append((kind, buffer.getvalue()))
 
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -75,92 +74,92 @@ def seeds() -> tuple[tuple[str, bytes], ...]:
     add("TIFF", smooth.convert("F"))
     add("BMP", noise)
     add("BMP", noise.quantize(16))
-    return tuple(made)
+    return tuple(files)
 
 
-def damaged(content: bytes, random: Random) -> bytes:
-    """A file with one to five things wrong: bytes, numbers, parts that are gone, doubled, moved or another file's."""
+def damage(content: bytes, random: Random) -> bytes:
+    """Return a file with one to five random changes: bytes, numbers, parts deleted, repeated, or from another file."""
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 5))):
         if not data:
             break
-        place = random.randrange(min(len(data), random.choice((64, 400, len(data), len(data)))))
+        position = random.randrange(min(len(data), random.choice((64, 400, len(data), len(data)))))
         kind = random.randrange(7)
         if kind == 0:
-            data[place] ^= 1 << random.randrange(8)
+            data[position] ^= 1 << random.randrange(8)
         elif kind == 1:
-            data[place] = random.randrange(256)
+            data[position] = random.randrange(256)
         elif kind == 2:
-            number = struct.pack(random.choice("<>") + "I", random.choice(_NUMBERS))
-            data[place : place + 4] = number[-random.choice((1, 2, 4)) :]
+            number = struct.pack(random.choice("<>") + "I", random.choice(_EDGE_NUMBERS))
+            data[position : position + 4] = number[-random.choice((1, 2, 4)) :]
         elif kind == 3:
-            del data[place : place + random.randint(1, 40)]
+            del data[position : position + random.randint(1, 40)]
         elif kind == 4:
-            data[place:place] = data[place : place + random.randint(1, 200)]
+            data[position:position] = data[position : position + random.randint(1, 200)]
         elif kind == 5:
             del data[random.randrange(len(data)) :]
         else:
             other = random.choice(seeds())[1]
             start = random.randrange(len(other))
-            data[place:place] = other[start : start + random.randint(1, 200)]
+            data[position:position] = other[start : start + random.randint(1, 200)]
     return bytes(data)
 
 
-def file_of(seed: int, index: int) -> tuple[str, bytes]:
-    """A damaged file of the endless row that a seed names, and what it was."""
+def damaged_file(seed: int, index: int) -> tuple[str, bytes]:
+    """Return the format and content of file `index` of the sequence that a seed defines."""
     random = Random(f"{seed}/{index}")
     kind = FORMATS[index % len(FORMATS)]
-    return kind, damaged(random.choice([content for name, content in seeds() if name == kind]), random)
+    return kind, damage(random.choice([content for name, content in seeds() if name == kind]), random)
 
 
 DECODERS: Final[tuple[Callable[..., object], ...]] = (decode_image, decode_mask, decode_with_metadata)
 
 
-def verdict(content: bytes, decode: Callable[..., object]) -> str:
-    """ "decoded", a refusal's reason, or what is wrong with the decoder, with a "!" before it."""
+def decode_verdict(content: bytes, decode: Callable[..., object]) -> str:
+    """Return "decoded", the reason of an ImageError, or "! " and the decoder's error."""
     try:
         decode(content, max_pixels=MAX_PIXELS)
     except ImageError as error:
-        return str(error) if str(error).strip() and "\n" not in str(error) else f"! {str(error)!r} is no line"
+        return str(error) if str(error).strip() and "\n" not in str(error) else f"! {str(error)!r} is not one line"
     except Exception as error:  # noqa: BLE001 - each is a finding
         return f"! {type(error).__name__}: {error}"
     return "decoded"
 
 
-def work(seed: int, start: int, count: int) -> None:
-    """Decode a part of the row within the limits; a line a file on standard output, before and after it."""
+def decode_files(seed: int, start: int, count: int) -> None:
+    """Decode a range of files within the limits; print a JSON line before and after each file."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     for index in range(start, start + count):
-        kind, content = file_of(seed, index)
+        kind, content = damaged_file(seed, index)
         print(json.dumps([index, kind]), flush=True)
-        signal.alarm(SECONDS_A_FILE)  # whose default action is to end the process
-        print(json.dumps([verdict(content, decode) for decode in DECODERS]), flush=True)
+        signal.alarm(SECONDS_PER_FILE)  # its default action ends the process
+        print(json.dumps([decode_verdict(content, decode) for decode in DECODERS]), flush=True)
         signal.alarm(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A file that the decoder could not stand."""
+    """A file that broke a decoder."""
 
     index: int
     kind: str
-    what: str
+    message: str
 
 
 def run(seed: int, files: int) -> Iterator[tuple[str, list[str]] | Finding]:
-    """For each file its format and the decoders' verdicts, or a Finding."""
+    """Yield each file's format and the decoders' verdicts, or a Finding."""
     start = 0
     while start < files:
         command = [sys.executable, "-m", "tests.fuzz_images", "--work", str(seed), str(start)]
-        command.append(str(min(A_PROCESS, files - start)))
+        command.append(str(min(FILES_PER_PROCESS, files - start)))
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = [json.loads(line) for line in ended.stdout.splitlines()]
         for (index, kind), verdicts in zip(lines[::2], lines[1::2], strict=False):
-            wrong = [found for found in verdicts if found.startswith("! ")]
-            yield Finding(index, kind, wrong[0][2:]) if wrong else (kind, verdicts)
+            errors = [verdict for verdict in verdicts if verdict.startswith("! ")]
+            yield Finding(index, kind, errors[0][2:]) if errors else (kind, verdicts)
             start = index + 1
-        if len(lines) % 2:  # it ended within a file
+        if len(lines) % 2:  # the process ended inside a file
             start, kind = lines[-1][0], lines[-1][1]
             yield Finding(start, kind, f"the process ended ({ended.returncode}) {ended.stderr.strip()[-200:]}")
             start += 1
@@ -176,16 +175,16 @@ def main() -> int:
     parser.add_argument("--work", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        work(*options.work)
+        decode_files(*options.work)
         return 0
     table: dict[str, Counter[str]] = defaultdict(Counter)
     findings = 0
     for result in run(options.seed, options.files):
         if isinstance(result, Finding):
             findings += 1
-            print(f"file {result.index}, {result.kind}: {result.what}", flush=True)
+            print(f"file {result.index}, {result.kind}: {result.message}", flush=True)
             options.keep.mkdir(parents=True, exist_ok=True)
-            (options.keep / f"{options.seed}-{result.index}").write_bytes(file_of(options.seed, result.index)[1])
+            (options.keep / f"{options.seed}-{result.index}").write_bytes(damaged_file(options.seed, result.index)[1])
             continue
         kind, verdicts = result
         table[kind]["decoded" if "decoded" in verdicts else verdicts[0].partition(":")[0]] += 1

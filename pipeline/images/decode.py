@@ -1,7 +1,7 @@
-"""Image bytes <-> pixels, and resizing: the one place that decodes pictures from outside, which it does not trust.
+"""Decoding of image files. The only code that opens images from outside, which are not trusted.
 
-Two forms of pixels: uint8 (H, W, 3) as files hold them, and float32 (3, H, W) in [-1, 1] as the networks take them.
-Where a picture is to stay what it is, its file may also hold gray, gray and alpha, or RGBA: (H, W, C), C of 1 to 4.
+Decoded pixels are uint8 (H, W, C): RGB for the networks; gray, gray and alpha, RGB or RGBA where an image keeps its
+channels.
 """
 
 import io
@@ -16,74 +16,78 @@ from pipeline.errors import ImageError, one_line
 from pipeline.images.metadata import ImageMetadata, read_metadata
 
 MAX_BYTES: Final = 64 * 2**20
+"""Limit on the size of an image file."""
+
 MAX_PIXELS: Final = 64 * 10**6
-"""What one picture may take: 64 MB as a file, 64 million pixels (192 MB) decoded."""
+"""Limit on width times height of an image: 192 MB as decoded RGB."""
 
 MAX_SIDE: Final = 16_384
-"""Pixels of a picture's width or height, whatever the other is."""
+"""Limit on the width and on the height of an image, in pixels."""
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""Pillow's decoders that are used; others (PSD, ICNS, EPS, which starts a program, ...) are never tried."""
-_SIXTEEN_BITS: Final = ("I;16", "I;16B", "I;16L", "I")
+"""The Pillow decoders that are used. Others (PSD, ICNS, EPS, which starts a program, ...) are never tried."""
+_SIXTEEN_BIT_MODES: Final = ("I;16", "I;16B", "I;16L", "I")
 
 
 def decode_image(
     image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, background: int = 255
 ) -> NDArray[np.uint8]:
-    """The picture as uint8 RGB (H, W, 3), turned upright by its EXIF orientation.
+    """Decode an image file to RGB, uint8 (H, W, 3), rotated as its EXIF orientation says.
 
-    What is transparent is laid on a gray of level `background`; 16-bit grays keep their upper eight bits.
-    ImageError: not a picture of FORMATS, more than one frame, over a limit, cut off or damaged."""
-    with _opened(image_bytes, max_pixels, max_bytes) as picture:
-        return np.asarray(_flattened(_upright(picture), background), np.uint8)
+    Transparent pixels are blended with a gray of level `background`; 16-bit grays are reduced to their upper eight
+    bits. ImageError if the file is not one of FORMATS, has several frames, exceeds a limit, or is truncated or
+    damaged."""
+    with _open(image_bytes, max_pixels, max_bytes) as picture:
+        return np.asarray(_to_rgb(_rotate_upright(picture), background), np.uint8)
 
 
 def decode_mask(image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> NDArray[np.uint8]:
-    """The same as one channel (H, W), white (255) where the picture is white; transparency counts as black."""
-    with _opened(image_bytes, max_pixels, max_bytes) as picture:
-        return np.asarray(_flattened(_upright(picture), 0).convert("L"), np.uint8)
+    """Decode a mask file to gray levels, uint8 (H, W). Transparent pixels are black. ImageError as `decode_image`."""
+    with _open(image_bytes, max_pixels, max_bytes) as picture:
+        return np.asarray(_to_rgb(_rotate_upright(picture), 0).convert("L"), np.uint8)
 
 
 def decode_with_metadata(
     image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
 ) -> tuple[NDArray[np.uint8], ImageMetadata]:
-    """The picture as `decode` gives it, but gray, gray and alpha, RGB or RGBA, as it is; and its tags.
+    """Decode an image file to uint8 (H, W, C) with its own channels, and return its metadata too.
 
-    Palettes become RGB or RGBA, CMYK RGB by its profile; 16-bit grays keep their upper eight bits. ImageError as of
-    `decode`, and for floating-point pixels."""
-    with _opened(image_bytes, max_pixels, max_bytes) as picture:
-        upright = _upright(picture)
+    C is 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGBA). Palettes become RGB or RGBA, CMYK becomes RGB by its color
+    profile, and 16-bit grays are reduced to their upper eight bits. ImageError as `decode_image`, and for
+    floating-point pixels."""
+    with _open(image_bytes, max_pixels, max_bytes) as picture:
+        upright = _rotate_upright(picture)
         try:
-            kept = _kept(upright)
+            converted = _to_eight_bit_mode(upright)
         except ImageError:
             raise
         except Exception as error:
             raise ImageError(f"the image is damaged: {one_line(error)}") from error
-        values = np.asarray(kept, np.uint8)
-        return values if values.ndim == 3 else values[..., None], read_metadata(upright, kept)
+        pixels = np.asarray(converted, np.uint8)
+        return pixels if pixels.ndim == 3 else pixels[..., None], read_metadata(upright, converted)
 
 
-def _opened(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
-    """A picture whose header has been checked and whose pixels have been read."""
+def _open(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
+    """Open an image, check its header, and read its pixels."""
     if not image_bytes:
         raise ImageError("the image is empty (0 bytes)")
     if len(image_bytes) > max_bytes:
         raise ImageError(f"the image has {len(image_bytes):,} bytes; at most {max_bytes:,} are decoded")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged tags, and of sizes, for which the limit is our own
+            warnings.simplefilter("ignore")  # about damaged tags, and about sizes, which have limits of our own
             picture = Image.open(io.BytesIO(image_bytes), formats=FORMATS)
             _check_header(picture, max_pixels)
             picture.load()
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"is no picture that can be read ({', '.join(FORMATS)})") from error
+        raise ImageError(f"the file is not an image that can be read ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image has far more than {max_pixels:,} pixels, which is the limit") from error
     except Exception as error:
         if "truncated" in str(error):
-            raise ImageError("the image is cut off: its end is missing") from error
+            raise ImageError("the image is truncated: the end of the file is missing") from error
         raise ImageError(f"the image is damaged: {one_line(error)}") from error
     return picture
 
@@ -93,23 +97,23 @@ def _check_header(picture: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(f"the image has {width} x {height} pixels; at most {max_pixels:,} are decoded")
     if max(width, height) > MAX_SIDE:
-        raise ImageError(f"the image has {width} x {height} pixels; no side may have over {MAX_SIDE:,}")
-    if getattr(picture, "is_animated", False):  # not n_frames, for which all of a GIF's are read
-        raise ImageError("the image has several frames; one is needed")
+        raise ImageError(f"the image has {width} x {height} pixels; at most {MAX_SIDE:,} per side are decoded")
+    if getattr(picture, "is_animated", False):  # n_frames would read all frames of a GIF
+        raise ImageError("the image has several frames; give an image with one frame")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _rotate_upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the pixels useless
+    except Exception:  # noqa: BLE001 - the pixels are usable without the EXIF block
         return picture
 
 
-def _flattened(picture: Image.Image, background: int) -> Image.Image:
-    """RGB, with what is transparent laid on a gray."""
+def _to_rgb(picture: Image.Image, background: int) -> Image.Image:
+    """Convert to RGB; transparent pixels are blended with a gray of level `background`."""
     try:
-        if picture.mode in _SIXTEEN_BITS:
-            return _eight_bits(picture).convert("RGB")
+        if picture.mode in _SIXTEEN_BIT_MODES:
+            return _to_eight_bits(picture).convert("RGB")
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
             base = Image.new("RGBA", layer.size, (background, background, background, 255))
@@ -119,30 +123,30 @@ def _flattened(picture: Image.Image, background: int) -> Image.Image:
         raise ImageError(f"the image is damaged: {one_line(error)}") from error
 
 
-def _kept(picture: Image.Image) -> Image.Image:
-    """L, LA, RGB or RGBA, whichever the picture is."""
-    if picture.mode in _SIXTEEN_BITS:
-        return _eight_bits(picture)
+def _to_eight_bit_mode(picture: Image.Image) -> Image.Image:
+    """Convert to L, LA, RGB or RGBA, whichever loses no channel."""
+    if picture.mode in _SIXTEEN_BIT_MODES:
+        return _to_eight_bits(picture)
     if picture.mode == "F":
-        raise ImageError("the image has floating-point pixels; 8 or 16 bits are read")
+        raise ImageError("the image has floating-point pixels; give an image with 8 or 16 bits per channel")
     if picture.mode == "CMYK":
-        return _rgb_of_cmyk(picture)
+        return _cmyk_to_rgb(picture)
     alpha = picture.has_transparency_data
     if picture.mode in ("1", "L", "LA", "La"):
         return picture.convert("LA" if alpha else "L")
     return picture.convert("RGBA" if alpha else "RGB")
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
+def _to_eight_bits(picture: Image.Image) -> Image.Image:
     levels = np.asarray(picture).astype(np.int64)
     return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
 
 
-def _rgb_of_cmyk(picture: Image.Image) -> Image.Image:
-    """sRGB by the picture's own profile; without a usable one, by plain subtraction."""
+def _cmyk_to_rgb(picture: Image.Image) -> Image.Image:
+    """Convert to sRGB by the image's color profile, or by simple subtraction if it has no usable one."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
-        found = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (KeyError, TypeError, OSError, ImageCms.PyCMSError):
-        found = None
-    return picture.convert("RGB") if found is None else found
+        converted = None
+    return picture.convert("RGB") if converted is None else converted

@@ -22,34 +22,43 @@ def encode_image(
     metadata: Mapping[str, str] | None = None,
     tags: ImageMetadata | None = None,
 ) -> bytes:
-    """uint8 (H, W, C) as a file: the same pixels, settings and Pillow give the same bytes.
+    """Encode uint8 (H, W, C), C from 1 to 4. The same pixels, settings and Pillow version give the same bytes.
 
-    `quality` (1 to 100) is of webp and jpeg. `metadata` goes into PNG text chunks, into the EXIF description (as
-    `key: value` lines) elsewhere, if `tags` have none. ImageError: alpha in a jpeg, or more pixels than the format
-    takes."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
-        raise ValueError(f"pixels must be uint8 (H, W, 1 to 4), not {pixels.dtype} {pixels.shape}")
-    if max(pixels.shape[:2]) > (most := _MAX_SIDES.get(image_format, 2**31)):
-        raise ImageError(
-            f"{pixels.shape[1]} x {pixels.shape[0]} pixels are too many for {image_format} ({most} a side)"
-        )
-    if image_format == "jpeg" and pixels.shape[2] in (2, 4):
-        raise ImageError("the picture is transparent in part, which jpeg cannot hold; give png or webp")
+    `quality` (1 to 100) applies to webp and jpeg. `metadata` is written as PNG text chunks, or as the EXIF description
+    (lines of `key: value`) of other formats, unless `tags` contain a description. ImageError if the format cannot store
+    the image: a jpeg with transparency, or too many pixels per side."""
+    _check(pixels, image_format)
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
     buffer = io.BytesIO()
-    kept = save_options(tags or ImageMetadata())
+    options = save_options(tags or ImageMetadata())
     if image_format == "png":
-        text = PngImagePlugin.PngInfo()
-        for key, value in (metadata or {}).items():
-            text.add_itxt(key, value) if not value.isascii() else text.add_text(key, value)
         if tags is not None and tags.exif:
-            kept["exif"] = tags.exif
-        picture.save(buffer, "PNG", compress_level=6, pnginfo=text, **kept)
-    elif image_format == "webp":
-        picture.save(buffer, "WEBP", quality=quality, method=4, exif=exif_bytes(metadata, tags), **kept)
+            options["exif"] = tags.exif
+        picture.save(buffer, "PNG", compress_level=6, pnginfo=_text_chunks(metadata or {}), **options)
+        return buffer.getvalue()
+    options["exif"] = exif_bytes(metadata, tags)
+    if image_format == "webp":
+        picture.save(buffer, "WEBP", quality=quality, method=4, **options)
     elif image_format == "jpeg":
-        subsampling = 0 if quality >= 90 else 2
-        picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling, exif=exif_bytes(metadata, tags), **kept)
+        picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, **options)
     else:
-        raise ValueError(f"image format {image_format!r}: use png, webp or jpeg")
+        raise ValueError(f"the image format is {image_format!r}; use png, webp or jpeg")
     return buffer.getvalue()
+
+
+def _check(pixels: NDArray[np.uint8], image_format: str) -> None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4:
+        raise ValueError(f"pixels are {pixels.dtype} {pixels.shape}; they must be uint8 (H, W, 1 to 4)")
+    height, width, channels = pixels.shape
+    max_side = _MAX_SIDES.get(image_format, 2**31)
+    if max(height, width) > max_side:
+        raise ImageError(f"{width} x {height} pixels are too many for {image_format} ({max_side} per side)")
+    if image_format == "jpeg" and channels in (2, 4):
+        raise ImageError("the image has transparency, which jpeg cannot store; use png or webp")
+
+
+def _text_chunks(metadata: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in metadata.items():
+        chunks.add_text(key, value) if value.isascii() else chunks.add_itxt(key, value)
+    return chunks

@@ -1,4 +1,4 @@
-"""Masks: which pixels a row lets be painted, how far the new ones reach, and the part of the picture worked on."""
+"""Inpainting masks: binarization, opacity, and the region of the image that the network works on."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -10,16 +10,16 @@ from torch.nn import functional as F
 
 from pipeline.images.resize import resize
 
-WHITE: Final = 128
-"""The least level of a mask that counts as white, as in diffusers."""
+_WHITE_LEVEL: Final = 128
+"""The lowest level of a mask that counts as white, as in diffusers."""
 
-CONTEXT: Final = 0.5
-"""How much of the hole's width and height is worked on beside it, both sides together, where there is room."""
+_CONTEXT: Final = 0.5
+"""Context around the masked area, both sides together, as a fraction of its width and height."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropRegion:
-    """A rectangle of a picture, and the size at which the network works on it; all in pixels."""
+    """A rectangle of an image, and the canvas on which the network works on it. All sizes are in pixels."""
 
     left: int
     top: int
@@ -28,97 +28,101 @@ class CropRegion:
     canvas_width: int
     canvas_height: int
     scaled: bool
-    """The rectangle is shrunk to the canvas; else the canvas repeats its right and lower edge."""
+    """True: the rectangle is scaled down to the canvas. False: its right and lower edges are repeated to fill it."""
 
     def crop(self, values: NDArray) -> NDArray:
-        """The rectangle of pixels (H, W, 3) or of a mask (H, W)."""
+        """Return a view of the rectangle in pixels (H, W, 3) or a mask (H, W) of the whole image."""
         return values[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def to_canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 (H, W, 3) of the whole picture to what the network is shown."""
-        cut = self.crop(pixels)
+        """Return the canvas, uint8 (canvas_height, canvas_width, 3), for an image (H, W, 3)."""
+        cropped = self.crop(pixels)
         if self.scaled:
-            return resize(cut, self.canvas_width, self.canvas_height).copy()  # torch wants to own it
+            return resize(cropped, self.canvas_width, self.canvas_height).copy()  # torch needs a writable array
         padding = ((0, self.canvas_height - self.height), (0, self.canvas_width - self.width), (0, 0))
-        return np.pad(cut, padding, mode="edge")
+        return np.pad(cropped, padding, mode="edge")
 
-    def mask_to_canvas(self, painted: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """bool (H, W) of the whole picture to the canvas; a pixel that is painted in part is painted."""
-        cut = self.crop(painted)
+    def mask_to_canvas(self, masked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return the canvas's mask for a mask (H, W); a canvas pixel is masked if any of its pixels is."""
+        cropped = self.crop(masked)
         if self.scaled:
-            levels = torch.from_numpy(cut.astype(np.float32))[None, None]
+            levels = torch.from_numpy(cropped.astype(np.float32))[None, None]
             return F.adaptive_max_pool2d(levels, (self.canvas_height, self.canvas_width))[0, 0].numpy() > 0
         padding = ((0, self.canvas_height - self.height), (0, self.canvas_width - self.width))
-        return np.pad(cut, padding, mode="edge")
+        return np.pad(cropped, padding, mode="edge")
 
     def from_canvas(self, canvas: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A canvas's picture at the rectangle's size."""
+        """Return the rectangle's pixels, uint8 (height, width, 3), for a canvas."""
         if self.scaled:
             return resize(canvas, self.width, self.height)
         return canvas[: self.height, : self.width]
 
 
 def binarize_mask(mask: NDArray[np.uint8], width: int, height: int, *, inverted: bool) -> NDArray[np.bool_]:
-    """A mask (H', W') of any size as bool (height, width): what is to be painted."""
-    chosen = resize(mask, width, height, "bilinear") >= WHITE
-    return ~chosen if inverted else chosen
+    """Resize a mask (H', W') and return bool (height, width): True where the image is to be repainted."""
+    masked = resize(mask, width, height, "bilinear") >= _WHITE_LEVEL
+    return ~masked if inverted else masked
 
 
-def compute_opacity(chosen: NDArray[np.bool_], *, dilate: int, feather: int) -> NDArray[np.float32]:
-    """How much of each pixel is the new picture's, (H, W) in [0, 1].
+def compute_opacity(masked: NDArray[np.bool_], *, dilate: int, feather: int) -> NDArray[np.float32]:
+    """Return the opacity of the new image over the old one, float32 (H, W) in [0, 1].
 
-    1 up to `dilate` pixels around what is chosen; from there it falls to 0 within the next `feather` (rounded up to
-    even) pixels; exactly 0 beyond."""
-    full = _grown(torch.from_numpy(chosen.astype(np.float32))[None, None], dilate)
+    It is 1 up to `dilate` pixels around the masked area, falls to 0 within the next `feather` pixels (rounded up to
+    even), and is exactly 0 beyond."""
+    full = _dilate(torch.from_numpy(masked.astype(np.float32))[None, None], dilate)
     if not feather:
         return full[0, 0].numpy()
     radius = (feather + 1) // 2
-    levels = _grown(full, radius)
+    levels = _dilate(full, radius)
     for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
         levels = F.avg_pool2d(levels, kernel, stride=1, padding=padding, count_include_pad=False)
     return torch.where(full > 0, 1.0, levels)[0, 0].numpy()
 
 
-def find_crop_region(painted: NDArray[np.bool_], native: tuple[int, int], multiple: int) -> CropRegion:
-    """Where to work: the whole picture if it is no larger than `native` (width, height), else around what is painted.
+def find_crop_region(masked: NDArray[np.bool_], native_size: tuple[int, int], multiple: int) -> CropRegion:
+    """Return the whole image if it is no larger than `native_size` (width, height), else a region around the mask.
 
-    The canvas is a multiple of `multiple` and, in a large picture, as near to the native size as the hole allows."""
-    height, width = painted.shape
-    rows, columns = np.flatnonzero(painted.any(1)), np.flatnonzero(painted.any(0))
-    whole = width <= native[0] and height <= native[1]
-    left, across = _span(columns, width, width if whole else native[0])
-    top, down = _span(rows, height, height if whole else native[1])
-    scale = max(across / native[0], down / native[1])
-    if scale <= 1:
-        sizes = [-(-side // multiple) * multiple for side in (across, down)]
+    The canvas's sides are multiples of `multiple`. In a large image they are as close to the native size as the masked
+    area allows."""
+    height, width = masked.shape
+    rows, columns = np.flatnonzero(masked.any(1)), np.flatnonzero(masked.any(0))
+    native_width, native_height = native_size
+    if width <= native_width and height <= native_height:
+        left, region_width, top, region_height = 0, width, 0, height
     else:
-        sizes = [max(round(side / scale / multiple), 1) * multiple for side in (across, down)]
+        left, region_width = _span_with_context(columns, width, native_width)
+        top, region_height = _span_with_context(rows, height, native_height)
+    scale = max(region_width / native_width, region_height / native_height)
+    if scale <= 1:
+        sizes = [-(-side // multiple) * multiple for side in (region_width, region_height)]
+    else:
+        sizes = [max(round(side / scale / multiple), 1) * multiple for side in (region_width, region_height)]
     return CropRegion(
         left=left,
         top=top,
-        width=across,
-        height=down,
+        width=region_width,
+        height=region_height,
         canvas_width=sizes[0],
         canvas_height=sizes[1],
         scaled=scale > 1,
     )
 
 
-def blend(source: NDArray[np.uint8], made: NDArray[np.uint8], part: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """`made` over `source`, (H, W, 3) each, by `part` (H, W); where it is 0 the source's own bytes."""
-    mixed = source + part[..., None] * (made.astype(np.float32) - source)
-    return np.where(part[..., None] > 0, mixed.round().clip(0, 255).astype(np.uint8), source)
+def blend(source: NDArray[np.uint8], edited: NDArray[np.uint8], opacity: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Blend `edited` over `source`, both (H, W, 3), by `opacity` (H, W). Pixels with opacity 0 stay exactly as is."""
+    mixed = source + opacity[..., None] * (edited.astype(np.float32) - source)
+    return np.where(opacity[..., None] > 0, mixed.round().clip(0, 255).astype(np.uint8), source)
 
 
-def _span(painted: NDArray[np.intp], length: int, least: int) -> tuple[int, int]:
-    """First pixel and length of the stretch about the `painted` ones, with context, inside of `length`."""
-    first, last = int(painted[0]), int(painted[-1]) + 1
-    span = min(max(least, round((last - first) * (1 + CONTEXT))), length)
+def _span_with_context(masked: NDArray[np.intp], length: int, min_span: int) -> tuple[int, int]:
+    """Return start and length of the span around the masked indices, with context, inside `length`."""
+    first, last = int(masked[0]), int(masked[-1]) + 1
+    span = min(max(min_span, round((last - first) * (1 + _CONTEXT))), length)
     return min(max((first + last - span) // 2, 0), length - span), span
 
 
-def _grown(levels: torch.Tensor, pixels: int) -> torch.Tensor:
-    """The largest level within `pixels` on each axis."""
+def _dilate(levels: torch.Tensor, pixels: int) -> torch.Tensor:
+    """Return the maximum within `pixels` along each axis."""
     if not pixels:
         return levels
     size = 2 * pixels + 1

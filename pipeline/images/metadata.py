@@ -6,57 +6,65 @@ from typing import Any, Final
 
 from PIL import Image
 
-_DECIDED_ANEW: Final = (
+_FILE_SPECIFIC_TAGS: Final = (
     *(254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 280, 281, 284, 288, 289, 317, 320),
     *(322, 323, 324, 325, 330, 338, 339, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675),
 )
-"""TIFF's tags of size, orientation, layout, and of blocks that stand elsewhere in other files."""
+"""TIFF tags that hold for one file only: size, orientation, layout, and blocks that other formats store elsewhere."""
+_EXIF_IFD: Final = 0x8769
+_EXIF_SIZE_TAGS: Final = (0xA002, 0xA003)
+_IMAGE_DESCRIPTION: Final = 0x010E
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageMetadata:
-    """What a file says of its pixels beside them, and another file of the same picture should say too."""
+    """The metadata of an image file that a new file of the same image should have too."""
 
     icc_profile: bytes | None = None
-    """Of the pixels' own color space: gray or RGB."""
+    """Profile of the pixels' own color space: gray or RGB."""
     exif: bytes | None = None
-    """Without what the new file decides: orientation, size, layout."""
+    """EXIF block without file-specific tags: orientation, size, layout."""
     dpi: tuple[float, float] | None = None
 
 
-def read_metadata(picture: Image.Image, kept: Image.Image) -> ImageMetadata:
-    """The tags of an upright picture that hold for what is kept of it."""
+def read_metadata(picture: Image.Image, converted: Image.Image) -> ImageMetadata:
+    """Return the metadata of an upright image that still holds for its converted pixels."""
     profile, dpi = picture.info.get("icc_profile"), picture.info.get("dpi")
-    space = b"GRAY" if kept.mode in ("L", "LA") else b"RGB "
-    exif: bytes | None = None
-    try:
-        found = picture.getexif()
-        for tag in _DECIDED_ANEW:
-            found.pop(tag, None)
-        for tag in (0xA002, 0xA003):
-            found.get_ifd(0x8769).pop(tag, None)
-        exif = found.tobytes() if len(found) else None
-    except Exception:  # noqa: BLE001 - a damaged EXIF block does not make the pixels useless
-        exif = None
+    space = b"GRAY" if converted.mode in ("L", "LA") else b"RGB "
     return ImageMetadata(
         icc_profile=profile if profile and profile[16:20] == space else None,
-        exif=exif,
+        exif=_portable_exif(picture),
         dpi=(float(dpi[0]), float(dpi[1])) if dpi and all(0 < float(value) < 1e6 for value in dpi) else None,
     )
 
 
 def save_options(tags: ImageMetadata) -> dict[str, Any]:
-    """What Pillow's writers take of the tags beside EXIF."""
+    """Return the metadata other than EXIF as options of Pillow's `save`."""
     options = {"icc_profile": tags.icc_profile, "dpi": tags.dpi}
     return {name: value for name, value in options.items() if value}
 
 
 def exif_bytes(metadata: Mapping[str, str] | None, tags: ImageMetadata | None = None) -> bytes:
+    """Return the EXIF block of a new file: the tags, and `metadata` as description if the tags have none."""
     exif = Image.Exif()
     if tags is not None and tags.exif:
         exif.load(tags.exif)
-    if tags is not None and tags.dpi and not {282, 283} & set(exif):  # for the format that has no other place for it
-        exif[282], exif[283], exif[296] = *tags.dpi, 2
-    if metadata and 0x010E not in exif:
-        exif[0x010E] = "\n".join(f"{key}: {value}" for key, value in metadata.items())
+    if tags is not None and tags.dpi and not {_X_RESOLUTION, _Y_RESOLUTION} & set(exif):  # WebP stores it only here
+        exif[_X_RESOLUTION], exif[_Y_RESOLUTION], exif[_RESOLUTION_UNIT] = *tags.dpi, 2
+    if metadata and _IMAGE_DESCRIPTION not in exif:
+        exif[_IMAGE_DESCRIPTION] = "\n".join(f"{key}: {value}" for key, value in metadata.items())
     return exif.tobytes() if len(exif) else b""
+
+
+def _portable_exif(picture: Image.Image) -> bytes | None:
+    """Return the EXIF block without file-specific tags; None if there is none or it is damaged."""
+    try:
+        exif = picture.getexif()
+        for tag in _FILE_SPECIFIC_TAGS:
+            exif.pop(tag, None)
+        for tag in _EXIF_SIZE_TAGS:
+            exif.get_ifd(_EXIF_IFD).pop(tag, None)
+        return exif.tobytes() if len(exif) else None
+    except Exception:  # noqa: BLE001 - the pixels are usable without the EXIF block
+        return None

@@ -1,4 +1,4 @@
-"""Resizing uint8 pixels, and conversion to and from float pixels."""
+"""Resizing of uint8 pixels, and their conversion to gray and to float pixels."""
 
 from typing import Final, Literal
 
@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "box", "nearest"]
-_LONG: Final = 8
-"""How many times as long as wide a picture is looked at where only its middle square is wanted."""
+_MAX_ASPECT_RATIO: Final = 8
+"""`center_square` crops an image to this aspect ratio before it scales it."""
 _FILTERS: Final = {
     "lanczos": Image.Resampling.LANCZOS,
     "bicubic": Image.Resampling.BICUBIC,
@@ -19,25 +19,25 @@ _FILTERS: Final = {
 
 
 def resize(pixels: NDArray[np.uint8], width: int, height: int, how: Filter = "lanczos") -> NDArray[np.uint8]:
-    """uint8 (H, W, 3) or (H, W), stretched to the size."""
+    """Resize uint8 (H, W, 3) or (H, W) to (height, width), without preserving the aspect ratio."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), _FILTERS[how]), np.uint8)
 
 
 def resize_to_cover(pixels: NDArray[np.uint8], width: int, height: int, how: Filter = "lanczos") -> NDArray[np.uint8]:
-    """Scaled with its proportions kept until it covers the size, and cut about its center."""
+    """Scale an image until it covers (height, width), preserving the aspect ratio, and crop it at its center."""
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(ImageOps.fit(Image.fromarray(pixels), (width, height), _FILTERS[how]), np.uint8)
 
 
 def center_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Scaled until its shorter side is `side`, and cut to the square about its center, as CLIP is shown pictures."""
+    """Scale the shorter side to `side` and crop the center square, as CLIP's image processor does."""
     shorter = min(pixels.shape[:2])
-    most = _LONG * shorter  # of a very thin picture: scaled whole it would be very large
-    top, left = (max(length - most, 0) // 2 for length in pixels.shape[:2])
-    pixels = pixels[top : top + most, left : left + most]
+    longest = _MAX_ASPECT_RATIO * shorter  # scaling a very thin image without cropping would take too much memory
+    top, left = (max(length - longest, 0) // 2 for length in pixels.shape[:2])
+    pixels = pixels[top : top + longest, left : left + longest]
     height, width = pixels.shape[:2]
     scaled = resize(pixels, side * width // shorter, side * height // shorter, "bicubic")
     top, left = (scaled.shape[0] - side) // 2, (scaled.shape[1] - side) // 2
@@ -45,16 +45,10 @@ def center_square(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def to_gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The luma (H, W) of uint8 RGB (H, W, 3), by the weights of ITU-R BT.601."""
+    """Convert RGB (H, W, 3) to luma (H, W) with the weights of ITU-R BT.601."""
     return np.asarray(Image.fromarray(pixels).convert("L"), np.uint8)
 
 
 def to_float(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 (H, W, 3) -> float32 (3, H, W) in [-1, 1]."""
+    """Convert uint8 (H, W, 3) to float32 (3, H, W) in [-1, 1]."""
     return np.ascontiguousarray(pixels.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - np.float32(1))
-
-
-def bytes_of(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """float32 (3, H, W) in [-1, 1], clipped there -> uint8 (H, W, 3); rounded as diffusers rounds (half to even)."""
-    levels = np.clip(pixels.astype(np.float32) / np.float32(2) + np.float32(0.5), 0, 1) * np.float32(255)
-    return np.ascontiguousarray(levels.round().astype(np.uint8).transpose(1, 2, 0))

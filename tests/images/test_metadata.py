@@ -1,0 +1,38 @@
+"""Color profile, EXIF and resolution are carried from the source to the new file."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from pipeline.images.decode import decode_with_metadata
+from pipeline.images.encode import encode_image
+from tests.sample_images import file_of, ramp
+
+
+def photograph(**options: object) -> bytes:
+    """A rotated JPEG with a color profile, 300 dots per inch and its photographer's name."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "A. Photographer"
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
+    exif.get_ifd(0x8769)[0xA002] = 20
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return file_of(Image.fromarray(ramp()), "JPEG", exif=exif.tobytes(), icc_profile=profile, dpi=(300, 300))
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "webp"])
+def test_metadata_is_carried_to_the_new_file(image_format: str) -> None:
+    pixels, tags = decode_with_metadata(source := photograph())
+    assert pixels.shape == (20, 12, 3)
+    assert np.abs(pixels.astype(int) - np.rot90(ramp(), 3)).mean() < 6
+    written = encode_image(pixels, image_format, metadata={"seed": "7"}, tags=tags)  # type: ignore[arg-type]
+    again = Image.open(io.BytesIO(written))
+    assert again.info["icc_profile"] == Image.open(io.BytesIO(source)).info["icc_profile"]
+    exif = again.getexif()
+    assert exif[0x013B] == "A. Photographer"
+    assert exif.get_ifd(0x8769)[0x9003] == "2024:05:06 07:08:09"
+    assert 0x0112 not in exif and 0xA002 not in exif.get_ifd(0x8769)
+    dpi = again.info["dpi"] if image_format != "webp" else (exif[0x011A], exif[0x011B])
+    assert [round(float(value)) for value in dpi] == [300, 300]
+    assert encode_image(pixels, image_format, tags=tags) == encode_image(pixels, image_format, tags=tags)  # type: ignore[arg-type]
