@@ -1,95 +1,91 @@
-"""A Ray cluster of several nodes on one machine, to try what a real one does.
+"""A Ray cluster of several nodes on one machine, for tests and trials.
 
     python -m cluster.local up --nodes 3
-    python -m cluster.local lose
+    python -m cluster.local kill
     python -m cluster.local add
     python -m cluster.local down
 
-`lose` kills a node as a spot machine goes; `add` brings one more. Each node is a `ray start --block` of its own; `down`
-ends those, and no other Ray of this machine."""
+`kill` kills a node, as when a cloud reclaims a spot machine; `add` adds one. Each node is a `ray start --block` of its
+own; `down` stops these nodes and no other Ray process of this machine."""
 
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
+from cluster.processes import free_ports, is_node, is_running, kill_session, start_node, stop_nodes
 from pipeline.run.ray_token import use_token
 
 _START_TIMEOUT: Final = 300
-"""Seconds for the nodes to come up."""
+"""Seconds for a node to join the cluster."""
 _ATTEMPTS: Final = 3
 
 
 class ClusterError(click.ClickException):
-    """Why a local cluster does not start or stop, in one line."""
+    """A local cluster cannot be started or changed; the message is one line."""
 
 
-class NodeEndedError(ClusterError):
-    """A node ended while it started."""
+class NodeExitError(ClusterError):
+    """A node exited while it started."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalCluster:
-    """A cluster that runs: where it answers, and the processes that are its nodes, the head first."""
+    """A running cluster: its addresses, and the processes of its nodes."""
 
     name: str
     address: str
-    """Of Ray's GCS, host:port, for `ray.init` and RAY_ADDRESS."""
-    jobs: str
-    """URL of the Jobs server and the dashboard."""
+    """The address of Ray's GCS, host:port, for `ray.init` and RAY_ADDRESS."""
+    jobs_url: str
+    """The URL of the Jobs server and the dashboard."""
     nodes: list[int]
-    """Process ids of the nodes; a kill of one is the loss of that node."""
-    sessions: str
-    """Where each node has a folder of its own."""
-    size: list[str]
-    """What `ray start` is told of each node's resources."""
+    """The process ids of the nodes, the head first."""
+    folder: str
+    """The cluster's folder, with a subfolder for each node."""
+    resources: list[str]
+    """The options of `ray start` for each node's resources."""
 
     @classmethod
-    def of(cls, name: str = "default") -> "LocalCluster":
-        """The cluster of this name that is up; ClusterError if there is none."""
+    def load(cls, name: str = "default") -> "LocalCluster":
+        """Return the running cluster with this name; ClusterError if there is none."""
         try:
-            return cls(**{"name": name, **json.loads(_state(name).read_text())})
+            return cls(**json.loads(_state_file(name).read_text()))
         except FileNotFoundError as error:
             raise ClusterError(f"there is no cluster {name!r}; start one: python -m cluster.local up") from error
+
+    def save(self) -> None:
+        _state_file(self.name).write_text(json.dumps(asdict(self)))
 
 
 def up(
     name: str = "default", *, nodes: int = 3, cpus: int = 2, object_store_mib: int = 128, gpus: int = 0
 ) -> LocalCluster:
-    """Start a cluster and wait until all its nodes are there; ClusterError if they do not come."""
+    """Start a cluster and wait until all its nodes have joined; ClusterError if they do not."""
     use_token()
-    state = _state(name)
+    state = _state_file(name)
     if state.exists():
-        raise ClusterError(f"the cluster {name!r} is up already, or was not ended: python -m cluster.local down")
+        raise ClusterError(f"the cluster {name!r} is running or was not stopped: python -m cluster.local down")
     state.parent.mkdir(parents=True, exist_ok=True)
-    sessions = tempfile.mkdtemp(prefix="lm", dir="/tmp")  # short: sockets in it have at most 107 letters
-    gcs, dashboard, client = _free_ports(3)
-    size = [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={object_store_mib * 2**20}"]
-    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
-    head += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}"]
+    gcs, dashboard, client = free_ports(3)
     cluster = LocalCluster(
         name=name,
         address=f"127.0.0.1:{gcs}",
-        jobs=f"http://127.0.0.1:{dashboard}",
+        jobs_url=f"http://127.0.0.1:{dashboard}",
         nodes=[],
-        sessions=sessions,
-        size=size,
+        folder=tempfile.mkdtemp(prefix="lm", dir="/tmp"),  # short: the path of a socket has at most 107 characters
+        resources=[f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={object_store_mib * 2**20}"],
     )
+    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     try:
-        _add_node(cluster, head)
+        _start_node(cluster, [*head, f"--ray-client-server-port={client}"])
         for _ in range(nodes - 1):
-            _add_node(cluster, _joining(cluster))
+            _start_node(cluster, [f"--address={cluster.address}"])
     except BaseException:
         down(name)
         raise
@@ -97,213 +93,136 @@ def up(
 
 
 def down(name: str = "default") -> bool:
-    """End a cluster's nodes and delete its files; whether there was one."""
-    state = _state(name)
+    """Stop a cluster's nodes and delete its files; return False if there is no such cluster."""
+    state = _state_file(name)
     if not state.exists():
         return False
-    cluster = LocalCluster.of(name)
-    for node in reversed(cluster.nodes):
-        _end(node, cluster.sessions)
-    shutil.rmtree(cluster.sessions, ignore_errors=True)
+    cluster = LocalCluster.load(name)
+    stop_nodes(cluster.nodes[1:], cluster.folder)
+    stop_nodes(cluster.nodes[:1], cluster.folder)
+    shutil.rmtree(cluster.folder, ignore_errors=True)
     state.unlink()
     return True
 
 
-def add(name: str = "default") -> LocalCluster:
-    """Bring one more node, and wait until it is there."""
+def add_node(name: str = "default") -> LocalCluster:
+    """Add a node and wait until it has joined."""
     use_token()
-    cluster = LocalCluster.of(name)
-    _add_node(cluster, _joining(cluster))
+    cluster = LocalCluster.load(name)
+    _start_node(cluster, [f"--address={cluster.address}"])
     return cluster
 
 
-def lose(name: str = "default", node: int | None = None) -> LocalCluster:
-    """SIGKILL a node with all that runs on it: the one whose process id is `node`, else the last; never the head."""
-    cluster = LocalCluster.of(name)
+def kill_node(name: str = "default", node: int | None = None) -> LocalCluster:
+    """SIGKILL a node and all its processes: the one with process id `node`, or the last one; never the head."""
+    cluster = LocalCluster.load(name)
     node = cluster.nodes[-1] if node is None else node
     if node not in cluster.nodes[1:]:
-        raise ClusterError(f"process {node} is the head or no node; those that can be lost are {cluster.nodes[1:]}")
-    if _is_ours(node, cluster.sessions):
-        for process in (node, *_session(node)):
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        raise ClusterError(f"process {node} is not a worker node; the worker nodes are {cluster.nodes[1:]}")
+    if is_node(node, cluster.folder):
+        kill_session(node)
     cluster.nodes.remove(node)
-    _save(cluster)
+    cluster.save()
     return cluster
 
 
-def _joining(cluster: LocalCluster) -> list[str]:
-    return [f"--address={cluster.address}", "--node-ip-address=127.0.0.1"]
+def _start_node(cluster: LocalCluster, options: list[str]) -> None:
+    """Start a node and wait until it has joined.
 
-
-def _save(cluster: LocalCluster) -> None:
-    _state(cluster.name).write_text(json.dumps(asdict(cluster)))
-
-
-def _add_node(cluster: LocalCluster, place: list[str]) -> None:
-    """Start a node and wait for it; again if it ends, for Ray gives a node 30 s, too few on a busy machine."""
-    log = Path(cluster.sessions) / "start.log"
+    Tries again if it exits: Ray gives up after 30 s, which is too short on a busy machine."""
+    log = Path(cluster.folder) / "start.log"
+    options = [*options, "--node-ip-address=127.0.0.1", *cluster.resources]
     for attempt in range(1, _ATTEMPTS + 1):
-        own = [f"--temp-dir={_folder(cluster)}", f"--dashboard-agent-listen-port={_free_ports(1)[0]}"]
-        arguments = [*place, *cluster.size, *own]
-        cluster.nodes.append(_start(arguments, log))
-        _save(cluster)
+        own_options = [f"--temp-dir={_new_folder(cluster)}", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        cluster.nodes.append(start_node([*options, *own_options], log))
+        cluster.save()
         try:
             _wait_for_nodes(cluster, log)
             return
         except ClusterError as error:
-            _end(cluster.nodes.pop(), cluster.sessions)
-            _save(cluster)
-            if attempt == _ATTEMPTS or not isinstance(error, NodeEndedError):
+            stop_nodes([cluster.nodes.pop()], cluster.folder)
+            cluster.save()
+            if attempt == _ATTEMPTS or not isinstance(error, NodeExitError):
                 raise
 
 
-def _folder(cluster: LocalCluster) -> str:
-    """A new node's own folder: nodes that shared one would each throw away the code that a job brings."""
-    return f"{cluster.sessions}/{len(list(Path(cluster.sessions).glob('[0-9]*')))}"
-
-
-def _start(arguments: list[str], log: Path) -> int:
-    """The process id of a node; it leads a session of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"  # jobs run `python`
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments]
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            command,
-            env={**environment, "PATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        ).pid
+def _new_folder(cluster: LocalCluster) -> str:
+    """Return a folder for a new node: nodes with a common one would delete each other's copies of a job's code."""
+    return f"{cluster.folder}/{len(list(Path(cluster.folder).glob('[0-9]*')))}"
 
 
 def _wait_for_nodes(cluster: LocalCluster, log: Path) -> None:
-    """Until so many nodes live as the cluster has; one that was just lost may be counted for a few seconds."""
+    """Wait until the cluster has all its nodes. Ray may count a node that was killed for a few seconds more."""
+    deadline, reason = time.monotonic() + _START_TIMEOUT, ""
+    while time.monotonic() < deadline:
+        if not is_running(cluster.nodes[-1]):
+            last_lines = log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise NodeExitError(f"a node exited while it started: {' '.join(last_lines)}")
+        try:
+            if _count_alive(cluster) >= len(cluster.nodes):
+                return
+        except Exception as error:  # noqa: BLE001 - a server that is not ready raises errors of many kinds
+            reason = f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        time.sleep(0.5)
+    raise ClusterError(f"the {len(cluster.nodes)} nodes did not start in {_START_TIMEOUT} s{reason}")
+
+
+def _count_alive(cluster: LocalCluster) -> int:
     from ray.job_submission import JobSubmissionClient
     from ray.util.state import list_nodes
 
-    deadline, reason = time.monotonic() + _START_TIMEOUT, ""
-    while time.monotonic() < deadline:
-        if not _runs(cluster.nodes[-1]):
-            last = log.read_text(errors="replace").strip().splitlines()[-3:]
-            raise NodeEndedError(f"a node ended while it started: {' '.join(last)}")
-        try:
-            JobSubmissionClient(cluster.jobs)
-            alive = [node for node in list_nodes(cluster.jobs, timeout=10) if node.state == "ALIVE"]  # pyright: ignore[reportAttributeAccessIssue]
-        except Exception as error:  # noqa: BLE001 - whatever a server says that is not ready yet
-            alive, reason = [], f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        if len(alive) >= len(cluster.nodes):
-            return
-        time.sleep(0.5)
-    raise ClusterError(f"{len(cluster.nodes)} nodes did not come up in {_START_TIMEOUT} s{reason}")
+    JobSubmissionClient(cluster.jobs_url)  # raises an error if the Jobs server is not ready
+    nodes = list_nodes(cluster.jobs_url, timeout=10)
+    return sum(node.state == "ALIVE" for node in nodes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _end(node: int, sessions: str) -> None:
-    """End a node's session: politely, which lets Ray end its workers, then not; nothing if it is not ours."""
-    if not _is_ours(node, sessions):
-        return
-    for chosen, stall_timeout in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 5.0)):
-        if not _runs(node):
-            break
-        os.kill(node, chosen)
-        deadline = time.monotonic() + stall_timeout
-        while _runs(node) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    for process in _session(node):  # what a killed node leaves: its raylet and workers
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-
-def _is_ours(node: int, sessions: str) -> bool:
-    """Whether the process id has not become another's since.
-
-    A session of ours has a process that names the cluster's own folder, and while any of its processes lives its
-    number is given to no other.
-    """
-    return any(sessions in _command(process) for process in _session(node))
-
-
-def _session(leader: int) -> list[int]:
-    listed = subprocess.run(["ps", "-s", str(leader), "-o", "pid="], capture_output=True, text=True, check=False)
-    return [int(process) for process in listed.stdout.split()]
-
-
-def _command(process: int) -> str:
-    """A process's whole command line, however wide the terminal; nothing once it has ended."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-p", str(process), "-o", "args="], capture_output=True, text=True, check=False
-    )
-    return listed.stdout
-
-
-def _runs(process: int) -> bool:
-    try:
-        if os.waitpid(process, os.WNOHANG)[0]:
-            return False
-    except ChildProcessError:
-        pass  # not ours: `down` in another process than `up`
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _state(name: str) -> Path:
+def _state_file(name: str) -> Path:
     return Path(tempfile.gettempdir()) / f"latentmill-clusters-{os.getuid()}" / f"{name}.json"
 
 
 @click.group()
 def main() -> None:
-    """A Ray cluster of several nodes on this machine."""
+    """Run a Ray cluster of several nodes on this machine."""
 
 
-name_option: Any = click.option("--name", default="default", show_default=True, help="To have several.")
+name_option: Any = click.option("--name", default="default", show_default=True, help="The name of the cluster.")
 
 
 @main.command("up")
 @name_option
-@click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True)
-@click.option("--cpus", type=click.IntRange(1), default=2, show_default=True, help="Of each node; may be pretended.")
-@click.option("--object-store-mib", type=click.IntRange(80), default=128, show_default=True, help="Of each node.")
+@click.option("--nodes", type=click.IntRange(1, 64), default=3, show_default=True, help="Nodes, with the head.")
+@click.option(
+    "--cpus", type=click.IntRange(1), default=2, show_default=True, help="CPUs per node; may exceed the machine's."
+)
+@click.option(
+    "--object-store-mib", type=click.IntRange(80), default=128, show_default=True, help="Object store per node, in MiB."
+)
 def up_command(name: str, nodes: int, cpus: int, object_store_mib: int) -> None:
-    """Start it."""
+    """Start a cluster."""
     cluster = up(name, nodes=nodes, cpus=cpus, object_store_mib=object_store_mib)
-    click.echo(f"{nodes} nodes are up. Jobs and dashboard: {cluster.jobs}  Ray: {cluster.address}")
-    click.echo(f"export RAY_API_SERVER_ADDRESS={cluster.jobs}")
+    click.echo(f"{nodes} nodes are running. Jobs and dashboard: {cluster.jobs_url}  Ray: {cluster.address}")
+    click.echo(f"export RAY_API_SERVER_ADDRESS={cluster.jobs_url}")
 
 
-@main.command("lose")
+@main.command("kill")
 @name_option
-def lose_command(name: str) -> None:
-    """Kill its last node as a spot machine goes; never the head."""
-    click.echo(f"{len(lose(name).nodes)} nodes are left.")
+def kill_command(name: str) -> None:
+    """Kill the last node, as when a cloud reclaims a spot machine; never the head."""
+    click.echo(f"{len(kill_node(name).nodes)} nodes are left.")
 
 
 @main.command("add")
 @name_option
 def add_command(name: str) -> None:
-    """Bring one more node."""
-    click.echo(f"{len(add(name).nodes)} nodes are up.")
+    """Add a node."""
+    click.echo(f"{len(add_node(name).nodes)} nodes are running.")
 
 
 @main.command("down")
 @name_option
 def down_command(name: str) -> None:
-    """End it, and no other."""
-    click.echo("The cluster is down." if down(name) else f"There is no cluster {name!r}.")
+    """Stop the cluster's nodes, and no other Ray process."""
+    click.echo("The cluster is stopped." if down(name) else f"There is no cluster {name!r}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The contact sheet: pictures above their prompts, in one PNG."""
+"""The contact sheet: a run's images above their prompts, in one PNG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -6,54 +6,57 @@ from typing import Any, Final
 
 from PIL import Image, ImageDraw, ImageFont
 
-SHEET_COLUMNS: Final = 8
-SHEET_PICTURES: Final = 48
-THUMBNAIL: Final = 256
-"""Pixels of a picture's longer side in the gallery."""
+THUMBNAIL_SIZE: Final = 256
+"""Pixels of the longer side of an image in a report."""
 
 Panel = tuple[Image.Image, ...]
-"""A row's pictures in the order of its making: the source and the mask, where there are such, and the output."""
+"""The images of one row: its source and mask if it has them, and last its output."""
 
-_LINE: Final = 14
+_COLUMNS: Final = 8
+_MIN_IMAGE_SIZE: Final = 128
+_CAPTION_LINES: Final = 3
+_LINE_HEIGHT: Final = 14
 _MARGIN: Final = 10
 
 
-def contact_sheet(rows: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> bytes:
-    """A PNG with each row's panel above its prompt."""
-    one = min(THUMBNAIL, max(max(panel[-1].size) for panel in panels))
-    while one < 128:
-        one *= 2
-    each = max(len(panel) for panel in panels)
-    side = each * one
-    columns = min(max(1, SHEET_COLUMNS // each), len(rows))
+def render_contact_sheet(rows: Sequence[Mapping[str, Any]], panels: Sequence[Panel]) -> bytes:
+    """Return a PNG with each row's panel above its prompt."""
+    image_size = min(THUMBNAIL_SIZE, max(max(panel[-1].size) for panel in panels))
+    while image_size < _MIN_IMAGE_SIZE:
+        image_size *= 2
+    images_per_panel = max(len(panel) for panel in panels)
+    width = images_per_panel * image_size
+    columns = min(max(1, _COLUMNS // images_per_panel), len(rows))
     font = ImageFont.load_default(11)
-    captions = [_wrapped(str(row.get("prompt") or row["id"]), font, side, 3) for row in rows]
-    height = one + _LINE * max(len(lines) for lines in captions) + _MARGIN
-    count = -(-len(rows) // columns)
-    sheet = Image.new("RGB", (_MARGIN + columns * (side + _MARGIN), _MARGIN + count * (height + _MARGIN)), "#ffffff")
+    captions = [_wrap(str(row.get("prompt") or row["id"]), font, width) for row in rows]
+    height = image_size + _LINE_HEIGHT * max(len(lines) for lines in captions) + _MARGIN
+    sheet_rows = -(-len(rows) // columns)
+    sheet_size = (_MARGIN + columns * (width + _MARGIN), _MARGIN + sheet_rows * (height + _MARGIN))
+    sheet = Image.new("RGB", sheet_size, "#ffffff")
     draw = ImageDraw.Draw(sheet)
     for index, (panel, lines) in enumerate(zip(panels, captions, strict=True)):
-        left = _MARGIN + index % columns * (side + _MARGIN)
+        left = _MARGIN + index % columns * (width + _MARGIN)
         top = _MARGIN + index // columns * (height + _MARGIN)
-        for place, picture in enumerate(panel):
-            fitted = fit_image(picture, one)
-            middle = left + place * one + (one - fitted.width) // 2
-            sheet.paste(fitted, (middle, top + (one - fitted.height) // 2))
+        for position, image in enumerate(panel):
+            resized = resize_image(image, image_size)
+            x = left + position * image_size + (image_size - resized.width) // 2
+            sheet.paste(resized, (x, top + (image_size - resized.height) // 2))
         for number, line in enumerate(lines):
-            draw.text((left, top + one + 3 + number * _LINE), line, fill="#222222", font=font)
+            draw.text((left, top + image_size + 3 + number * _LINE_HEIGHT), line, fill="#222222", font=font)
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def fit_image(picture: Image.Image, side: int) -> Image.Image:
-    """Scaled to `side` on its longer side; small pictures by whole pixels, so that they stay what they are."""
-    scale = side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale in (2, 4, 8) else Image.Resampling.LANCZOS)
+def resize_image(image: Image.Image, size: int) -> Image.Image:
+    """Resize an image to `size` pixels on its longer side; by 2, 4 or 8 it repeats pixels and keeps sharp edges."""
+    scale = size / max(image.size)
+    new_size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(new_size, Image.Resampling.NEAREST if scale in (2, 4, 8) else Image.Resampling.LANCZOS)
 
 
-def _wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    """Return the text in at most _CAPTION_LINES lines of `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -61,6 +64,6 @@ def _wrapped(text: str, font: Any, width: int, most: int) -> list[str]:
             lines[-1] = longer
         else:
             lines.append(word)
-    if len(lines) > most:
-        lines = [*lines[: most - 1], lines[most - 1] + "…"]
+    if len(lines) > _CAPTION_LINES:
+        lines = [*lines[: _CAPTION_LINES - 1], lines[_CAPTION_LINES - 1] + "…"]
     return lines

@@ -1,4 +1,4 @@
-"""What a report shows of a row beside its picture: the picture and the mask that it was made from."""
+"""Read the sources of a run's rows again, to show them beside the output."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -11,46 +11,48 @@ from pipeline import storage
 from pipeline.errors import ImageError, ManifestError
 from pipeline.images.decode import decode_image, decode_mask
 from pipeline.manifest.read import read_batches
-from pipeline.stages.fetch import source_file
+from pipeline.stages.fetch import SourceReader
 
 
-def sources_of(run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], largest: int) -> dict[str, list[Image.Image]]:
-    """By id, what rows of a run were made from: the picture, and the mask if there is one; `largest` pixels a side.
+def read_sources(
+    run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], max_size: int
+) -> dict[str, list[Image.Image]]:
+    """Return, by id, the source image of each row and its mask if it has one, at most `max_size` pixels a side.
 
-    What cannot be read any more is left out, with no word: the report is of what was made."""
+    A source that cannot be read any more is left out without an error: the report is about the output."""
     config = run.get("config", {})
     if "manifest" not in config or not any(row.get("source_sha256") for row in rows):
         return {}
-    wanted = {str(row["id"]) for row in rows}
-    roots = storage.AllowedRoots(config["manifest"], tuple(config.get("allow_roots", ())))
-    found: dict[str, list[Image.Image]] = {}
+    ids = {str(row["id"]) for row in rows}
+    reader = SourceReader(storage.AllowedRoots(config["manifest"], tuple(config.get("allow_roots", ()))))
+    mask_invert = bool(config.get("defaults", {}).get("mask_invert"))
+    sources: dict[str, list[Image.Image]] = {}
     with suppress(ManifestError, storage.StorageError):
-        for row in _rows(config["manifest"], wanted):
+        for row in _read_rows(config["manifest"], ids):
             with suppress(ImageError, storage.StorageError):
-                inverted = bool(config.get("defaults", {}).get("mask_invert"))
-                found[str(row["id"])] = _pictures(row, roots, largest, inverted=inverted)
-    return found
+                sources[str(row["id"])] = _decode_sources(row, reader, max_size, mask_invert=mask_invert)
+    return sources
 
 
-def _rows(manifest: str, wanted: set[str]) -> Iterator[dict[str, Any]]:
-    """The manifest's rows of these ids, as long as there are any to come."""
-    missing = set(wanted)
+def _read_rows(manifest: str, ids: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield the manifest's rows with these ids; reads no further than the last of them."""
+    missing = set(ids)
     for batch in read_batches(manifest, ["id", "image", "mask"], rows=100):
-        ids = [str(value) for value in batch.column("id").to_pylist()]
-        for index in [index for index, name in enumerate(ids) if name in missing]:
-            missing.discard(ids[index])
+        batch_ids = [str(value) for value in batch.column("id").to_pylist()]
+        for index in [index for index, row_id in enumerate(batch_ids) if row_id in missing]:
+            missing.discard(batch_ids[index])
             yield batch.slice(index, 1).to_pylist()[0]
         if not missing:
             return
 
 
-def _pictures(
-    row: Mapping[str, Any], roots: storage.AllowedRoots, largest: int, *, inverted: bool
+def _decode_sources(
+    row: Mapping[str, Any], reader: SourceReader, max_size: int, *, mask_invert: bool
 ) -> list[Image.Image]:
-    pictures = [Image.fromarray(decode_image(source_file(row["image"], roots)[0]))]
+    images = [Image.fromarray(decode_image(reader.read(row["image"])[0]))]
     if row.get("mask") is not None:
-        levels = decode_mask(source_file(row["mask"], roots)[0])
-        pictures.append(Image.fromarray(np.uint8(255) - levels if inverted else levels).convert("RGB"))
-    for picture in pictures:
-        picture.thumbnail((largest, largest))
-    return pictures
+        mask = decode_mask(reader.read(row["mask"])[0])
+        images.append(Image.fromarray(np.uint8(255) - mask if mask_invert else mask).convert("RGB"))
+    for image in images:
+        image.thumbnail((max_size, max_size))
+    return images

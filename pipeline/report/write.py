@@ -1,4 +1,4 @@
-"""Writing a run's report into OUTPUT/report."""
+"""Write the report of a run into OUTPUT/report: index.html and contact_sheet.png."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -13,63 +13,63 @@ from pipeline.errors import RunError
 from pipeline.images.decode import MAX_PIXELS
 from pipeline.output.image_files import read_image_bytes
 from pipeline.output.run_record import read_run
-from pipeline.report.contact_sheet import SHEET_PICTURES, THUMBNAIL, contact_sheet, fit_image
-from pipeline.report.page import page
-from pipeline.report.sources import sources_of
+from pipeline.report.contact_sheet import THUMBNAIL_SIZE, render_contact_sheet, resize_image
+from pipeline.report.page import render_page
+from pipeline.report.sources import read_sources
 from pipeline.schema import DATA, FAILED_FOLDER
 
-MAX_PICTURES: Final = 120
-"""How many pictures the gallery shows, taken evenly from all files."""
-MAX_FAILURES: Final = 50
+_PAGE_IMAGES: Final = 120
+"""Images on the page, at most; they are taken evenly from all files."""
+_SHEET_IMAGES: Final = 48
+_PAGE_FAILURES: Final = 50
 
 
 def write_report(output: str) -> str:
-    """Write a run's report from what is in its output; gives the path of its index.html."""
+    """Write the report of a run; return the URL of its index.html. RunError if the output has no images to show."""
     run = read_run(output)
     if run.get("task") == "classify":
-        raise RunError(f"{storage.redact_url(output)}: holds labels; a report shows pictures")
-    data = storage.list_files(storage.join(output, DATA), ".parquet")
-    if not data and not run:
-        raise RunError(f"{storage.redact_url(output)}: is no run's output; there is no run.json and no data")
-    rows = _sample(output, data, MAX_PICTURES)
-    failures = _failures(storage.list_files(storage.join(output, FAILED_FOLDER), ".parquet"))
+        raise RunError(f"{storage.redact_url(output)}: has labels, not images; a report needs a run that makes images")
+    files = storage.list_files(storage.join(output, DATA), ".parquet")
+    if not files and not run:
+        raise RunError(f"{storage.redact_url(output)}: is not the output of a run; it has no run.json and no data")
+    rows = _sample_rows(files, _PAGE_IMAGES)
+    failures = _read_failures(storage.list_files(storage.join(output, FAILED_FOLDER), ".parquet"))
     folder = storage.join(output, "report")
-    sources = sources_of(run, rows, THUMBNAIL)
-    panels = [(*sources.get(str(row["id"]), ()), _shrunk(_opened(read_image_bytes(output, row)))) for row in rows]
+    sources = read_sources(run, rows, THUMBNAIL_SIZE)
+    panels = [(*sources.get(str(row["id"]), ()), _thumbnail(read_image_bytes(output, row))) for row in rows]
     if rows:
-        sheet = contact_sheet(rows[:SHEET_PICTURES], panels[:SHEET_PICTURES])
+        sheet = render_contact_sheet(rows[:_SHEET_IMAGES], panels[:_SHEET_IMAGES])
         storage.write_bytes(storage.join(folder, "contact_sheet.png"), sheet)
     index = storage.join(folder, "index.html")
-    storage.write_bytes(index, page(run, rows, panels, failures).encode())
+    storage.write_bytes(index, render_page(run, rows, panels, failures).encode())
     return index
 
 
-def _sample(output: str, files: Sequence[str], most: int) -> list[dict[str, Any]]:
-    """At most `most` rows, evenly from at most that many files, but for what is too large to show.
+def _sample_rows(files: Sequence[str], max_rows: int) -> list[dict[str, Any]]:
+    """Return at most `max_rows` rows, evenly from at most as many files; images too large to decode are left out."""
+    if len(files) > max_rows:
+        files = [files[index * len(files) // max_rows] for index in range(max_rows)]
+    rows_per_file = -(-max_rows // max(1, len(files)))
+    rows = [
+        row for file in files for row in _read_rows(file, rows_per_file) if row["width"] * row["height"] <= MAX_PIXELS
+    ]
+    return sorted(rows, key=lambda row: str(row["id"]))[:max_rows]
 
-    A damaged file is one line."""
-    chosen = [files[index * len(files) // most] for index in range(most)] if len(files) > most else list(files)
-    each = -(-most // max(1, len(chosen)))
-    rows = [row for file in chosen for row in _rows(file, each) if row["width"] * row["height"] <= MAX_PIXELS]
-    return sorted(rows, key=lambda row: str(row["id"]))[:most]
 
-
-def _rows(file: str, most: int) -> Iterator[dict[str, Any]]:
+def _read_rows(file: str, max_rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the first rows of a file; RunError if it is damaged."""
     filesystem, path = storage.arrow_filesystem(file)
     try:
-        yield from next(pq.ParquetFile(path, filesystem=filesystem).iter_batches(batch_size=most)).to_pylist()
+        yield from next(pq.ParquetFile(path, filesystem=filesystem).iter_batches(batch_size=max_rows)).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise RunError(f"{storage.redact_url(file)}: cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _failures(files: Sequence[str]) -> list[dict[str, Any]]:
-    return [row for file in files[:MAX_FAILURES] for row in _rows(file, MAX_FAILURES)][:MAX_FAILURES]
+def _read_failures(files: Sequence[str]) -> list[dict[str, Any]]:
+    rows = [row for file in files[:_PAGE_FAILURES] for row in _read_rows(file, _PAGE_FAILURES)]
+    return rows[:_PAGE_FAILURES]
 
 
-def _opened(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def _shrunk(picture: Image.Image) -> Image.Image:
-    """No larger than the gallery shows it."""
-    return fit_image(picture, THUMBNAIL) if max(picture.size) > THUMBNAIL else picture
+def _thumbnail(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    return resize_image(image, THUMBNAIL_SIZE) if max(image.size) > THUMBNAIL_SIZE else image

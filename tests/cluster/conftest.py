@@ -1,4 +1,4 @@
-"""One cluster of three nodes with a Jobs server for all tests here."""
+"""One cluster of three nodes with a Jobs server for all tests in this folder."""
 
 import os
 import time
@@ -14,21 +14,21 @@ from cluster.local import LocalCluster, down, up
 @pytest.fixture(scope="package")
 def three_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     name = f"tests-{tmp_path_factory.getbasetemp().name}"
-    cluster = up(name, nodes=3, cpus=2, object_store_mib=80)
-    yield cluster
-    cluster = LocalCluster.of(name)  # a test may have lost nodes and added others
+    up(name, nodes=3, cpus=2, object_store_mib=80)
+    yield LocalCluster.load(name)
+    cluster = LocalCluster.load(name)  # a test may have killed nodes and added others
     assert down(name)
     deadline = time.monotonic() + 20
-    while (left := _processes_of(cluster)) and time.monotonic() < deadline:
+    while (commands := _running_commands(cluster)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert left == []
+    assert commands == []
 
 
-def _processes_of(cluster: LocalCluster) -> list[str]:
-    """The command lines of what still runs of a cluster."""
-    left: list[str] = []
+def _running_commands(cluster: LocalCluster) -> list[str]:
+    """Return the command lines of the cluster's processes that are still running."""
+    commands: list[str] = []
     for process in psutil.process_iter(["cmdline"]):
         with suppress(ProcessLookupError):
             if os.getsid(process.pid) in cluster.nodes and process.info["cmdline"]:
-                left.append(" ".join(process.info["cmdline"]))
-    return left
+                commands.append(" ".join(process.info["cmdline"]))
+    return commands

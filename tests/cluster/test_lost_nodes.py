@@ -29,7 +29,7 @@ def test_a_job_that_loses_an_actor_a_node_and_its_driver_loses_no_row(
 
     def submit(output: str, *options: str) -> None:
         command = [*options, "--", "generate", manifest, str(tmp_path / output), "--actors", "2"]
-        status = cli.run(["submit", "--address", three_nodes.jobs, *command])
+        status = cli.run(["submit", "--address", three_nodes.jobs_url, *command])
         assert status == 0, "".join(capfd.readouterr())
 
     submit("whole", "--follow")
@@ -43,12 +43,12 @@ def test_a_job_that_loses_an_actor_a_node_and_its_driver_loses_no_row(
     kill(lambda title: title.startswith("ray::MapWorker"), three_nodes)
     before = committed()
     wait_for(lambda: committed() > before, "a part after the loss of an actor")
-    local.lose(three_nodes.name)
+    local.kill_node(three_nodes.name)
     before = committed()
     wait_for(lambda: committed() > before, "a part after the loss of a node")
     kill(lambda title: title.startswith("python -m jobs.cli") and title.endswith(f" {output}"), three_nodes)
     assert committed() < ROWS, "the driver was to be lost on the way"
-    local.add(three_nodes.name)
+    local.add_node(three_nodes.name)
     submit("out", "--follow")
     assert "rows were there already" in capfd.readouterr().out
 
