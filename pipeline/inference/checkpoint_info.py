@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself before it is loaded."""
+"""Facts of a checkpoint that a run needs before any actor loads it."""
 
 import json
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from pipeline.models.configs import checked_form
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointInfo:
-    """What is known of a checkpoint without loading it."""
+    """Facts of a run's checkpoint, read from its configs."""
 
     folder: Path | None = None
     clip: Path | None = None
-    """The folder of the CLIP that new pictures are scored by, if they are."""
+    """The folder of the CLIP of `--clip-score`, if the run has one."""
     size_bytes: int = 0
-    """Of both."""
+    """The weights of both."""
     downsample_factor: int = 8
     native_pixels: int = 512 * 512
     square: int | None = None
-    """Pixels of the side of the square that pictures are cut to, where it takes them in."""
+    """Pixels of the side of the center square to which a CLIP's images are cropped."""
 
 
 def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
-    """What the checkpoint that a run names says of itself; CheckpointError if it cannot be used for the task."""
+    """Read the configs of a run's checkpoint; CheckpointError if it cannot be used for the task."""
     folder = local_checkpoint(config.model)
     clip = None if config.clip_score is None else local_checkpoint(config.clip_score)
     if clip is not None:

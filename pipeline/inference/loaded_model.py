@@ -1,4 +1,4 @@
-"""What an actor holds: a model, a task, a lane engine, and the thread that runs rows through them."""
+"""The model of an actor: a task, and the lane engine that it runs on."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.inference.worker import Task
+from pipeline.inference.task import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedModel:
-    """A task, the engine that it runs on, and what they are."""
+    """A task with its engine, and the names under which the provenance records them."""
 
     task: Task
     engine: LaneEngine
@@ -22,13 +22,13 @@ class LoadedModel:
 
 
 def device_name(device: str) -> str:
-    """What the provenance calls "cuda" or "cpu"."""
+    """Return the provenance's name of "cuda" or "cpu": with the GPU's model."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device == "cuda" else device
 
 
 def load_model(config: RunConfig, device: str) -> LoadedModel:
-    """The checkpoint that the run names, ready to run its task; CheckpointError says what is wrong with it."""
-    from pipeline.inference.node_cache import local_checkpoint  # here: a machinery of another kind needs no networks
+    """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
+    from pipeline.inference.node_cache import local_checkpoint  # tests load models without networks
     from pipeline.models.checkpoint.folder import load_stack
     from pipeline.tasks.generate import Generate
     from pipeline.tasks.inpaint import Inpaint

@@ -1,84 +1,62 @@
-"""One thread that owns a lane engine; concurrent calls hand it their rows, so lanes are refilled across batches."""
+"""The worker thread of an actor: it owns the lane engine and runs the rows of concurrent calls through it."""
 
-import os
-import signal
 import threading
 import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.diffusion.engine import DenoisingRequest, EngineStats, LaneEngine, Result
+from pipeline.diffusion.engine import EngineStats, LaneEngine
+from pipeline.diffusion.request import Result
 from pipeline.errors import ActorError, ProcessDied, Stopped, one_line
+from pipeline.inference.call_guard import CallGuard
 from pipeline.inference.journal import MAX_DEATHS, Journal, RowJournal
-
-ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
-"""What a task raises when the row is to blame; anything else ends the actor."""
+from pipeline.inference.task import ROW_ERRORS, Outcome, RowResult, Task
+from pipeline.tasks.rows import PreparedRow, Row
 
 _REPORT_SECONDS: Final = 0.5
 
-
-class Task(Protocol):
-    """What turns a row into a denoising request (or, with nothing to denoise, a picture), and its latents into one."""
-
-    def prepare(self, row: Mapping[str, Any], /) -> Mapping[str, Any]: ...
-    def parameters(self, row: Mapping[str, Any], /) -> dict[str, Any]: ...
-    def request(self, key: Any, row: Mapping[str, Any], /) -> DenoisingRequest | NDArray[np.uint8]: ...
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None], /) -> NDArray[np.uint8]: ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowResult:
-    """A row's picture, uint8 (H, W, 3), every parameter in force, and the seconds from its request to its pixels."""
-
-    pixels: NDArray[np.uint8]
-    parameters: dict[str, Any]
-    seconds: float
-
-
-Outcome = RowResult | Exception
-"""What became of a row; an exception is one of ROW_ERRORS, ProcessDied, or Stopped."""
-
 Report = Callable[[Mapping[str, float]], None]
-"""Where amounts are added up by name: rows, evaluations, lanes_filled, lanes_run, and seconds (`rates.SECONDS`)."""
+"""Adds up amounts by name: rows, evaluations, lanes_filled, lanes_run, and seconds (`run.rates.SECONDS`)."""
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """The rows of one batch, and what has become of them so far."""
+    """The rows of one batch and their outcomes so far."""
 
     outcomes: list[Outcome | None]
-    missing: int
+    unresolved: int
     done: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(slots=True, eq=False)
-class _Place:
-    """A row's place in its call."""
+class _PendingRow:
+    """A row without an outcome, and its index in its call."""
 
     call: _Call
     index: int
-    row: Mapping[str, Any]
+    row: Row
     key: str
-    alone: bool
-    """A process died with this row: the next death shall be surely its own."""
-    started: float = 0.0
+    isolated: bool
+    """The row runs with no other row: a process died with it, and the next death must be surely its own."""
+    prepared: PreparedRow | None = None
+    started_at: float = 0.0
 
 
-class LaneThread:
-    """Runs rows of several concurrent calls through one task and one engine.
+class LaneWorker:
+    """Runs rows of several concurrent calls through one task and one engine, on a thread of its own.
 
-    Rows enter the engine in the order in which they came, only as lanes get free; those with which a process died come
-    first, each alone. When the thread dies, every call that waits raises ActorError, and so does every later one. When
-    the journal says that the run stops, what is not finished is Stopped.
+    Rows enter the engine in their order, only as lanes get free; isolated rows come first, one at a time. When the
+    thread ends, every waiting call and every later one raises ActorError. When the journal says that the run stops,
+    unfinished rows get the outcome Stopped.
     """
 
     def __init__(
@@ -91,58 +69,58 @@ class LaneThread:
         journal: RowJournal | None = None,
         call_limit: float | None = None,
     ) -> None:
-        """`call_limit`: seconds after which a call of the network hangs, and this process is killed: whoever runs it
-        starts another, and the journal knows which rows it had."""
+        """`call_limit` is in seconds: this process is killed when a call of the network takes longer."""
         self._task, self._engine, self._threads, self._report = task, engine, threads, report
         self._journal, self._name = journal or Journal(), uuid.uuid4().hex
-        self._changed = threading.Condition()
-        self._waiting: deque[_Place] = deque()
+        self._condition = threading.Condition()  # guards what caller threads and the worker thread share
+        self._waiting: deque[_PendingRow] = deque()
         self._calls: set[_Call] = set()
         self._failure: BaseException | None = None
         self._closed = False
-        self._running: dict[int, _Place] = {}
-        self._settled: list[str] = []
-        self._next_key = 0
-        self._told, self._told_at = EngineStats(), 0.0
+        self._resolved_keys: list[str] = []
         self._unreported = defaultdict[str, float](float)
-        self._called_at: float | None = None
+        self._running: dict[int, _PendingRow] = {}
+        self._next_key = 0
+        self._reported_stats, self._reported_at = EngineStats(), 0.0
         self._thread = threading.Thread(target=self._work, name="lanes", daemon=True)
+        self._guard = (
+            None if call_limit is None else CallGuard(call_limit, self._report_hang, lambda: self._failure is None)
+        )
         self._thread.start()
-        if call_limit is not None:
-            threading.Thread(target=self._guard, args=(call_limit,), name="guard", daemon=True).start()
 
-    def run(self, rows: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        """What became of each row, in their order; blocks until all are done. Called from any thread."""
+    def run(self, rows: Sequence[Row]) -> list[Outcome]:
+        """Return the outcome of each row, in their order; blocks until all have one. Called from any thread."""
         if not rows:
             return []
         if self._journal.stopping():
             return [Stopped()] * len(rows)
-        call = _Call(outcomes=[None] * len(rows), missing=len(rows))
-        deaths = self._journal.begin(self._name, [key_of(row) for row in rows])
-        places = [_Place(call, index, row, key_of(row), key_of(row) in deaths) for index, row in enumerate(rows)]
-        for place in places:
-            if deaths.get(place.key, 0) >= MAX_DEATHS:
-                self._settle(place, ProcessDied(deaths[place.key]))
-        places = [place for place in places if call.outcomes[place.index] is None]
-        with self._changed:
+        call = _Call(outcomes=[None] * len(rows), unresolved=len(rows))
+        deaths = self._journal.begin(self._name, [row.id for row in rows])
+        pending = [_PendingRow(call, index, row, row.id, row.id in deaths) for index, row in enumerate(rows)]
+        with self._condition:
+            for row in pending:
+                if deaths.get(row.key, 0) >= MAX_DEATHS:
+                    self._resolve(row, ProcessDied(deaths[row.key]))
+            pending = [row for row in pending if call.outcomes[row.index] is None]
             if self._failure is None:
                 self._calls.add(call)
-                self._waiting.extendleft(place for place in places if place.alone)
-                self._waiting.extend(place for place in places if not place.alone)
-                self._changed.notify()
+                self._waiting.extendleft(row for row in pending if row.isolated)
+                self._waiting.extend(row for row in pending if not row.isolated)
+                self._condition.notify()
             else:
                 call.done.set()
-        if call.missing:
+        if call.unresolved:
             call.done.wait()
-        if call.missing:
-            raise ActorError(f"the lanes' thread ended: {one_line(self._failure or Stopped())}") from self._failure
+        if call.unresolved:
+            failure = self._failure or Stopped()
+            raise ActorError(f"the worker thread ended: {one_line(failure)}") from failure
         return [outcome for outcome in call.outcomes if outcome is not None]
 
     def close(self) -> None:
-        """End the thread once nothing runs."""
-        with self._changed:
+        """End the thread once no row is left."""
+        with self._condition:
             self._closed = True
-            self._changed.notify()
+            self._condition.notify()
         self._thread.join()
 
     def _work(self) -> None:
@@ -151,124 +129,127 @@ class LaneThread:
             while self._wait_for_rows():
                 self._admit()
                 for key, latents in self._step():
-                    if (place := self._running.pop(_number(key), None)) is not None:
-                        self._finish(place, latents)
-                self._tell_journal()
-                self._tell(force=not self._running)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the calls that wait must hear of it
+                    if (row := self._running.pop(_as_int(key), None)) is not None:
+                        self._finish(row, latents)
+                self._flush_journal()
+                self._flush_metrics(force=not self._running)
+        except BaseException as error:  # noqa: BLE001 - the waiting calls must raise, whatever it is
             self._fail(error)
         else:
-            self._fail(ActorError("the lanes are closed"))
+            self._fail(ActorError("the worker is closed"))
 
     def _step(self) -> list[Result]:
-        self._called_at = time.monotonic()
-        try:
+        with self._guard.watch_call() if self._guard is not None else nullcontext():
             return self._engine.step()
-        finally:
-            self._called_at = None
 
-    def _guard(self, limit: float) -> None:
-        while self._thread.is_alive():
-            time.sleep(min(1.0, limit / 4))
-            since = self._called_at
-            if since is not None and time.monotonic() - since > limit:
-                self._report({"hung_calls": 1})
-                time.sleep(_REPORT_SECONDS)  # for the report to leave
-                os.kill(os.getpid(), signal.SIGKILL)
+    def _report_hang(self) -> None:
+        self._report({"hung_calls": 1})
+        time.sleep(_REPORT_SECONDS)  # for the report to leave this process
 
     def _wait_for_rows(self) -> bool:
-        with self._changed:
+        """Wait until there are rows; False once the worker is closed and has none."""
+        with self._condition:
             with self._timed("waiting"):
                 while not (self._waiting or self._running or self._closed):
-                    self._changed.wait()
+                    self._condition.wait()
             return bool(self._waiting or self._running)
 
     def _admit(self) -> None:
-        """Give the engine rows while it could take them at its next step; the journal hears of them together."""
-        while places := self._next_places():
-            self._journal.started(self._name, [place.key for place in places])
-            for place in places:
-                self._start(place)
+        """Give the engine the rows that its next step could take; the journal gets their keys first."""
+        while rows := self._next_rows():
+            self._journal.started(self._name, [row.key for row in rows])
+            for row in rows:
+                self._start(row)
 
-    def _next_places(self) -> list[_Place]:
-        """The rows that come next, no more than there are lanes for if each takes one."""
-        free = self._engine.lanes - self._engine.backlog
-        if any(place.alone for place in self._running.values()):
+    def _next_rows(self) -> list[_PendingRow]:
+        """Return the next rows, at most as many as there are free lanes; an isolated row only with no other."""
+        if any(row.isolated for row in self._running.values()):
             return []
-        with self._changed:
-            if self._waiting and self._waiting[0].alone:
+        with self._condition:
+            if self._waiting and self._waiting[0].isolated:
                 return [] if self._running else [self._waiting.popleft()]
+            free = self._engine.lanes - self._engine.backlog
             return [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
 
-    def _start(self, place: _Place) -> None:
-        place.started = time.perf_counter()
+    def _start(self, row: _PendingRow) -> None:
+        row.started_at = time.perf_counter()
         try:
             with self._timed("request"):
-                place.row = self._task.prepare(place.row)
-                request = self._task.request(self._next_key, place.row)
+                row.prepared = self._task.prepare(row.row)
+                request = self._task.request(self._next_key, row.prepared)
             if isinstance(request, np.ndarray):
-                return self._settle(place, self._made(place, request))
+                return self._resolve(row, self._result(row, row.prepared, request))
         except ROW_ERRORS as error:
-            return self._settle(place, error)
-        self._running[self._next_key] = place
+            return self._resolve(row, error)
+        self._running[self._next_key] = row
         self._next_key += 1
         self._engine.add(request)
 
-    def _finish(self, place: _Place, latents: Tensor | ValueError) -> None:
+    def _finish(self, row: _PendingRow, latents: Tensor | ValueError) -> None:
         if isinstance(latents, ValueError):
-            return self._settle(place, latents)
+            return self._resolve(row, latents)
+        assert row.prepared is not None
         try:
             with self._timed("decode"):
-                made = self._made(place, self._task.pixels(latents, place.row, self._beat))
+                pixels = self._task.decode(latents, row.prepared, self._heartbeat)
+                outcome = self._result(row, row.prepared, pixels)
         except ROW_ERRORS as error:
-            return self._settle(place, error)
-        return self._settle(place, made)
+            return self._resolve(row, error)
+        return self._resolve(row, outcome)
 
-    def _beat(self) -> None:
-        """Tell of a part of a picture: a large one is decoded for longer than a run may stand still."""
-        self._unreported["parts_decoded"] += 1
-        self._tell(force=False)
+    def _heartbeat(self) -> None:
+        """Report a decoded part: a large image takes longer than a run may show no progress."""
+        self._count("parts_decoded", 1)
+        self._flush_metrics(force=False)
 
-    def _made(self, place: _Place, pixels: NDArray[np.uint8]) -> RowResult:
-        parameters = self._task.parameters(place.row)
-        return RowResult(pixels=pixels, parameters=parameters, seconds=time.perf_counter() - place.started)
+    def _result(self, row: _PendingRow, prepared: PreparedRow, pixels: NDArray[np.uint8]) -> RowResult:
+        seconds = time.perf_counter() - row.started_at
+        return RowResult(pixels=pixels, parameters=prepared.parameters, seconds=seconds)
 
-    def _settle(self, place: _Place, outcome: Outcome) -> None:
-        self._unreported["rows"] += 1
-        self._settled.append(place.key)
-        place.call.outcomes[place.index] = outcome
-        place.call.missing -= 1
-        if not place.call.missing:
-            with self._changed:
-                self._calls.discard(place.call)
-            place.call.done.set()
+    def _resolve(self, row: _PendingRow, outcome: Outcome) -> None:
+        """Set a row's outcome, and wake its call if it was the last. Called from any thread."""
+        with self._condition:
+            self._unreported["rows"] += 1
+            self._resolved_keys.append(row.key)
+            row.call.outcomes[row.index] = outcome
+            row.call.unresolved -= 1
+            if not row.call.unresolved:
+                self._calls.discard(row.call)
+                row.call.done.set()
 
-    def _tell_journal(self) -> None:
-        if self._settled:
-            self._journal.done(self._name, self._settled)
-            self._settled = []
+    def _flush_journal(self) -> None:
+        with self._condition:
+            keys, self._resolved_keys = self._resolved_keys, []
+        if keys:
+            self._journal.done(self._name, keys)
 
-    def _tell(self, *, force: bool) -> None:
+    def _flush_metrics(self, *, force: bool) -> None:
+        """Report the amounts since the last report, twice a second or if `force`; stop if the run stops."""
         at = time.monotonic()
-        if not force and at - self._told_at < _REPORT_SECONDS:
+        if not force and at - self._reported_at < _REPORT_SECONDS:
             return
-        stats, told = self._engine.stats, self._told
+        with self._condition:
+            amounts = dict(self._unreported)
+            self._unreported.clear()
+        stats, reported = self._engine.stats, self._reported_stats
         self._report(
             {
-                **self._unreported,
-                "evaluations": stats.calls - told.calls,
-                "lanes_filled": stats.lanes_filled - told.lanes_filled,
-                "lanes_run": stats.lanes_run - told.lanes_run,
-                "network_seconds": stats.network_seconds - told.network_seconds,
-                "out_of_memory": stats.out_of_memory - told.out_of_memory,
-                "gpu_memory_bytes": stats.memory_bytes - told.memory_bytes,
+                **amounts,
+                "evaluations": stats.calls - reported.calls,
+                "lanes_filled": stats.lanes_filled - reported.lanes_filled,
+                "lanes_run": stats.lanes_run - reported.lanes_run,
+                "network_seconds": stats.network_seconds - reported.network_seconds,
+                "out_of_memory": stats.out_of_memory - reported.out_of_memory,
+                "gpu_memory_bytes": stats.memory_bytes - reported.memory_bytes,
             }
         )
-        self._told = replace(stats)
-        self._told_at = at
-        self._unreported.clear()
+        self._reported_stats, self._reported_at = replace(stats), at
         if self._journal.stopping():
-            self._let_go()
+            self._cancel_pending()
+
+    def _count(self, name: str, amount: float) -> None:
+        with self._condition:
+            self._unreported[name] += amount
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -276,17 +257,17 @@ class LaneThread:
         try:
             yield
         finally:
-            self._unreported[f"{name}_seconds"] += time.perf_counter() - before
+            self._count(f"{name}_seconds", time.perf_counter() - before)
 
-    def _let_go(self) -> None:
-        """What is not finished is not made; the engine may end with what it has."""
-        with self._changed:
-            places, self._waiting, self._running = [*self._running.values(), *self._waiting], deque(), {}
-        for place in places:
-            self._settle(place, Stopped())
+    def _cancel_pending(self) -> None:
+        """Resolve every unfinished row as Stopped; what the engine still computes is dropped."""
+        with self._condition:
+            rows, self._waiting, self._running = [*self._running.values(), *self._waiting], deque(), {}
+        for row in rows:
+            self._resolve(row, Stopped())
 
     def _fail(self, error: BaseException) -> None:
-        with self._changed:
+        with self._condition:
             self._failure = error
             calls, self._calls = self._calls, set()
             self._waiting.clear()
@@ -294,11 +275,6 @@ class LaneThread:
             call.done.set()
 
 
-def key_of(row: Mapping[str, Any]) -> str:
-    """A row's name in the journal; the decoding of its pictures has another."""
-    return str(row.get("id"))
-
-
-def _number(key: Any) -> int:
+def _as_int(key: Any) -> int:
     assert isinstance(key, int)
     return key

@@ -1,8 +1,8 @@
-"""Fetching and decoding the pictures that a row names."""
+"""Fetching and decoding the images that a row names."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -10,58 +10,78 @@ from pipeline import storage
 from pipeline.errors import ImageError
 from pipeline.images.decode import MAX_BYTES, decode_image, decode_mask, decode_with_metadata
 from pipeline.images.resize import center_square
-
-if TYPE_CHECKING:
-    pass
 from pipeline.stages.rows import sha256_of
 
-SOURCE_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
+DECODED_TYPE: Final = pa.struct([("pixels", pa.large_binary()), ("width", pa.int32()), ("height", pa.int32())])
+"""Raw uint8 (height, width, C) and the size in pixels."""
+SOURCE_METADATA_TYPE: Final = pa.struct(
+    [("icc_profile", pa.binary()), ("exif", pa.binary()), ("dpi", pa.list_(pa.float64())), ("path", pa.string())]
+)
+"""`path` is the source file's path below its allowed root; null where the source is not a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReader:
+    """Reads the images that rows name, from the allowed roots."""
+
+    roots: storage.AllowedRoots
+    excluded_folder: str | None = None
+    """A folder of the run's own pictures, which are not read."""
+
+    def read(self, source: Any) -> tuple[bytes, str | None]:
+        """Return the bytes of a row's `image` or `mask`, and its path below its root if it is a file.
+
+        StorageError if the file may not be read, or cannot be."""
+        if isinstance(source, Mapping):
+            source = source.get("bytes") or source.get("path")
+        if isinstance(source, bytes):
+            return source, None
+        url = self.roots.resolve(source)
+        if self.excluded_folder is not None and storage.is_below(url, self.excluded_folder):
+            raise storage.StorageError(f"{storage.redact_url(url)}: lies where this run writes its pictures")
+        return storage.read_bytes(url, max_bytes=MAX_BYTES), self.roots.relative_path(url)
 
 
 @dataclass
-class DecodedSources:
-    """One column's decoded pictures, what their files say beside them, and the sha256 of these."""
+class DecodedColumn:
+    """The decoded images of one source column, the sha256 of their files, and their metadata."""
 
-    keeps: bool = False
-    """Channels and tags are kept."""
+    name: str
+    reader: SourceReader
+    with_metadata: bool = False
+    """Images keep their channels, and their metadata is read."""
     square: int | None = None
+    """Pixels of the side of the center square to which images are cropped; None: they are not cropped."""
     pixels: list[dict[str, Any] | None] = field(default_factory=list)
     hashes: list[str | None] = field(default_factory=list)
-    tags: list[dict[str, Any] | None] = field(default_factory=list)
+    metadata: list[dict[str, Any] | None] = field(default_factory=list)
 
-    def add(self, name: str, source: Any, roots: storage.AllowedRoots, kept_out: str) -> Exception | None:
-        """Decode a row's picture, none for None, and none of the folder `kept_out`; what is wrong with it."""
-        decoded = digest = error = tags = None
+    def append(self, source: Any) -> Exception | None:
+        """Append a row's decoded image, null for None; return the error if it cannot be read or decoded.
+
+        StorageUnavailableError is raised, since no row is to blame."""
+        decoded = digest = error = metadata = None
         if source is not None:
             try:
-                data, place = source_file(source, roots, kept_out)
-                if self.keeps:
-                    values, found = decode_with_metadata(data)
-                    tags = {**asdict(found), "place": place}
-                else:
-                    values = decode_image(data) if name == "image" else decode_mask(data)
-                values = values if self.square is None else center_square(values, self.square)
-                decoded = {"pixels": values.tobytes(), "width": values.shape[1], "height": values.shape[0]}
-                digest = sha256_of(data)
+                decoded, digest, metadata = self._decode(source)
             except storage.StorageUnavailableError:
                 raise
-            except (ImageError, storage.StorageError) as found:
-                error = type(found)(f"{name}: {found}")
+            except (ImageError, storage.StorageError) as reason:
+                error = type(reason)(f"{self.name}: {reason}")
         self.pixels.append(decoded)
         self.hashes.append(digest)
-        self.tags.append(tags)
+        self.metadata.append(metadata)
         return error
 
-
-def source_file(source: Any, roots: storage.AllowedRoots, kept_out: str | None = None) -> tuple[bytes, str | None]:
-    """The bytes of a manifest's `image` or `mask`, and where their file stands below its root, if it is one.
-
-    A StorageError where that is below the folder `kept_out`."""
-    if isinstance(source, Mapping):
-        source = source.get("bytes") or source.get("path")
-    if isinstance(source, bytes):
-        return source, None
-    url = roots.resolve(source)
-    if kept_out is not None and storage.is_below(url, kept_out):
-        raise storage.StorageError(f"{storage.redact_url(url)}: lies where this run writes its pictures")
-    return storage.read_bytes(url, max_bytes=MAX_BYTES), roots.relative_path(url)
+    def _decode(self, source: Any) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+        data, path = self.reader.read(source)
+        metadata = None
+        if self.with_metadata:
+            pixels, image_metadata = decode_with_metadata(data)
+            metadata = {**asdict(image_metadata), "path": path}
+        else:
+            pixels = decode_image(data) if self.name == "image" else decode_mask(data)
+        if self.square is not None:
+            pixels = center_square(pixels, self.square)
+        decoded = {"pixels": pixels.tobytes(), "width": pixels.shape[1], "height": pixels.shape[0]}
+        return decoded, sha256_of(data), metadata

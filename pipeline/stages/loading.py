@@ -4,25 +4,22 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
 from pipeline.stages.rows import Report
 
 
 @contextmanager
 def report_loading(report: Report) -> Iterator[None]:
-    """Say every second that a model is being loaded."""
+    """Report every second that the model loads, so that the run's watchdog does not take it for a standstill."""
     ended = threading.Event()
 
-    def beat() -> None:
+    def send_heartbeats() -> None:
         before = time.monotonic()
         while not ended.wait(1.0):
             report({"loading_seconds": time.monotonic() - before})
             before = time.monotonic()
 
-    threading.Thread(target=beat, name="loading", daemon=True).start()
+    threading.Thread(target=send_heartbeats, name="loading", daemon=True).start()
     try:
         yield
     finally:

@@ -1,49 +1,37 @@
-"""Columns between two stages, and the columns of errors."""
+"""Columns that several stages share: carried columns, ids, and the columns of errors."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import pyarrow as pa
 
 from pipeline.config import Task
-from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
-
-if TYPE_CHECKING:
-    pass
 from pipeline.errors import describe_error
 from pipeline.manifest.identity import row_to_json
+from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
 
 Report = Callable[[Mapping[str, float]], None]
-"""Where amounts are added up by name: rows, ok, failed, evaluations, and seconds (`rates.SECONDS`)."""
+"""Adds up amounts by name: rows, ok, failed, evaluations, and seconds (`run.rates.SECONDS`)."""
 
-PIXELS: Final = "__pixels"
-"""Raw uint8 (height, width, 3) of the row's picture, between the network and the encoder."""
-ROW: Final = "__row"
-"""The manifest's row as JSON, for the row that fails."""
-TAGS: Final = "__tags"
-"""What the row's source said beside its pixels, for the encoder; there where a picture is to stay what it is."""
-TAGS_TYPE: Final = pa.struct(
-    [("icc_profile", pa.binary()), ("exif", pa.binary()), ("dpi", pa.list_(pa.float64())), ("place", pa.string())]
-)
-"""`place`: where the source's file stands below its root; null where it is no file."""
 ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_message": pa.string()}
+"""Null in good rows."""
 
 
 def carried_columns(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
-    """The manifest's columns that go into the output unchanged."""
+    """Return the manifest's columns that go into the output unchanged."""
     named = {"id", *SOURCES} if task == "classify" else {"id", *PARAMETERS, *SOURCES}
     return pa.schema([field for field in manifest if field.name not in named])
 
 
 def output_schema(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
-    """What a file of OUTPUT/data holds."""
+    """Return the schema of the files in OUTPUT/data."""
     own = CLASSIFIED if task == "classify" else {**OUTPUT, **PROVENANCE}
     return pa.schema([*own.items(), *carried_columns(manifest, task)])
 
 
 def row_ids(table: pa.Table) -> list[str]:
-    """The rows' ids; a row without one gets a name made of all that it holds, under which it can fail."""
+    """Return the rows' ids; a row without one gets an id made of a hash of its content, under which it fails."""
     ids = table["id"].to_pylist()
     for index, row_id in enumerate(ids):
         if row_id is None:
@@ -53,13 +41,26 @@ def row_ids(table: pa.Table) -> list[str]:
 
 
 def sha256_of(data: bytes) -> str:
+    """Return the sha256 of bytes as hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
-def nulls(kind: pa.DataType, rows: Sequence[Any]) -> pa.Array:
-    return pa.nulls(len(rows), kind)
+def good_rows(table: pa.Table) -> list[int]:
+    """Return the indices of the rows without an error."""
+    return [index for index, error in enumerate(table["error_type"].to_pylist()) if error is None]
 
 
 def error_columns(errors: Sequence[Exception | None]) -> dict[str, pa.Array]:
-    pairs = [(None, None) if error is None else describe_error(error) for error in errors]
-    return {name: pa.array([pair[place] for pair in pairs], pa.string()) for place, name in enumerate(ERRORS)}
+    """Return the columns of ERRORS; None stands for a good row."""
+    return _columns([(None, None) if error is None else describe_error(error) for error in errors])
+
+
+def updated_error_columns(table: pa.Table, errors: Sequence[Exception | None]) -> dict[str, pa.Array]:
+    """Return the columns of ERRORS of a table, with the errors of a further stage where they are not None."""
+    before = zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), strict=True)
+    pairs = zip(before, errors, strict=True)
+    return _columns([pair if error is None else describe_error(error) for pair, error in pairs])
+
+
+def _columns(pairs: Sequence[tuple[str | None, str | None]]) -> dict[str, pa.Array]:
+    return {name: pa.array([pair[index] for pair in pairs], ERRORS[name]) for index, name in enumerate(ERRORS)}

@@ -1,8 +1,7 @@
-"""Inpainting: the white part of a row's mask made anew, every other pixel as it came."""
+"""Inpainting: the white part of a row's mask is generated anew, every other pixel stays as it is."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,104 +9,108 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import RowDefaults, Task
-from pipeline.diffusion.engine import DenoisingRequest, KnownLatents
-from pipeline.images.masks import CropRegion, binarize_mask, blend, compute_opacity, find_crop_region
+from pipeline.config import RowDefaults
+from pipeline.diffusion.request import DenoisingRequest, KnownLatents
+from pipeline.diffusion.samplers import SamplerTable
+from pipeline.images.masks import binarize_mask, blend, compute_opacity, find_crop_region
 from pipeline.images.resize import to_float
+from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
-from pipeline.tasks.generate import Generate, Heartbeat, no_heartbeat
+from pipeline.tasks.decode import Heartbeat, no_heartbeat, to_levels
+from pipeline.tasks.parameters import DEFAULTS, ParameterResolver
+from pipeline.tasks.requests import RequestBuilder, encode_pixels, row_generator
+from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 
 
-@dataclass(frozen=True, slots=True)
-class _Hole:
-    """What of a row's picture is painted, and where the network works on it."""
+class Inpaint:
+    """Inpainting on one stack, in the way that its U-Net is made for.
 
-    part: NDArray[np.float32]  # (H, W) in [0, 1]: how much of each pixel is new
-    area: CropRegion | None
-    """None where nothing is painted."""
-
-
-class Inpaint(Generate):
-    """The inpainting task on one stack, in the way that its U-Net is made for.
-
-    With 2 C + 1 input channels the U-Net is shown the mask and the masked picture's latents (Rombach et al. 2022,
-    section 4.5); with C, what is known is put back at its noise level after each evaluation (Lugmayr et al. 2022).
-
-    A row is as Generate's, with `pixels` and `mask`, uint8 (H', W') of any size; `prepare` comes first. Noise is drawn
-    in the order of diffusers' pipeline: the picture's encoder's (where it is encoded), the first latents', the masked
-    picture's encoder's, then one a step where the sampler needs it.
+    A U-Net with 2 C + 1 input channels gets the mask and the masked image's latents (Rombach et al. 2022, section
+    4.5). For one with C channels the known latents are restored at their noise level after each step (Lugmayr et al.
+    2022). Noise is drawn in the order of diffusers' pipeline: the image's encoder's (where it is encoded), the first
+    latents', the masked image's encoder's, then one per step where the sampler needs it.
     """
 
-    TASK: ClassVar[Task] = "inpaint"
-
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
-        super().__init__(stack, defaults)
-        self._shown = self.form == "inpainting"
+        form = checked_form(stack.name, "inpaint", stack.unet.config.in_channels, stack.latent_channels)
+        self._takes_mask = form == "inpainting"
+        self.stack, self._run = stack, defaults
+        self._builder = RequestBuilder(stack, defaults.guidance_interval)
+        task_defaults = {**DEFAULTS, "sampler": self._builder.schedule.sampler}
+        self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
 
-    def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The row with its `hole` in place of its mask; a ValueError if it has none."""
-        if row.get("mask") is None:
-            raise ValueError("it has no mask, which inpaint needs")
-        height, width = row["pixels"].shape[:2]
-        chosen = binarize_mask(row["mask"], width, height, inverted=self.defaults.mask_invert)
-        part = compute_opacity(chosen, dilate=self.defaults.mask_dilate, feather=self.defaults.mask_feather)
-        painted = part > 0
-        area = (
-            find_crop_region(painted, self.stack.native_size, self.stack.downsample_factor) if painted.any() else None
+    def prepare(self, row: Row) -> PreparedRow:
+        """Return the row with its parameters and the region to paint; ValueError if it has no image or no mask.
+
+        Where the mask is empty, nothing is generated: `num_inference_steps` and `strength` are 0."""
+        if row.mask is None or row.pixels is None:
+            raise ValueError(f"it has no {'mask' if row.mask is None else 'image'}, which inpaint needs")
+        height, width = row.pixels.shape[:2]
+        masked = binarize_mask(row.mask, width, height, inverted=self._run.mask_invert)
+        opacity = compute_opacity(masked, dilate=self._run.mask_dilate, feather=self._run.mask_feather)
+        painted = opacity > 0
+        region = None
+        if painted.any():
+            region = find_crop_region(painted, self.stack.native_size, self.stack.downsample_factor)
+        parameters = self._parameters(row, width, height)
+        if region is None:
+            parameters = replace(parameters, num_inference_steps=0, strength=0.0)
+        return PreparedRow(parameters=parameters, pixels=row.pixels, opacity=opacity, region=region)
+
+    def request(self, key: Any, row: PreparedRow) -> DenoisingRequest | NDArray[np.uint8]:
+        """Return the row's denoising request; the image itself where the mask is empty."""
+        parameters, region = row.parameters, row.region
+        if region is None or row.opacity is None or parameters.strength is None:
+            return row.source()
+        pixels = torch.from_numpy(to_float(region.to_canvas(row.source())))[None]
+        mask = torch.from_numpy(region.mask_to_canvas(row.opacity > 0).astype(np.float32))[None, None]
+        strength = None if parameters.strength >= 1 else parameters.strength
+        table, generator = self._builder.table(parameters, strength), row_generator(parameters)
+        encodes = strength is not None or not self._takes_mask
+        latents, noise, encoded = self._first_latents(table, pixels, generator, encodes=encodes)
+        request = self._builder.build(key, parameters, table, latents, generator)
+        if self._takes_mask:
+            return replace(request, extra_channels=self._mask_channels(pixels, mask, generator))
+        torch.randn((1, *latents.shape), generator=generator)  # diffusers encodes the masked image here as well
+        factor = self.stack.downsample_factor
+        known = KnownLatents(latents=encoded, noise=noise, mask=F.max_pool2d(mask, factor)[0])
+        return replace(request, known=known)
+
+    def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
+        """Return the row's image with the painted region blended in: uint8 (H, W, 3)."""
+        image, region, opacity = row.source().copy(), row.region, row.opacity
+        assert region is not None and opacity is not None
+        painted = region.from_canvas(to_levels(self.stack.decode(latents[None])[0]))
+        heartbeat()
+        region.crop(image)[:] = blend(region.crop(image), painted, region.crop(opacity))
+        return image
+
+    def _parameters(self, row: Row, width: int, height: int) -> RowParameters:
+        given = self._run.strength if row.strength is None else row.strength
+        strength = 1.0 if given is None else given  # by default nothing of the hole's old content stays
+        parameters = self._resolver.parameters(row, (width, height), strength=strength)
+        return replace(
+            parameters,
+            width=width,
+            height=height,
+            mask_invert=self._run.mask_invert,
+            mask_dilate=self._run.mask_dilate,
+            mask_feather=self._run.mask_feather,
         )
-        return {**row, "mask": None, "hole": _Hole(part, area)}
 
-    def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """As Generate's; `num_inference_steps` and `strength` are 0 where the mask is empty and nothing was made."""
-        height, width = row["pixels"].shape[:2]
-        chosen = super().parameters({**row, "strength": self._strength(row)})
-        chosen |= {"width": width, "height": height}
-        chosen |= {name: getattr(self.defaults, name) for name in ("mask_invert", "mask_dilate", "mask_feather")}
-        if row["hole"].area is None:
-            chosen |= {"num_inference_steps": 0, "strength": 0.0}
-        return chosen
-
-    def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest | NDArray[np.uint8]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What the lane engine runs for the row; the picture itself where the mask is empty."""
-        chosen = self.parameters(row)
-        hole: _Hole = row["hole"]
-        if hole.area is None:
-            return row["pixels"]
-        source = torch.from_numpy(to_float(hole.area.to_canvas(row["pixels"])))[None]
-        mask = torch.from_numpy(hole.area.mask_to_canvas(hole.part > 0).astype(np.float32))[None, None]
-        started = None if chosen["strength"] >= 1 else chosen["strength"]
-        request = self._without_latents(key, chosen, started)
-        return self._with_latents(request, source, mask, encodes=started is not None or not self._shown)
-
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
-        """The row's picture with the painted part put in: uint8 (H, W, 3)."""
-        hole, picture = row["hole"], row["pixels"].copy()
-        made = hole.area.from_canvas(super().pixels(latents, row, beat))
-        hole.area.crop(picture)[:] = blend(hole.area.crop(picture), made, hole.area.crop(hole.part))
-        return picture
-
-    def _with_latents(
-        self, request: DenoisingRequest, source: Tensor, mask: Tensor, *, encodes: bool
-    ) -> DenoisingRequest:
-        """The request with its first latents and what else it is shown of pixels and mask (1, 1 or 3, H, W)."""
-        factor, generator, table = self.stack.downsample_factor, request.generator, request.table
-        size = (source.shape[2] // factor, source.shape[3] // factor)
-        shape = (1, self.stack.latent_channels, *size)
-        encoded = self._encoded(source, shape, generator) if encodes else torch.zeros(shape)
+    def _first_latents(
+        self, table: SamplerTable, pixels: Tensor, generator: torch.Generator, *, encodes: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the first latents, their noise, and the image's latents (zero if not encoded), (C, h, w) each."""
+        factor = self.stack.downsample_factor
+        shape = (1, self.stack.latent_channels, pixels.shape[2] // factor, pixels.shape[3] // factor)
+        encoded = encode_pixels(self.stack, pixels, generator) if encodes else torch.zeros(shape)
         noise = torch.randn(shape, generator=generator)
-        latents = (table.start_signal * encoded + table.start_noise * noise)[0]
-        if self._shown:
-            masked = self._encoded(source * (mask < 0.5), shape, generator)
-            small = F.interpolate(mask, size)  # the nearest pixel's: what such U-Nets are trained on
-            return replace(request, latents=latents, extra_channels=torch.cat([small, masked], dim=1)[0])
-        torch.randn(shape, generator=generator)  # diffusers encodes the masked picture here too, and forgets it
-        known = KnownLatents(latents=encoded[0], noise=noise[0], mask=F.max_pool2d(mask, factor)[0])
-        return replace(request, latents=latents, known=known)
+        latents = table.start_signal * encoded + table.start_noise * noise
+        return latents[0], noise[0], encoded[0]
 
-    def _encoded(self, pixels: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return self.stack.encode(pixels, torch.randn(shape, generator=generator)).cpu()
-
-    def _strength(self, row: Mapping[str, Any]) -> float:
-        """1, where neither row nor run says: the hole's old contents are not wanted."""
-        given = row.get("strength") if row.get("strength") is not None else self.defaults.strength
-        return 1.0 if given is None else given
+    def _mask_channels(self, pixels: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the mask and the masked image's latents (1 + C, h, w)."""
+        masked = encode_pixels(self.stack, pixels * (mask < 0.5), generator)
+        small = F.interpolate(mask, masked.shape[-2:])  # nearest: what such U-Nets are trained on
+        return torch.cat([small, masked], dim=1)[0]

@@ -1,55 +1,52 @@
-"""Super-resolution: a row's picture enlarged, in tiles where it is larger than the network takes."""
+"""Super-resolution: a row's image enlarged, in tiles where it is larger than the network takes."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Final
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import RowDefaults, Task
-from pipeline.diffusion.engine import DenoisingRequest
+from pipeline.config import RowDefaults
+from pipeline.diffusion.request import DenoisingRequest
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
 from pipeline.errors import CheckpointError
 from pipeline.images.colors import correct_colors
 from pipeline.images.resize import resize, to_float, to_gray
+from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
-from pipeline.tasks.generate import Generate, Heartbeat, levels_of, no_heartbeat
+from pipeline.tasks.decode import UPSCALE_FACTOR, Heartbeat, decode_tiled, no_heartbeat
+from pipeline.tasks.parameters import DEFAULTS, ParameterResolver
+from pipeline.tasks.requests import RequestBuilder, row_generator
+from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 
-FACTOR: Final = 4
-"""How many times the networks enlarge a picture: latents lie on the source's pixels, and are decoded by this factor."""
 
+class Upscale:
+    """Super-resolution on one stack, in the way that its U-Net is made for.
 
-class Upscale(Generate):
-    """The upscaling task on one stack, in the way that its U-Net is made for.
+    The U-Net gets the source beside the latents (Rombach et al. 2022, section 4.4): Stable Diffusion's x4 upscaler,
+    which has text, with noise of a level that is its class label; the paper's, which has no text, as it is.
 
-    Either is shown the source beside the latents (Rombach et al. 2022, section 4.4): the one with text, Stable
-    Diffusion's x4 upscaler, with noise of a level that it is told; the one without text, the paper's, as it is.
-
-    A row is as Generate's, with `pixels`, uint8 (H, W, C) of any size: gray, gray and alpha, RGB or RGBA. Colors go
-    through the networks, alpha beside them. Noise is drawn in the order of diffusers' pipelines: the source's (with
-    text), the first latents', then one a step where the sampler needs it; for all of the picture, never for a tile.
+    A row's `pixels` are uint8 (H, W, C) of any size: gray, gray and alpha, RGB or RGBA. Colors go through the
+    networks, alpha is resized beside them. Noise is drawn in the order of diffusers' pipelines, for the whole image
+    and never for a tile: the source's (with text), the first latents', then one per step where the sampler needs it.
     """
 
-    TASK: ClassVar[Task] = "upscale"
-
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
-        super().__init__(stack, defaults)
-        self.fallbacks = {"num_inference_steps": 100 if stack.text is None else 75, "guidance_scale": 9.0}
-        self.fallbacks |= {"noise_level": 20}
-        if stack.downsample_factor != FACTOR:
-            raise CheckpointError(
-                f"{stack.name}: its autoencoder enlarges {stack.downsample_factor} times; upscale needs {FACTOR}"
-            )
-        if (stack.unet.config.num_class_embeds is None) != (stack.low_res_schedule_config is None):
-            raise CheckpointError(f"{stack.name}: num_class_embeds and low_res_scheduler need each other")
+        checked_form(stack.name, "upscale", stack.unet.config.in_channels, stack.latent_channels)
+        _check_upscaler(stack)
+        self.stack, self._scale = stack, defaults.scale
+        self._builder = RequestBuilder(stack, defaults.guidance_interval)
+        steps = 100 if stack.text is None else 75
+        task_defaults = {**DEFAULTS, "num_inference_steps": steps, "guidance_scale": 9.0, "noise_level": 20}
+        task_defaults["sampler"] = self._builder.schedule.sampler
+        self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
+        self._correct_colors = bool(self._resolver.option("correct_colors", False))
         noise = stack.low_res_schedule_config
-        self._alphas = None if noise is None else NoiseScheduleConfig.from_dict(noise).alphas_cumprod()
+        self._alphas_cumprod = None if noise is None else NoiseScheduleConfig.from_dict(noise).alphas_cumprod()
         self._multiple = 2 ** (len(stack.unet.config.block_out_channels) - 1)
-        self.correct_colors: bool = self._setting({}, "correct_colors", stack.generation_config, False)
         self.tile = stack.unet.config.sample_size if defaults.tile is None else defaults.tile
         self.overlap = self.tile // 4 if defaults.overlap is None else defaults.overlap
         if self.tile < self._multiple or self.tile % self._multiple or not 0 <= self.overlap <= self.tile // 2:
@@ -58,104 +55,97 @@ class Upscale(Generate):
                 "and from 0 to half of it"
             )
 
-    def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """As Generate's, with the tiles; `width` and `height` are the output's. A U-Net without text has no prompt."""
-        height, width = row["pixels"].shape[:2]
-        chosen = super().parameters({**row, "pixels": None})
-        chosen |= {
-            "width": self.defaults.scale * width,
-            "height": self.defaults.scale * height,
-            "noise_level": None,
-            "upscale_factor": self.defaults.scale,
-            "tile_size": self.tile,
-            "tile_overlap": self.overlap,
-            "colors_corrected": self.correct_colors,
-        }
-        if self._alphas is not None:
-            chosen["noise_level"] = int(self._setting(row, "noise_level", self.stack.generation_config))
-        if self.stack.text is None:
-            chosen |= {"prompt": "", "negative_prompt": "", "guidance_scale": 1.0, "guidance_rescale": 0.0}
-        return chosen
+    def prepare(self, row: Row) -> PreparedRow:
+        """Return the row with its parameters in force; ValueError if its noise level is out of range."""
+        parameters = self._parameters(row)
+        if self._alphas_cumprod is not None and parameters.noise_level is not None:
+            highest = min(self.stack.max_noise_level, len(self._alphas_cumprod) - 1)
+            if parameters.noise_level > highest:
+                raise ValueError(f"noise_level is {parameters.noise_level}; give 0 to {highest}")
+        return PreparedRow(parameters=parameters, pixels=row.pixels)
 
-    def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest:
-        """What the lane engine runs for the row; a ValueError says what of the row can't be."""
-        chosen = self.parameters(row)
-        source = self._padded(self._shown(row["pixels"]))
+    def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:
+        """Return the row's denoising request."""
+        parameters = row.parameters
+        source = self._padded(self._network_source(row.source()))
         height, width = source.shape[:2]
-        request = self._without_latents(key, chosen, None)
-        shown = torch.from_numpy(to_float(source))[None]
-        if self._alphas is not None:
-            shown = self._noised(shown, chosen["noise_level"], request.generator)
-        noise = torch.randn((1, self.stack.latent_channels, height, width), generator=request.generator)
+        table, generator = self._builder.table(parameters, None), row_generator(parameters)
+        low_resolution = torch.from_numpy(to_float(source))[None]
+        if parameters.noise_level is not None:
+            low_resolution = self._add_noise(low_resolution, parameters.noise_level, generator)
+        noise = torch.randn((1, self.stack.latent_channels, height, width), generator=generator)
+        request = self._builder.build(key, parameters, table, table.start_noise * noise[0], generator)
         return replace(
             request,
-            latents=request.table.start_noise * noise[0],
-            extra_channels=shown[0],
-            class_label=chosen["noise_level"],
+            extra_channels=low_resolution[0],
+            class_label=parameters.noise_level,
             tiling=Tiling.of(height, width, self.tile, self.overlap),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
-        """The row's picture enlarged: uint8 (scale H, scale W, C), C as the source has it."""
-        source: NDArray[np.uint8] = row["pixels"]
+    def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
+        """Return the row's image enlarged: uint8 (scale H, scale W, C) with the source's channels."""
+        source = row.source()
         height, width, channels = source.shape
-        shown = self._shown(source)
+        network_source = self._network_source(source)
         tiling = Tiling.of(latents.shape[1], latents.shape[2], self.tile, self.overlap)
-        made = decoded(self.stack.decode, latents, tiling, beat)[: FACTOR * shown.shape[0], : FACTOR * shown.shape[1]]
-        if self.correct_colors:
-            made = correct_colors(made, shown, beat)
-        scale = self.defaults.scale
-        made = resize(made, scale * width, scale * height)
+        enlarged = decode_tiled(self.stack.decode, latents, tiling, heartbeat)
+        enlarged = enlarged[: UPSCALE_FACTOR * network_source.shape[0], : UPSCALE_FACTOR * network_source.shape[1]]
+        if self._correct_colors:
+            enlarged = correct_colors(enlarged, network_source, heartbeat)
+        enlarged = resize(enlarged, self._scale * width, self._scale * height)
         if channels < 3:
-            made = to_gray(made)[..., None]
+            enlarged = to_gray(enlarged)[..., None]
         if channels in (2, 4):
-            alpha = resize(source[..., -1], scale * width, scale * height, "bicubic")
-            made = np.concatenate([made, alpha[..., None]], axis=2)
-        return made
+            alpha = resize(source[..., -1], self._scale * width, self._scale * height, "bicubic")
+            enlarged = np.concatenate([enlarged, alpha[..., None]], axis=2)
+        return enlarged
 
-    def _noised(self, shown: Tensor, level: int, generator: torch.Generator) -> Tensor:
-        """The source at a noise level: conditioning augmentation (Ho et al. 2022)."""
-        assert self._alphas is not None
-        most = min(self.stack.max_noise_level, len(self._alphas) - 1)
-        if level > most:
-            raise ValueError(f"noise_level is {level}; give 0 to {most}")
-        signal = float(self._alphas[level])
-        return signal**0.5 * shown + (1 - signal) ** 0.5 * torch.randn(shown.shape, generator=generator)
+    def _parameters(self, row: Row) -> RowParameters:
+        if row.pixels is None:
+            raise ValueError("it has no image, which upscale needs")
+        height, width = row.pixels.shape[:2]
+        parameters = replace(
+            self._resolver.parameters(row, (width, height)),
+            width=self._scale * width,
+            height=self._scale * height,
+            upscale_factor=self._scale,
+            tile_size=self.tile,
+            tile_overlap=self.overlap,
+            colors_corrected=self._correct_colors,
+        )
+        if self._alphas_cumprod is not None:
+            parameters = replace(parameters, noise_level=int(self._resolver.value(row, "noise_level")))
+        if self.stack.text is None:
+            parameters = replace(parameters, prompt="", negative_prompt="", guidance_scale=1.0, guidance_rescale=0.0)
+        return parameters
 
-    def _shown(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The colors that the networks enlarge by FACTOR: of a larger scale, those of the source enlarged before."""
-        more = max(self.defaults.scale // FACTOR, 1)
+    def _add_noise(self, source: Tensor, level: int, generator: torch.Generator) -> Tensor:
+        """Return the source at a noise level: conditioning augmentation (Ho et al. 2022)."""
+        assert self._alphas_cumprod is not None
+        signal = float(self._alphas_cumprod[level])
+        return signal**0.5 * source + (1 - signal) ** 0.5 * torch.randn(source.shape, generator=generator)
+
+    def _network_source(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the RGB (H', W', 3) that the networks enlarge: for a scale above 4 the source enlarged before."""
+        scale = max(self._scale // UPSCALE_FACTOR, 1)
         height, width = source.shape[:2]
-        return resize(_colors(source), more * width, more * height, "bicubic")
+        return resize(_rgb(source), scale * width, scale * height, "bicubic")
 
     def _padded(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """A side that is shorter than a tile, mirrored to a multiple of what the U-Net halves; longer ones as is."""
-        more = [(0, -side % self._multiple if side < self.tile else 0) for side in source.shape[:2]]
-        return np.pad(source, (*more, (0, 0)), mode="symmetric")
+        """Return the source with sides below the tile mirrored to a multiple of the U-Net's downsampling."""
+        padding = [(0, -side % self._multiple if side < self.tile else 0) for side in source.shape[:2]]
+        return np.pad(source, (*padding, (0, 0)), mode="symmetric")
 
 
-def decoded(
-    decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling, beat: Heartbeat = no_heartbeat
-) -> NDArray[np.uint8]:
-    """The picture of latents (C, h, w), decoded tile by tile and joined: uint8 (FACTOR h, FACTOR w, 3).
-
-    `beat` is called after each tile. Memory: the picture, and a row of tiles in float32."""
-    rows, columns = tiling.weights(FACTOR)
-    picture = np.empty((FACTOR * tiling.height, FACTOR * tiling.width, 3), np.uint8)
-    deep, across = FACTOR * tiling.tile_height, FACTOR * tiling.tile_width
-    band = torch.zeros(3, deep, FACTOR * tiling.width)
-    for row, top in enumerate(tiling.tops):
-        for column, left in enumerate(tiling.lefts):
-            pixels = decode(tiling.cut(latents, row * len(tiling.lefts) + column)[None])[0].cpu()
-            beside = band[:, :, FACTOR * left : FACTOR * left + across]
-            beside.addcmul_(rows[row][:, None] * columns[column], pixels)
-            beat()
-        final = FACTOR * (tiling.tops[row + 1] - top) if row + 1 < len(tiling.tops) else deep
-        picture[FACTOR * top : FACTOR * top + final] = levels_of(band[:, :final])
-        band = torch.cat([band[:, final:], torch.zeros(3, final, band.shape[2])], dim=1)
-    return picture
+def _check_upscaler(stack: Stack) -> None:
+    if stack.downsample_factor != UPSCALE_FACTOR:
+        raise CheckpointError(
+            f"{stack.name}: its autoencoder enlarges {stack.downsample_factor} times; upscale needs {UPSCALE_FACTOR}"
+        )
+    if (stack.unet.config.num_class_embeds is None) != (stack.low_res_schedule_config is None):
+        raise CheckpointError(f"{stack.name}: num_class_embeds and low_res_scheduler need each other")
 
 
-def _colors(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGB (H, W, 3) of what a row holds."""
+def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the colors of pixels (H, W, C) as RGB (H, W, 3)."""
     return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)

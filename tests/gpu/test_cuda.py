@@ -9,6 +9,7 @@ from pipeline.diffusion.engine import LaneEngine
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.rows import Row
 
 pytestmark = pytest.mark.gpu
 
@@ -19,11 +20,11 @@ def made_on(device: str, dtype: torch.dtype = torch.float32) -> tuple[np.ndarray
     """Pictures (B, H, W, 3) of PROMPTS."""
     task = Generate(load_stack(EMBEDDED / "shapes", device=device, dtype=dtype), RowDefaults())
     engine = LaneEngine(task.stack.denoise, lanes=4, device=task.stack.device, dtype=dtype)
-    rows = [task.prepare({"prompt": prompt, "seed": seed}) for seed, prompt in enumerate(PROMPTS)]
+    rows = [task.prepare(Row(prompt=prompt, seed=seed)) for seed, prompt in enumerate(PROMPTS)]
     pictures: dict[object, np.ndarray] = {}
     for key, latents in engine.run(task.request(index, row) for index, row in enumerate(rows)):
         assert isinstance(latents, torch.Tensor)
-        pictures[key] = task.pixels(latents, rows[int(str(key))])
+        pictures[key] = task.decode(latents, rows[int(str(key))])
     return np.stack([pictures[index] for index in range(len(rows))]), engine
 
 

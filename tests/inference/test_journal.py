@@ -9,10 +9,12 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.errors import ActorError, ProcessDied, Stopped
 from pipeline.inference.journal import MAX_DEATHS, Journal
-from pipeline.inference.worker import LaneThread, RowResult
+from pipeline.inference.task import RowResult
+from pipeline.inference.worker import LaneWorker
+from pipeline.tasks.rows import Row
 from tests.cheap import load_cheap
 
-ROWS = [{"id": f"r{index}", "prompt": "x", "seed": index} for index in range(6)]
+ROWS = [Row(id=f"r{index}", prompt="x", seed=index) for index in range(6)]
 
 
 class Killed(Exception):
@@ -33,10 +35,10 @@ class PoisonedJournal(Journal):
             raise Killed
 
 
-def lanes_of(journal: Journal) -> LaneThread:
+def lanes_of(journal: Journal) -> LaneWorker:
     torch.set_num_threads(1)
-    machinery = load_cheap(RunConfig(task="generate", manifest="m", output="o", lanes=4), "cpu")
-    return LaneThread(machinery.task, machinery.engine, threads=1, report=lambda amounts: None, journal=journal)
+    loaded = load_cheap(RunConfig(task="generate", manifest="m", output="o", lanes=4), "cpu")
+    return LaneWorker(loaded.task, loaded.engine, threads=1, report=lambda amounts: None, journal=journal)
 
 
 def test_a_row_that_kills_its_process_fails_after_three_deaths_and_its_neighbors_are_made() -> None:

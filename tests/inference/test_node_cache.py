@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.inference import node_cache
-from pipeline.inference.node_cache import Weights, local_checkpoint
+from pipeline.inference.node_cache import WeightHashes, local_checkpoint
 from pipeline.stages.denoise import Denoise
 from pipeline.storage import locate, write_bytes
 from tests.cheap import load_cheap
@@ -67,7 +67,7 @@ def test_a_copy_that_is_there_is_taken_as_it_is_where_nothing_can_be_written(
         raise OSError(f"{place}: read-only file system")
 
     folder = local_checkpoint(model)
-    monkeypatch.setattr(node_cache, "_alone", refused)
+    monkeypatch.setattr(node_cache, "_exclusive_lock", refused)
     assert local_checkpoint(model) == folder
 
 
@@ -84,12 +84,12 @@ def test_what_a_process_left_that_died_half_way_is_not_taken(model: str) -> None
 def test_a_file_that_comes_short_is_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     filesystem = locate(model)[0]
     monkeypatch.setattr(filesystem, "get_file", lambda path, to: Path(to).write_bytes(b"half"))
-    with pytest.raises(CheckpointError, match="models/one/.* 4 of .* bytes came; try again"):
+    with pytest.raises(CheckpointError, match="models/one/.* 4 of .* bytes were received; try again"):
         local_checkpoint(model)
 
 
 def test_an_actor_with_other_weights_than_the_driver_does_not_start(tmp_path: Path) -> None:
     config = RunConfig(task="generate", manifest="m.parquet", output=str(tmp_path))
     with pytest.raises(CheckpointError, match=r"its sha256 is 0000.*, the driver's is 1111.*; delete that node's copy"):
-        Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights=Weights(model="1" * 64))
-    Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights=Weights(model="0" * 64)).close()
+        Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights=WeightHashes(model="1" * 64))
+    Denoise(config, "run", "cpu", lambda amounts: None, load_cheap, weights=WeightHashes(model="0" * 64)).close()

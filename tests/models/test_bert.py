@@ -23,6 +23,7 @@ from pipeline.errors import CheckpointError
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.rows import Row
 
 CONFIG = BertConfig(
     vocab_size=100,
@@ -90,11 +91,12 @@ def test_a_picture_equals_the_reference_pipelines(folder: Path) -> None:
     task = Generate(stack, RowDefaults())
     row = {"prompt": prompt, "seed": 5, "num_inference_steps": 4, "guidance_scale": 5.0}
     engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
-    [(_, latents)] = engine.run([task.request("only", row)])
+    prepared = task.prepare(Row(**row))
+    [(_, latents)] = engine.run([task.request("only", prepared)])
     assert isinstance(latents, torch.Tensor)
-    assert np.abs(task.pixels(latents, row) - 255 * told.images[0]).max() <= 1
-    other = task.request("other", {**row, "prompt": "a blue square"})
-    assert (other.prompt_embeds - task.request("only", row).prompt_embeds).abs().max() > 0.1
+    assert np.abs(task.decode(latents, prepared) - 255 * told.images[0]).max() <= 1
+    other = task.request("other", task.prepare(Row(**{**row, "prompt": "a blue square"})))
+    assert (other.prompt_embeds - task.request("only", prepared).prompt_embeds).abs().max() > 0.1
 
 
 def test_a_tokenizer_without_words_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:

@@ -45,8 +45,10 @@ def test_pictures_and_texts_have_the_vectors_that_transformers_gives(folder: Pat
     tokens = clip._text.tokenizer(texts, padding="max_length", return_tensors="pt").input_ids
     with torch.inference_mode():
         seen = theirs(input_ids=tokens, pixel_values=values)
-    torch.testing.assert_close(clip.of_pictures(pixels), seen.image_embeds, rtol=0, atol=1e-5)
-    torch.testing.assert_close(torch.stack([clip.of_text(text) for text in texts]), seen.text_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(clip.embed_images(pixels), seen.image_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.stack([clip.embed_text(text) for text in texts]), seen.text_embeds, rtol=0, atol=1e-5
+    )
     assert clip.scale == pytest.approx(theirs.logit_scale.exp().item())
 
 
@@ -61,7 +63,7 @@ def test_pictures_are_prepared_as_transformers_prepares_them(folder: Path, heigh
         size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, do_normalize=False, do_rescale=False
     )
     theirs = np.asarray(processor(picture, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
-    ours = clip.prepared(picture)
+    ours = clip.crop(picture)
     assert ours.shape == (SIDE, SIDE, 3)
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
@@ -69,8 +71,8 @@ def test_pictures_are_prepared_as_transformers_prepares_them(folder: Path, heigh
 def test_a_text_of_any_length_has_a_vector_and_its_end_counts(folder: Path) -> None:
     clip = load_clip(folder)
     long = "a red circle left of a blue star and " * 20
-    assert clip.of_text(long).norm().item() == pytest.approx(1, abs=1e-5)
-    assert not torch.allclose(clip.of_text(long + "a heart"), clip.of_text(long + "a cross"), atol=1e-4)
+    assert clip.embed_text(long).norm().item() == pytest.approx(1, abs=1e-5)
+    assert not torch.allclose(clip.embed_text(long + "a heart"), clip.embed_text(long + "a cross"), atol=1e-4)
 
 
 def test_what_is_no_clip_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def embedded() -> Clip:
 
 def test_the_embedded_clip_finds_the_caption_among_many(embedded: Clip) -> None:
     drawn = SCENES.examples(1_000, 0, 64, embedded.side)
-    texts = torch.stack([embedded.of_text(caption) for _, caption in drawn])
-    seen = embedded.of_pictures(np.stack([np.asarray(picture) for picture, _ in drawn]))
+    texts = torch.stack([embedded.embed_text(caption) for _, caption in drawn])
+    seen = embedded.embed_images(np.stack([np.asarray(picture) for picture, _ in drawn]))
     found = (seen @ texts.T).argmax(1) == torch.arange(len(drawn))
     assert found.float().mean() >= 0.95

@@ -15,7 +15,8 @@ from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale
-from pipeline.training.data.scenes import Scene, draw
+from pipeline.training.data.drawing import draw
+from pipeline.training.data.scenes import Scene
 from tests.benchmarks.judge import held_out, judge, made, psnr
 from tests.benchmarks.score_inpainting import hole, other_thing, row
 

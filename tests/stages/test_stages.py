@@ -18,13 +18,15 @@ from pipeline.config import RowDefaults, RunConfig
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.errors import ActorError
-from pipeline.inference.worker import LaneThread, RowResult
+from pipeline.inference.task import RowResult
+from pipeline.inference.worker import LaneWorker
 from pipeline.manifest.identity import derive_seed
 from pipeline.manifest.rules import Rules
 from pipeline.stages.denoise import Denoise
 from pipeline.stages.encode import EncodeImages
 from pipeline.stages.prepare import PrepareRows
 from pipeline.stages.rows import sha256_of
+from pipeline.tasks.rows import Row
 from tests.cheap import CheapTask, load_broken, load_cheap, zeros
 from tests.checkpoints import tiny_checkpoint
 
@@ -158,11 +160,11 @@ def test_concurrent_calls_share_the_lanes() -> None:
         return first_request(key, row)
 
     task.request = held_back  # pyright: ignore[reportAttributeAccessIssue]
-    lanes = LaneThread(task, engine, threads=1, report=lambda amounts: None)
+    lanes = LaneWorker(task, engine, threads=1, report=lambda amounts: None)
     outcomes: dict[str, Any] = {}
 
     def call(name: str, rows: int) -> None:
-        outcomes[name] = lanes.run([{"prompt": name, "seed": seed} for seed in range(rows)])
+        outcomes[name] = lanes.run([Row(prompt=name, seed=seed) for seed in range(rows)])
 
     counts = {"first": 1, "one": 4, "two": 3}
     callers = [threading.Thread(target=call, args=item, daemon=True) for item in counts.items()]
@@ -179,26 +181,26 @@ def test_concurrent_calls_share_the_lanes() -> None:
     lanes.close()
     assert engine.stats.calls == 1
     for name, count in counts.items():
-        assert [made.parameters["prompt"] for made in outcomes[name] if isinstance(made, RowResult)] == [name] * count
-        assert [made.parameters["seed"] for made in outcomes[name]] == list(range(count))
+        assert [made.parameters.prompt for made in outcomes[name] if isinstance(made, RowResult)] == [name] * count
+        assert [made.parameters.seed for made in outcomes[name]] == list(range(count))
 
 
 class LargePictures(CheapTask):
     """Decodes in parts, each of which takes its time."""
 
-    def pixels(self, latents: Any, row: Any, beat: Any) -> np.ndarray:
+    def decode(self, latents: Any, row: Any, heartbeat: Any) -> np.ndarray:
         for _ in range(6):
             time.sleep(0.3)
-            beat()
-        return super().pixels(latents, row, beat)
+            heartbeat()
+        return super().decode(latents, row, heartbeat)
 
 
 def test_a_picture_that_is_decoded_for_long_is_heard_of_meanwhile() -> None:
     told: list[dict[str, float]] = []
     engine = LaneEngine(zeros, lanes=4, device=torch.device("cpu"), dtype=torch.float32)
-    thread = LaneThread(LargePictures(), engine, threads=1, report=lambda amounts: told.append(dict(amounts)))
+    thread = LaneWorker(LargePictures(), engine, threads=1, report=lambda amounts: told.append(dict(amounts)))
     try:
-        [made] = thread.run([{"id": "a", "prompt": "x", "seed": 1}])
+        [made] = thread.run([Row(id="a", prompt="x", seed=1)])
     finally:
         thread.close()
     assert isinstance(made, RowResult)

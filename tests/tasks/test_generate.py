@@ -1,5 +1,6 @@
 """A row's whole picture against diffusers' pipelines, for a batch of one, on small random checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
+from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.rows import Row
 from tests.checkpoints import tiny_checkpoint
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -42,10 +45,11 @@ def picture(folder: Path, row: dict[str, Any]) -> np.ndarray:
     stack = load_stack(folder)
     task = Generate(stack, RowDefaults())
     engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
-    [(key, latents)] = engine.run([task.request("only", row)])
+    prepared = task.prepare(Row(**row))
+    [(key, latents)] = engine.run([task.request("only", prepared)])
     assert key == "only"
     assert isinstance(latents, torch.Tensor)
-    return task.pixels(latents, row)
+    return task.decode(latents, prepared)
 
 
 def reference(folder: Path, sampler: str, kind: type = StableDiffusionPipeline) -> Any:
@@ -122,13 +126,14 @@ def test_guidance_rescale_is_diffusers_picture(folder: Path) -> None:
 def test_a_size_that_the_autoencoder_cannot_make_is_refused(folder: Path) -> None:
     task = Generate(load_stack(folder), RowDefaults())
     with pytest.raises(ValueError, match=r"width is 7; give a multiple of 8"):
-        task.request("only", {"prompt": "a red circle", "seed": 1, "width": 7})
+        task.prepare(Row(prompt="a red circle", seed=1, width=7))
 
 
 def test_what_a_row_leaves_open_comes_from_the_run_then_from_the_checkpoint(folder: Path) -> None:
     task = Generate(load_stack(folder), RowDefaults(num_inference_steps=9, negative_prompt="blur"))
-    row = {"prompt": "a red circle", "seed": 1, "guidance_scale": None, "sampler": None}
-    chosen = task.parameters(row)
-    assert (chosen["num_inference_steps"], chosen["negative_prompt"]) == (9, "blur")
-    assert (chosen["guidance_scale"], chosen["sampler"], chosen["strength"]) == (7.5, task.schedule.sampler, None)
-    assert task.parameters({**row, "num_inference_steps": 3})["num_inference_steps"] == 3
+    expected = NoiseScheduleConfig.from_dict(task.stack.schedule_config).sampler
+    row = Row(prompt="a red circle", seed=1)
+    parameters = task.parameters(row)
+    assert (parameters.num_inference_steps, parameters.negative_prompt) == (9, "blur")
+    assert (parameters.guidance_scale, parameters.sampler, parameters.strength) == (7.5, expected, None)
+    assert task.parameters(replace(row, num_inference_steps=3)).num_inference_steps == 3

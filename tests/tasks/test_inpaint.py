@@ -12,10 +12,13 @@ from PIL import Image
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.images import masks
-from pipeline.inference.worker import LaneThread, RowResult
+from pipeline.inference.task import RowResult
+from pipeline.inference.worker import LaneWorker
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.stack import Stack
+from pipeline.tasks.decode import to_levels
 from pipeline.tasks.inpaint import Inpaint
+from pipeline.tasks.rows import Row
 from tests.checkpoints import Family, tiny_checkpoint
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": 3.0}
@@ -34,8 +37,8 @@ def stack(folder: Path) -> Stack:
 
 def painted(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[RowResult]:
     engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
-    lanes = LaneThread(Inpaint(stack, RowDefaults(**defaults)), engine, threads=1, report=lambda amounts: None)
-    outcomes = lanes.run(rows)
+    lanes = LaneWorker(Inpaint(stack, RowDefaults(**defaults)), engine, threads=1, report=lambda amounts: None)
+    outcomes = lanes.run([Row(**row) for row in rows])
     lanes.close()
     assert all(isinstance(outcome, RowResult) for outcome in outcomes), outcomes
     return [outcome for outcome in outcomes if isinstance(outcome, RowResult)]
@@ -74,12 +77,12 @@ def test_what_is_painted_is_diffusers_picture(folder: Path, stack: Stack, streng
     assert np.abs(made.pixels[white].astype(int) - theirs[white]).max() <= 1
     assert (made.pixels[~white] == row["pixels"][~white]).all()
     whole = Inpaint(stack, RowDefaults())
-    prepared = whole.prepare(row)
+    prepared = whole.prepare(Row(**row))
     [(_, latents)] = LaneEngine(stack.denoise, lanes=2, device="cpu", dtype=torch.float32).run(
         [request for request in [whole.request("only", prepared)] if not isinstance(request, np.ndarray)]
     )
     assert isinstance(latents, torch.Tensor)
-    decoded = super(Inpaint, whole).pixels(latents, prepared)
+    decoded = to_levels(stack.decode(latents[None])[0])
     assert np.abs(decoded.astype(int) - theirs).max() <= 1
 
 
@@ -93,16 +96,16 @@ def test_only_a_large_pictures_hole_and_its_feather_change(stack: Stack) -> None
     assert not changed.any()
 
 
-def test_an_empty_mask_gives_the_picture_back_and_says_that_nothing_was_made(stack: Stack) -> None:
+def test_an_empty_mask_gives_the_picture_back_and_records_no_steps(stack: Stack) -> None:
     empty, full = row_of(mask=np.zeros((8, 8), np.uint8)), row_of(mask=np.full((8, 8), 255, np.uint8))
     left, made = painted(stack, empty, full)
     assert (left.pixels == empty["pixels"]).all()
-    assert (left.parameters["num_inference_steps"], left.parameters["strength"]) == (0, 0.0)
+    assert (left.parameters.num_inference_steps, left.parameters.strength) == (0, 0.0)
     assert (made.pixels != full["pixels"]).any(2).mean() > 0.9
-    assert (made.parameters["num_inference_steps"], made.parameters["strength"]) == (5, 1.0)
+    assert (made.parameters.num_inference_steps, made.parameters.strength) == (5, 1.0)
 
 
-def test_the_masks_settings_are_told_and_a_mask_is_worked_out_once(
+def test_the_mask_options_are_recorded_and_a_mask_is_computed_once(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -113,6 +116,6 @@ def test_the_masks_settings_are_told_and_a_mask_is_worked_out_once(
 
     monkeypatch.setattr("pipeline.tasks.inpaint.compute_opacity", counted)
     [made] = painted(stack, row_of(), mask_dilate=2, mask_feather=4)
-    told = [made.parameters[name] for name in ("mask_invert", "mask_dilate", "mask_feather")]
-    assert told == [False, 2, 4]
+    recorded = [getattr(made.parameters, name) for name in ("mask_invert", "mask_dilate", "mask_feather")]
+    assert recorded == [False, 2, 4]
     assert len(calls) == 1

@@ -1,0 +1,72 @@
+"""Denoising requests of one model: prompt embeddings, sampler tables, and the noise of a row's seed."""
+
+import functools
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.request import DenoisingRequest
+from pipeline.diffusion.samplers import SamplerTable, sampler_table
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.models.stack import Stack
+from pipeline.tasks.rows import RowParameters
+
+_CACHE_SIZE: Final = 256
+
+
+class RequestBuilder:
+    """Builds denoising requests; each distinct prompt is encoded once, each distinct table computed once."""
+
+    def __init__(self, stack: Stack, guidance_interval: tuple[float, float]) -> None:
+        self.schedule = NoiseScheduleConfig.from_dict(stack.schedule_config)
+        self._stack, self._guidance_interval = stack, guidance_interval
+        self._encode = functools.lru_cache(maxsize=_CACHE_SIZE)(self._encode_prompt)
+        self._table = functools.lru_cache(maxsize=_CACHE_SIZE)(self._sampler_table)
+
+    def table(self, parameters: RowParameters, strength: float | None) -> SamplerTable:
+        """Return the sampler table of a row; `strength` None starts from noise alone."""
+        return self._table(parameters.sampler, parameters.num_inference_steps, parameters.eta, strength)
+
+    def build(
+        self, key: Any, parameters: RowParameters, table: SamplerTable, latents: Tensor, generator: torch.Generator
+    ) -> DenoisingRequest:
+        """Return a row's request for its first latents (C, h, w); `generator` has drawn all noise so far."""
+        guidance = Guidance(
+            scale=parameters.guidance_scale, rescale=parameters.guidance_rescale, interval=self._guidance_interval
+        )
+        windows = self._windows(parameters.prompt, parameters.negative_prompt if guidance.is_on else "")
+        return DenoisingRequest(
+            key=key,
+            table=table,
+            latents=latents,
+            generator=generator,
+            prompt_embeds=self._encode(parameters.prompt, windows),
+            negative_prompt_embeds=self._encode(parameters.negative_prompt, windows) if guidance.is_on else None,
+            guidance=guidance,
+        )
+
+    def _windows(self, *prompts: str) -> int:
+        text = self._stack.text
+        return 0 if text is None else max(text.chunks(prompt) for prompt in prompts)
+
+    def _encode_prompt(self, prompt: str, windows: int) -> Tensor:
+        """Return the embeddings (T, D), which are empty for a U-Net without text."""
+        text = self._stack.text
+        return torch.zeros(0, 0) if text is None else text.encode([prompt], chunks=windows)[0]
+
+    def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
+        return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
+
+
+def row_generator(parameters: RowParameters) -> torch.Generator:
+    """Return the CPU generator from which all noise of a row is drawn, in the order of diffusers' pipelines."""
+    return torch.Generator("cpu").manual_seed(parameters.seed)
+
+
+def encode_pixels(stack: Stack, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the latents (1, C, h, w) of pixels (1, 3, H, W) in [-1, 1] on the CPU, with the encoder's noise drawn."""
+    factor = stack.downsample_factor
+    shape = (1, stack.latent_channels, pixels.shape[2] // factor, pixels.shape[3] // factor)
+    return stack.encode(pixels, torch.randn(shape, generator=generator)).cpu()
