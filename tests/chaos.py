@@ -94,7 +94,7 @@ class Attempt:
 
     def workers(self) -> list[tuple[psutil.Process, str]]:
         """The processes of this run's Ray, with their titles."""
-        roots = [self.process.pid] if self.address is None else local.LocalCluster.of(_CLUSTER).nodes
+        roots = [self.process.pid] if self.address is None else local.LocalCluster.load(_CLUSTER).nodes
         found: list[tuple[psutil.Process, str]] = []
         for root in roots:
             with suppress(psutil.Error):
@@ -274,9 +274,9 @@ def on_cluster(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
     cluster = local.up(_CLUSTER, nodes=3, cpus=2)
 
     def lose_node(attempt: Attempt) -> bool:
-        node = attempt.chance.choice(local.LocalCluster.of(_CLUSTER).nodes[1:])
-        local.lose(_CLUSTER, node)
-        local.add(_CLUSTER)
+        node = attempt.chance.choice(local.LocalCluster.load(_CLUSTER).nodes[1:])
+        local.kill_node(_CLUSTER, node)
+        local.add_node(_CLUSTER)
         return True
 
     try:
