@@ -1,4 +1,4 @@
-"""The audit: content with what the sink writes, and with nothing else."""
+"""The audit: it accepts what the sink writes, and nothing else."""
 
 import hashlib
 from pathlib import Path
@@ -14,12 +14,12 @@ from pipeline import storage
 from pipeline.images.encode import encode_image
 from pipeline.output.audit import check_output
 from pipeline.output.ledger import encode_entry
-from tests.output.test_sink import datasink, rows_of
+from tests.output.rows import datasink, encoded_rows
 
 
-def pictured(ids: list[str], failed: tuple[str, ...] = ()) -> pa.Table:
-    """Rows of real pictures, as EncodeImages gives them."""
-    table = rows_of(ids, failed)
+def rows_with_images(ids: list[str], failed: tuple[str, ...] = ()) -> pa.Table:
+    """Return rows as EncodeImages returns them, with real images."""
+    table = encoded_rows(ids, failed)
     rows: list[dict[str, Any]] = table.to_pylist()
     for index, row in enumerate(rows):
         if row["id"] not in failed:
@@ -32,23 +32,23 @@ def pictured(ids: list[str], failed: tuple[str, ...] = ()) -> pa.Table:
 @pytest.fixture
 def output(tmp_path: Path) -> str:
     sink = datasink(str(tmp_path / "out"))
-    sink.write([pictured(["a", "b", "c"], failed=("c",))], None)
-    sink.write([pictured(["d", "e"])], None)
+    sink.write([rows_with_images(["a", "b", "c"], failed=("c",))], None)
+    sink.write([rows_with_images(["d", "e"])], None)
     return str(tmp_path / "out")
 
 
-def manifest_of(path: Path, ids: str) -> str:
+def write_manifest(path: Path, ids: str) -> str:
     pq.write_table(pa.table({"id": list(ids), "prompt": ["x"] * len(ids)}), path)
     return str(path)
 
 
-def test_a_whole_output_is_content(output: str, tmp_path: Path) -> None:
-    audit = check_output(output, manifest_of(tmp_path / "m.parquet", "abcde"))
+def test_an_intact_output_has_no_problems(output: str, tmp_path: Path) -> None:
+    audit = check_output(output, write_manifest(tmp_path / "m.parquet", "abcde"))
     assert (audit.ok, audit.failed, audit.files, audit.problems) == (4, 1, 3, [])
     assert cli.run(["check", output]) == 0
 
 
-def edited(url: str, **changes: Any) -> None:
+def edit_first_row(url: str, **changes: Any) -> None:
     table = pq.read_table(url)
     rows = table.to_pylist()
     rows[0] |= changes
@@ -61,9 +61,9 @@ def test_every_kind_of_damage_is_found(output: str, tmp_path: Path, capsys: pyte
         ("no ledger entry names it", lambda: storage.write_bytes(f"{output}/data/x.parquet", b"PAR1")),
         ("cannot be read", lambda: storage.write_bytes(data[0], storage.read_bytes(data[0])[:-20])),
         ("cannot be read", lambda: storage.delete(data[0])),
-        ("not the one in its column sha256", lambda: edited(data[0], sha256="0" * 64)),
-        ("is 16x8, not 17x8", lambda: edited(data[0], width=17)),
-        ("ids of the ledger are in no file", lambda: edited(data[0], id="z")),
+        ("not the one in its column sha256", lambda: edit_first_row(data[0], sha256="0" * 64)),
+        ("is 16x8, not 17x8", lambda: edit_first_row(data[0], width=17)),
+        ("ids of the ledger are in no file", lambda: edit_first_row(data[0], id="z")),
         (
             "more than once in the ledger",
             lambda: storage.write_bytes(
@@ -71,27 +71,27 @@ def test_every_kind_of_damage_is_found(output: str, tmp_path: Path, capsys: pyte
             ),
         ),
     ]
-    whole = {url: storage.read_bytes(url) for url in storage.list_files(output)}
+    intact = {url: storage.read_bytes(url) for url in storage.list_files(output)}
     for expected, damage in cases:
         damage()
         assert expected in "\n".join(check_output(output).problems), expected
         assert cli.run(["check", output]) == 3
         for url in storage.list_files(output):
             storage.delete(url)
-        for url, content in whole.items():
+        for url, content in intact.items():
             storage.write_bytes(url, content)
     assert check_output(output).count == 0
 
 
-def test_a_manifest_with_other_rows_is_told(output: str, tmp_path: Path) -> None:
+def test_a_manifest_with_other_rows_is_reported(output: str, tmp_path: Path) -> None:
     assert "1 ids of the manifest are not in the output" in str(
-        check_output(output, manifest_of(tmp_path / "more.parquet", "abcdef"))
+        check_output(output, write_manifest(tmp_path / "more.parquet", "abcdef"))
     )
     assert "1 ids of the output are not in the manifest" in str(
-        check_output(output, manifest_of(tmp_path / "less.parquet", "abcd"))
+        check_output(output, write_manifest(tmp_path / "less.parquet", "abcd"))
     )
 
 
-def test_an_output_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_output_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check", str(tmp_path / "nowhere")]) == 1
     assert "there is no such output" in capsys.readouterr().err

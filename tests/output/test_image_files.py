@@ -1,4 +1,4 @@
-"""Pictures as files of an output: where they lie, what the Parquet says of them, and that no source is written over."""
+"""Images as files of an output: their paths, their rows, and that no source is overwritten."""
 
 import io
 from pathlib import Path
@@ -24,17 +24,17 @@ from tests.cheap import load_cheap
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def test_files_lie_as_their_sources_and_the_parquet_points_at_them(tmp_path: Path) -> None:
+def test_files_are_named_like_their_sources_and_rows_have_their_paths(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(buffer, "PNG")
     output = tmp_path / "out"
-    for place in (tmp_path / "shelf" / "a.b.png", output / "files" / "c.png"):
-        place.parent.mkdir(parents=True)
-        place.write_bytes(buffer.getvalue())
+    for path in (tmp_path / "shelf" / "a.b.png", output / "files" / "c.png"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(buffer.getvalue())
     sources = {
         "one": {"path": "shelf/a.b.png"},
         "two": {"path": "shelf/a.b.png"},
-        "held": {"bytes": buffer.getvalue()},
+        "embedded": {"bytes": buffer.getvalue()},
         "own": {"path": "out/files/c.png"},
     }
     table = pa.table({"id": list(sources), "prompt": [""] * 4, "image": pa.array(sources.values(), IMAGE)})
@@ -46,12 +46,12 @@ def test_files_lie_as_their_sources_and_the_parquet_points_at_them(tmp_path: Pat
     sink = LedgerDatasink(str(output), table.schema, lambda amounts: None, store="files")
     assert sink.write([rows], None) == (3, 1)
 
-    made = {row["id"]: row for row in pads.dataset(output / "data", format="parquet").to_table().to_pylist()}
-    paths = {name: row["image"]["path"] for name, row in made.items()}
+    written = {row["id"]: row for row in pads.dataset(output / "data", format="parquet").to_table().to_pylist()}
+    paths = {name: row["image"]["path"] for name, row in written.items()}
     assert len(set(paths.values())) == 3
     assert all(paths[name].startswith("files/shelf/a.b-") for name in ("one", "two"))
-    assert paths["held"] == stored_name("held", None, "png")
-    for row in made.values():
+    assert paths["embedded"] == stored_name("embedded", None, "png")
+    for row in written.values():
         assert row["image"]["bytes"] is None
         assert sha256_of((output / row["image"]["path"]).read_bytes()) == row["sha256"]
         assert read_image_bytes(str(output), row) == (output / row["image"]["path"]).read_bytes()

@@ -1,11 +1,10 @@
-"""The lease on an output: one holder, a dead one's lease is taken, a holder that was taken for dead notices."""
+"""The lease on an output: it has one holder, it expires, and a holder notices that it lost its lease."""
 
 import json
 import multiprocessing
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,19 +25,19 @@ def lease_on(output: str) -> Lease:
     return Lease(output, heartbeat_seconds=0.1, expiry_seconds=1.5)
 
 
-def elsewhere(output: str, **changes: Any) -> None:
-    """Make the lease look like another machine's."""
+def move_to_another_machine(output: str) -> None:
+    """Change the lease so that its holder seems to run on another machine."""
     [url] = storage.list_files(f"{output}/lease")
-    held = json.loads(storage.read_bytes(url))
-    storage.write_bytes(url, json.dumps({**held, "host": "another", **changes}).encode())
+    owner = json.loads(storage.read_bytes(url))
+    storage.write_bytes(url, json.dumps({**owner, "host": "another"}).encode())
 
 
-def test_a_second_run_is_refused_until_the_first_lets_go(output: str) -> None:
+def test_a_second_run_is_refused_until_the_first_releases_the_lease(output: str) -> None:
     first, second = lease_on(output), lease_on(output)
     first.acquire()
     with pytest.raises(OutputBusyError, match="another run writes here"):
         second.acquire()
-    second.release()  # it was never its own
+    second.release()  # it was never acquired
     with pytest.raises(OutputBusyError):
         lease_on(output).acquire()
     first.release()
@@ -47,17 +46,17 @@ def test_a_second_run_is_refused_until_the_first_lets_go(output: str) -> None:
     second.release()
 
 
-def test_a_lease_whose_heart_stands_still_on_another_machine_is_taken(output: str) -> None:
+def test_a_lease_without_heartbeats_from_another_machine_expires(output: str) -> None:
     first = Lease(output, heartbeat_seconds=1000)
     first.acquire()
-    elsewhere(output)
-    second = lease_on(output)
+    move_to_another_machine(output)
+    second = Lease(output, heartbeat_seconds=0.1, expiry_seconds=0.3)
     second.acquire()
     assert storage.exists(first.next_url) and not storage.exists(second.next_url)
     second.release()
 
 
-def test_a_beating_lease_of_another_machine_is_respected(output: str) -> None:
+def test_a_lease_with_heartbeats_from_another_machine_is_respected(output: str) -> None:
     first = lease_on(output)
     first._owner["host"] = "another"
     first.acquire()
@@ -66,7 +65,7 @@ def test_a_beating_lease_of_another_machine_is_respected(output: str) -> None:
     first.release()
 
 
-def test_a_holder_that_was_taken_for_dead_notices(tmp_path: Path) -> None:
+def test_a_holder_notices_that_its_lease_was_taken(tmp_path: Path) -> None:
     first = lease_on(str(tmp_path))
     first.acquire()
     storage.write_bytes(first.next_url, b"{}")
@@ -76,7 +75,7 @@ def test_a_holder_that_was_taken_for_dead_notices(tmp_path: Path) -> None:
     assert first.lost
 
 
-def test_a_holder_that_was_frozen_is_told_by_the_storage(tmp_path: Path) -> None:
+def test_a_suspended_holder_finds_in_storage_that_its_lease_was_taken(tmp_path: Path) -> None:
     first = Lease(str(tmp_path))
     first.acquire()
     assert not first.is_taken()
@@ -89,7 +88,7 @@ def hold(output: str) -> None:
     Lease(output).acquire()
 
 
-def test_a_dead_process_of_this_machine_blocks_nobody(tmp_path: Path) -> None:
+def test_the_lease_of_a_dead_process_on_this_machine_is_taken_at_once(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(str(tmp_path),))
     process.start()
     process.join()
@@ -100,7 +99,7 @@ def test_a_dead_process_of_this_machine_blocks_nobody(tmp_path: Path) -> None:
     lease.release()
 
 
-def test_a_killed_process_that_nobody_asked_about_is_dead() -> None:
+def test_a_killed_process_counts_as_dead_before_its_parent_reaps_it() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
         assert lease._process_start_time(process.pid) is not None
         process.kill()

@@ -1,4 +1,4 @@
-"""The provenance columns: complete, typed, and true of each row."""
+"""The provenance columns: complete, typed, and correct for each row."""
 
 from datetime import UTC, datetime
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipeline.output.provenance import PACKAGES, ActorProvenance, provenance_columns, software_versions, utc_now
 from pipeline.schema import PARAMETERS, PROVENANCE
 
-ORIGIN = ActorProvenance(
+ACTOR = ActorProvenance(
     task="generate",
     model="tiny",
     weights_sha256="ab",
@@ -20,8 +20,8 @@ ORIGIN = ActorProvenance(
 )
 
 
-def test_every_column_of_the_schema_is_there_with_its_type() -> None:
-    columns = provenance_columns(ORIGIN, [{"prompt": "x", "seed": 7, "created_at": utc_now()}, {}])
+def test_every_column_of_the_schema_has_its_type() -> None:
+    columns = provenance_columns(ACTOR, [{"prompt": "x", "seed": 7, "created_at": utc_now()}, {}])
     assert {name: column.type for name, column in columns.items()} == {**PARAMETERS, **PROVENANCE}
     table = pa.table(columns).to_pylist()
     assert (table[0]["prompt"], table[0]["seed"], table[0]["lanes"], table[0]["model"]) == ("x", 7, 8, "tiny")
@@ -29,7 +29,7 @@ def test_every_column_of_the_schema_is_there_with_its_type() -> None:
     assert abs((datetime.now(UTC) - table[0]["created_at"]).total_seconds()) < 60
 
 
-def test_software_names_what_decides_the_bytes() -> None:
+def test_software_lists_the_packages_that_affect_the_bytes() -> None:
     versions = software_versions()
     assert all(f"{name} " in versions for name in (*PACKAGES, "Python"))
     assert "unknown" not in versions
