@@ -1,4 +1,4 @@
-"""The KL-regularised autoencoder between pixels and latents (Rombach et al. 2022, section 3.1)."""
+"""The KL-regularized autoencoder between pixels and latents (Rombach et al. 2022, section 3.1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderConfig(Config):
-    """`vae/config.json` of `AutoencoderKL`."""
+    """The options of an `AutoencoderKL`'s config.json."""
 
     sample_size: int = 512
     in_channels: int = 3
@@ -47,7 +47,7 @@ class AutoencoderConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VQConfig(AutoencoderConfig):
-    """`vqvae/config.json` of `VQModel`; its latents are never scaled, whatever `scaling_factor` says."""
+    """The options of a `VQModel`'s config.json; its latents are never scaled, whatever `scaling_factor` is."""
 
     latent_channels: int = 3
     force_upcast: bool = False
@@ -67,23 +67,23 @@ class VQConfig(AutoencoderConfig):
 
 @dataclass(frozen=True, slots=True)
 class DiagonalGaussian:
-    """What the encoder says of a picture: mean and log-variance of its unscaled latents, (B, C, h, w) each."""
+    """The encoder's output: mean and log-variance of unscaled latents, (B, C, h, w) each."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The reparameterised draw (Kingma and Welling 2014) for standard normal `noise` of the mean's shape."""
+        """Return the reparameterized sample (Kingma and Welling 2014) for standard normal `noise`."""
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """KL divergence from the standard normal in nats, (B,)."""
+        """Return the KL divergence from the standard normal in nats, (B,)."""
         terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
         return 0.5 * terms.flatten(1).sum(1)
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks, with attention between them where the config has it."""
+    """Two residual blocks, with attention between them if `attends`."""
 
     def __init__(self, channels: int, groups: int, *, attends: bool) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encodes pixels in [-1, 1] to a Gaussian over latents, and decodes; it owns the latents' scale."""
+    """The KL autoencoder; `encode` and `decode` apply the latents' scale, so no caller has to."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -179,18 +179,18 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else nn.Identity()
 
     def posterior(self, pixels: Tensor) -> DiagonalGaussian:
-        """The Gaussian over unscaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]."""
+        """Return the Gaussian over unscaled latents (B, C, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1]."""
         mean, logvar = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Scaled latents (B, C, H/f, W/f): the posterior's draw for `noise`, or its mean without."""
+        """Return scaled latents (B, C, H/f, W/f): the posterior's sample for `noise`, or its mean without."""
         posterior = self.posterior(pixels)
         latents = posterior.mean if noise is None else posterior.sample(noise)
         return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, h f, w f), about [-1, 1], of scaled latents (B, C, h, w)."""
+        """Return pixels (B, 3, h f, w f), about [-1, 1], of scaled latents (B, C, h, w)."""
         return self.decode_unscaled(latents / self.config.scaling_factor + (self.config.shift_factor or 0.0))
 
     def decode_unscaled(self, latents: Tensor) -> Tensor:
@@ -198,22 +198,22 @@ class AutoencoderKL(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The vectors that latents are drawn to (van den Oord et al. 2017, eq. 1 and 2)."""
+    """The codebook of a VQ autoencoder (van den Oord et al. 2017, eq. 1 and 2)."""
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size, width)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (B, D, h, w), each position replaced by its nearest vector."""
+        """Return latents (B, D, h, w) with each position replaced by its nearest vector."""
         return self.vectors(self.nearest(latents))
 
-    def vectors(self, numbers: Tensor) -> Tensor:
-        """The vectors (B, D, h, w) of their numbers (B, h, w)."""
-        return self.embedding(numbers).permute(0, 3, 1, 2).contiguous()
+    def vectors(self, indices: Tensor) -> Tensor:
+        """Return the vectors (B, D, h, w) of indices (B, h, w)."""
+        return self.embedding(indices).permute(0, 3, 1, 2).contiguous()
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """The number of each position's vector, (B, h, w); distances are taken in float32."""
+        """Return the index of each position's nearest vector, (B, h, w); distances are computed in float32."""
         positions = latents.permute(0, 2, 3, 1)
         return (
             torch.cdist(positions.flatten(0, 2).float(), self.embedding.weight.float())
@@ -223,7 +223,7 @@ class Codebook(nn.Module):
 
 
 class VQModel(nn.Module):
-    """Encodes pixels in [-1, 1] to unquantized latents; decoding looks them up in the codebook first."""
+    """The VQ autoencoder; `encode` returns unquantized latents, `decode` quantizes them first."""
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__()
@@ -235,13 +235,13 @@ class VQModel(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents (B, D, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1], before the lookup."""
+        """Return latents (B, D, H/f, W/f) of pixels (B, 3, H, W) in [-1, 1], before quantization."""
         return self.quant_conv(self.encoder(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, h f, w f), about [-1, 1], of latents (B, D, h, w)."""
+        """Return pixels (B, 3, h f, w f), about [-1, 1], of latents (B, D, h, w)."""
         return self.decode_codes(self.quantize(latents))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Pixels (B, 3, h f, w f), about [-1, 1], of the codebook's vectors (B, D, h, w)."""
+        """Return pixels (B, 3, h f, w f), about [-1, 1], of codebook vectors (B, D, h, w)."""
         return self.decoder(self.post_quant_conv(codes))

@@ -1,7 +1,7 @@
 """The text transformer of the latent-diffusion paper, on BERT's tokens (Rombach et al. 2022, section 4.3.1).
 
-Attribute names are the field's tensor names (LDMBertModel); the heads' width is a key of its own, and the
-queries, keys and values have no bias. It sees the padding, as it did in training.
+Attribute names are diffusers' tensor names (LDMBertModel). The head width is an option of its own, queries, keys and
+values have no bias, and padding is not masked, as in training.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from pipeline.models.configs import Config
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BertConfig(Config):
-    """`bert/config.json` of `LDMBertModel`."""
+    """The options of an `LDMBertModel`'s config.json."""
 
     vocab_size: int = 30522
     max_position_embeddings: int = 77
@@ -36,7 +36,7 @@ class BertConfig(Config):
 
     @property
     def hidden_size(self) -> int:
-        """What other text encoders call the width of their states."""
+        """The width of the states, under the name that other text encoders use."""
         return self.d_model
 
 
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """A transformer layer that normalises before it attends (Xiong et al. 2020)."""
+    """A transformer layer that normalizes before attention (Xiong et al. 2020)."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Token ids (B, T) to states (B, T, D), after the final norm; `to_logits` is stored with it and not used."""
+    """Token ids (B, T) to states (B, T, D) after the final norm; `to_logits` is loaded but not used."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

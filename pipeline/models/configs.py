@@ -1,4 +1,4 @@
-"""Reading the field's `config.json` into typed configs: what is not understood is refused, not ignored."""
+"""Typed configs of diffusers' `config.json` files: an option that is not understood is refused, not ignored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -13,13 +13,13 @@ EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """A network's config: its fields are the keys that are used, CONSTANTS the keys that have but one meaning here."""
+    """A network's config: the fields are the supported options, CONSTANTS the options with only one supported value."""
 
     CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str) -> Self:
-        """The config in `source` (a file's name, for errors); keys that no network here knows pass when empty."""
+        """Return the config; CheckpointError for an unsupported value. `source` is the file's name, for errors."""
         names = {field.name for field in fields(cls)}
         for key, allowed in cls.CONSTANTS.items():
             if key in config and config[key] not in allowed:
@@ -35,14 +35,14 @@ FORMS: Final[Mapping[Task, tuple[Form, ...]]] = {
     "inpaint": ("inpainting", "text to image"),
     "upscale": ("upscaling",),
 }
-"""The checkpoints that a task can use."""
+"""The forms of checkpoint that a task can use."""
 
 
 def checked_form(name: str, task: Task, in_channels: int, latent_channels: int) -> Form:
-    """What a checkpoint is made for, by what its U-Net is shown beside the latents (Rombach et al. 2022, section 4).
+    """Return what a checkpoint is made for, by its U-Net's input channels (Rombach et al. 2022, section 4).
 
-    The latents alone; a mask and the masked picture's latents too; or an RGB picture. CheckpointError if the task has
-    no use for it."""
+    They are the latents alone; also a mask and the masked image's latents; or also an RGB image. CheckpointError if
+    the task cannot use it."""
     forms: dict[int, Form] = {
         latent_channels: "text to image",
         2 * latent_channels + 1: "inpainting",
@@ -58,16 +58,18 @@ def checked_form(name: str, task: Task, in_channels: int, latent_channels: int) 
 
 
 def is_embedded(model: str) -> bool:
-    """Whether a model's name is that of a checkpoint that comes with the code."""
+    """Return whether a name is that of a checkpoint that comes with the package."""
     return "/" not in model and (EMBEDDED / model).is_dir()
 
 
 def checkpoint_folder(model: str) -> Path:
-    """The local folder of a checkpoint: an embedded one's name, or a path."""
+    """Return the local folder of a checkpoint, given an embedded one's name or a path."""
     folder = EMBEDDED / model if is_embedded(model) else Path(model)
     if folder.is_file():
         raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
     if not folder.is_dir():
         names = ", ".join(sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()))
-        raise CheckpointError(f"{model}: no such checkpoint folder, nor an embedded model (there is: {names})")
+        raise CheckpointError(
+            f"{model}: no such checkpoint folder, and no embedded model of this name (embedded are {names})"
+        )
     return folder

@@ -1,4 +1,4 @@
-"""The blocks that the U-Nets and autoencoders share. Attribute names are the field's tensor names."""
+"""Blocks that U-Nets and autoencoders share. Attribute names are diffusers' tensor names."""
 
 import math
 from typing import Final
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _NARROW: Final = 16
-"""Channels of an attention head below which zeros are put beside them."""
+"""Heads with fewer channels are padded with zeros on CPUs."""
 
 
 def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
-    """Sinusoids of `timesteps` (B,) as (B, width) in float32 (Vaswani et al. 2017, section 3.5)."""
+    """Return sinusoids of `timesteps` (B,) as (B, width) in float32 (Vaswani et al. 2017, section 3.5)."""
     half = width // 2
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device)
     angles = timesteps[:, None].float() * torch.exp(exponent / (half - freq_shift))[None]
@@ -21,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, 
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers from a timestep's sinusoids (B, width) to what the residual blocks add (B, embedding)."""
+    """Two linear layers: a timestep's sinusoids (B, width) to the time embedding (B, embedding)."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -67,9 +67,9 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
         states = tokens if states is None else states
         query, key, value = (
-            self.split_url(self.to_q(tokens)),
-            self.split_url(self.to_k(states)),
-            self.split_url(self.to_v(states)),
+            self._split_heads(self.to_q(tokens)),
+            self._split_heads(self.to_k(states)),
+            self._split_heads(self.to_v(states)),
         )
         if self.upcast:
             attended = _attend(query.float(), key.float(), value.float()).to(tokens.dtype)
@@ -77,12 +77,12 @@ class Attention(nn.Module):
             attended = _attend(query, key, value)
         return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
-    def split_url(self, tokens: Tensor) -> Tensor:
+    def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention, (B, heads, tokens, width). Zeros fill narrow heads, of which torch's kernel for CPUs is slow."""
+    """Return attention (B, heads, tokens, width). torch's CPU kernel is slow for narrow heads: zeros pad them."""
     width = query.shape[-1]
     if query.is_cuda or width >= _NARROW:
         return F.scaled_dot_product_attention(query, key, value)
@@ -115,7 +115,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU and a linear layer back; the empty place in `net` keeps the field's tensor names."""
+    """GEGLU and a linear layer; the identity in `net` keeps diffusers' tensor names."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves a feature map by a strided convolution; the autoencoder pads right and below only."""
+    """A strided convolution that halves a feature map; `asymmetric` pads only right and below (autoencoders)."""
 
     def __init__(self, channels: int, *, asymmetric: bool) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Enlarges a feature map to `size` by nearest neighbors, then convolves."""
+    """Nearest-neighbor enlargement of a feature map to `size`, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from pipeline.models.unet import UNet
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A latent diffusion model on one device: all that a task needs of a checkpoint."""
+    """A latent diffusion model on one device: everything that a task needs of a checkpoint."""
 
     name: str
     weights_sha256: str
@@ -23,17 +23,17 @@ class Stack:
     """None where the U-Net takes no text."""
     schedule_config: dict[str, Any]
     low_res_schedule_config: dict[str, Any] | None
-    """By which noise is put on the picture that an upscaler is shown; None where there is none."""
+    """The schedule of the noise that an upscaler adds to its source; None where it adds none."""
     max_noise_level: int
-    """Of that noise."""
+    """The highest level of that noise."""
     generation_config: dict[str, Any]
-    """What the checkpoint says of its use: num_inference_steps, guidance_scale; empty where it says nothing."""
+    """The checkpoint's own defaults, such as num_inference_steps and guidance_scale; may be empty."""
     device: torch.device
     dtype: torch.dtype
 
     @property
     def downsample_factor(self) -> int:
-        """Pixels of a latent's side: what a picture's width and height must be multiples of."""
+        """Pixels per latent: widths and heights are multiples of it."""
         return self.autoencoder.config.downsample_factor
 
     @property
@@ -43,7 +43,7 @@ class Stack:
 
     @property
     def native_size(self) -> tuple[int, int]:
-        """Width and height in pixels of the pictures that the model was trained on."""
+        """Width and height in pixels of the images that the model was trained on."""
         side = self.unet.config.sample_size * self.downsample_factor
         return side, side
 
@@ -51,15 +51,15 @@ class Stack:
     def denoise(
         self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
     ) -> Tensor:
-        """The U-Net's output (B, C, h, w) for latents, timesteps (B,) and text (B, T, D)."""
+        """Return the U-Net's output (B, C, h, w) for latents, timesteps (B,) and text (B, T, D)."""
         latents = latents.to(memory_format=torch.channels_last)
         return self.unet(latents, timesteps, encoder_hidden_states, class_labels)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Scaled latents of pixels (B, 3, H, W) in [-1, 1]; float32.
+        """Return scaled latents of pixels (B, 3, H, W) in [-1, 1]; float32.
 
-        Drawn with `noise` from the encoder's Gaussian; a codebook's encoder has none."""
+        They are sampled with `noise` from the KL encoder's Gaussian; a VQ encoder ignores `noise`."""
         dtype = next(self.autoencoder.parameters()).dtype
         pixels = pixels.to(self.device, dtype)
         if isinstance(self.autoencoder, VQModel):
@@ -68,7 +68,7 @@ class Stack:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W), about [-1, 1], of scaled latents; float32."""
+        """Return pixels (B, 3, H, W), about [-1, 1], of scaled latents; float32."""
         dtype = next(self.autoencoder.parameters()).dtype
         latents = latents.to(self.device, dtype, memory_format=torch.channels_last)
         return self.autoencoder.decode(latents).float()

@@ -1,4 +1,4 @@
-"""Prompts to what cross-attention reads, by CLIP or the paper's BERT; long prompts in chunks of the window."""
+"""Text encoders: CLIP or the paper's BERT; long prompts are encoded in several windows."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pipeline.models.bert import BertModel
 
 
 class TextEncoder:
-    """Prompts to the features that cross-attention reads: the last hidden states, after the final norm."""
+    """Encodes prompts to the U-Net's cross-attention input: the last hidden states after the final norm."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel | BertModel) -> None:
         self.tokenizer = tokenizer
@@ -24,18 +24,18 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, prompts: list[str], *, chunks: int = 1) -> list[Tensor]:
-        """Each prompt's embeddings (T, D), T a multiple of the window; shorter ones are padded to `chunks` windows.
+        """Return each prompt's embeddings (T, D), padded to at least `chunks` windows; T is a multiple of the window.
 
-        Prompts go through the network one window at a time, so that a prompt's features depend on it alone.
+        Windows go through the network one at a time, so a prompt's embeddings depend on it alone.
         """
         return [self._encode(prompt, chunks) for prompt in prompts]
 
     def chunks(self, prompt: str) -> int:
-        """How many windows the prompt fills."""
+        """Return the number of windows that the prompt fills."""
         return len(self.token_ids(prompt))
 
     def token_ids(self, prompt: str) -> list[list[int]]:
-        """The prompt's tokens in windows of equal length, each with its start, end and padding."""
+        """Return the prompt's tokens in windows of equal length, each with start, end and padding."""
         tokens = self.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
         room = self.window - 2
         parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
@@ -55,12 +55,12 @@ class TextEncoder:
 def load_tokenizer(
     folder: Path, vocabulary: int, kind: type[BertTokenizer | CLIPTokenizer] = CLIPTokenizer
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`; CheckpointError if it cannot be read, or has more tokens than the `vocabulary`."""
+    """Load the tokenizer in `folder`; CheckpointError if it cannot be read or has more tokens than `vocabulary`."""
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{folder}: no readable {kind.__name__}: {reason}") from None
+        raise CheckpointError(f"{folder}: cannot be read as a {kind.__name__}: {reason}") from None
     if len(tokenizer) > vocabulary:
         raise CheckpointError(f"{folder}: has {len(tokenizer)} tokens; the text encoder's config has {vocabulary}")
     return tokenizer

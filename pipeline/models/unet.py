@@ -1,4 +1,4 @@
-"""The conditional U-Net that denoises latents (Rombach et al. 2022, section 3.3), in the field's config keys."""
+"""The conditional U-Net that denoises latents (Rombach et al. 2022, section 3.3), under diffusers' config keys."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from pipeline.models.layers import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UNetConfig(Config):
-    """`unet/config.json` of `UNet2DConditionModel`."""
+    """The options of a `UNet2DConditionModel`'s config.json."""
 
     sample_size: int = 64
     in_channels: int = 4
@@ -36,7 +36,7 @@ class UNetConfig(Config):
     layers_per_block: int = 2
     transformer_layers_per_block: int | tuple[int, ...] = 1
     attention_head_dim: int | tuple[int, ...] = 8
-    """The number of heads a level, in spite of its name."""
+    """The number of heads per level, in spite of the name."""
     num_attention_heads: int | tuple[int, ...] | None = None
     cross_attention_dim: int = 1280
     use_linear_projection: bool = False
@@ -67,7 +67,7 @@ class UNetConfig(Config):
     }
 
     def per_level(self, name: str) -> tuple:
-        """A value that the config gives once or a level, a level each."""
+        """Return an option for each level; the config gives it once, or once per level."""
         value = getattr(self, name)
         return tuple(value) if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
@@ -76,7 +76,7 @@ class UNetConfig(Config):
         return self.per_level("attention_head_dim" if self.num_attention_heads is None else "num_attention_heads")
 
     def attention(self, level: int, channels: int, *, only_cross: bool | None = None) -> nn.Module:
-        """What attends at a level: features (B, C, h, w) and text (B, T, D) to features."""
+        """Return the attention of a level: features (B, C, h, w) and text (B, T, D) to features."""
         return SpatialTransformer(
             channels,
             self.heads[level],
@@ -90,7 +90,7 @@ class UNetConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnconditionalUNetConfig(UNetConfig):
-    """`unet/config.json` of `UNet2DModel`: the same levels, with self-attention and no text."""
+    """The options of a `UNet2DModel`'s config.json: the same levels, with self-attention and no text."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -99,7 +99,7 @@ class UnconditionalUNetConfig(UNetConfig):
     mid_block_type: str = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",)
     attention_head_dim: int | None = 8  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Channels a head, as its name says; `None`: one head."""
+    """Channels per head; None: one head."""
 
     CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu", "swish"),
@@ -124,14 +124,14 @@ class UnconditionalUNetConfig(UNetConfig):
 
 
 class UnconditionalAttention(PixelAttention):
-    """Self-attention in a transformer's place: the text is not for it."""
+    """Self-attention with the interface of a transformer: the text is ignored."""
 
     def forward(self, features: Tensor, states: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(features)
 
 
 class Level(nn.Module):
-    """One resolution, on the way down or up: residual blocks, each with its transformer or without."""
+    """One resolution of the encoder or decoder half: residual blocks, each followed by attention if `attends`."""
 
     def __init__(
         self, config: UNetConfig, index: int, widths: list[tuple[int, int]], *, attends: bool, embedding: int
@@ -149,13 +149,13 @@ class Level(nn.Module):
         self.upsamplers: nn.ModuleList | None = None
 
     def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
-        """Each residual block and the transformer behind it."""
+        """Yield each residual block with the attention that follows it, or None."""
         for resnet, attention in zip(self.resnets, self.attentions, strict=True):
             yield resnet, attention if self.attends else None
 
 
 class DownLevel(Level):
-    """Runs a level and halves its features; adds all that the way up takes again to `skips`."""
+    """A level of the encoder half; appends its features to `skips` for the decoder half."""
 
     def forward(self, features: Tensor, skips: list[Tensor], embedding: Tensor, states: Tensor) -> Tensor:
         for resnet, attention in self.layers():
@@ -169,7 +169,7 @@ class DownLevel(Level):
 
 
 class UpLevel(Level):
-    """Runs a level on its features and the last ones of `skips`, and enlarges the result to the next of them."""
+    """A level of the decoder half; pops its skip features, and upsamples to the size of the next ones."""
 
     def forward(self, features: Tensor, skips: list[Tensor], embedding: Tensor, states: Tensor) -> Tensor:
         for resnet, attention in self.layers():
@@ -182,7 +182,7 @@ class UpLevel(Level):
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks about a transformer, at the lowest resolution."""
+    """Two residual blocks with attention between them, at the lowest resolution."""
 
     def __init__(self, config: UNetConfig, embedding: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class MidBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts from noisy latents (B, C, h, w), timesteps (B,) and text (B, T, D) what the schedule asks for."""
+    """The U-Net: noisy latents (B, C, h, w), timesteps (B,) and text (B, T, D) to the schedule's prediction type."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -234,13 +234,13 @@ class UNet(nn.Module):
         config, levels = self.config, []
         reverse = config.block_out_channels[::-1]
         previous = reverse[0]
-        for position, channels in enumerate(reverse):
-            index = len(reverse) - 1 - position
-            below = reverse[min(position + 1, len(reverse) - 1)]
+        for step, channels in enumerate(reverse):
+            index = len(reverse) - 1 - step
+            below = reverse[min(step + 1, len(reverse) - 1)]
             layers = config.layers_per_block + 1
             skips = [below if layer == layers - 1 else channels for layer in range(layers)]
             widths = [((previous if layer == 0 else channels) + skips[layer], channels) for layer in range(layers)]
-            attends = "Attn" in config.up_block_types[position]
+            attends = "Attn" in config.up_block_types[step]
             level = UpLevel(config, index, widths, attends=attends, embedding=embedding)
             if index > 0:
                 level.upsamplers = nn.ModuleList([Upsample(channels)])
@@ -272,6 +272,6 @@ class UNet(nn.Module):
         embedding = self.time_embedding(sinusoids.to(latents.dtype))
         if self.class_embedding is not None:
             if class_labels is None:
-                raise ValueError("this U-Net is told a noise level (num_class_embeds): class_labels must be given")
+                raise ValueError("this U-Net has class embeddings (num_class_embeds): class_labels must be given")
             embedding = embedding + self.class_embedding(class_labels)
         return embedding

@@ -105,7 +105,7 @@ def test_a_tokenizer_without_words_is_refused_in_one_line(folder: Path, tmp_path
     for path in folder.iterdir():
         if path.name != "tokenizer":
             (broken / path.name).symlink_to(path)
-    with pytest.raises(CheckpointError, match="tokenizer: no readable BertTokenizer"):
+    with pytest.raises(CheckpointError, match="tokenizer: cannot be read as a BertTokenizer"):
         load_stack(broken)
 
 

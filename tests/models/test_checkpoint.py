@@ -113,10 +113,10 @@ def test_a_tensor_of_another_shape_is_named(folder: Path) -> None:
     assert "tensor decoder.conv_in.bias is (3,)" in message and str(folder / "vae" / WEIGHTS) in message
 
 
-def test_a_tensor_without_a_place_is_named(folder: Path) -> None:
+def test_an_unknown_tensor_is_named(folder: Path) -> None:
     tensors = load_file(folder / "unet" / WEIGHTS)
     save_file({**tensors, "extra.weight": torch.zeros(1)}, folder / "unet" / WEIGHTS)
-    assert "tensor extra.weight has no place" in refused(folder)
+    assert "tensor extra.weight is unknown" in refused(folder)
 
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
@@ -124,7 +124,7 @@ def test_an_unknown_class_is_named(folder: Path, component: str) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     index[component] = ["diffusers", "Mystery"]
     (folder / "model_index.json").write_text(json.dumps(index))
-    assert f"{component} is of the unknown class Mystery" in refused(folder)
+    assert f"{component} has the unknown class Mystery" in refused(folder)
 
 
 def test_a_config_that_the_networks_do_not_know_is_named(folder: Path) -> None:

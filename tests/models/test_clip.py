@@ -76,7 +76,7 @@ def test_a_text_of_any_length_has_a_vector_and_its_end_counts(folder: Path) -> N
 
 
 def test_what_is_no_clip_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no CLIP: its config.json needs text_config and vision_config"):
+    with pytest.raises(CheckpointError, match="is not a CLIP: its config.json needs text_config and vision_config"):
         load_clip(EMBEDDED / "shapes")
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -28,7 +28,7 @@ CLASSES: Final = {
 
 NETWORKS: Final = (("unet",), ("vae", "vqvae"))
 TEXT: Final = (("text_encoder", "bert"), ("tokenizer",))
-"""What a checkpoint is made of (the paper's own models have the second names); with a UNet2DModel it has no text."""
+"""The components of a checkpoint, with the names that the paper's own models use; a UNet2DModel has no text."""
 
 UNET_BLOCKS: Final = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -50,31 +50,31 @@ OLD_ATTENTION: Final = (
 
 
 def load_unet(folder: Path, *, half: bool = False) -> UNet:
-    """The U-Net in `folder`, with text or without, in float32 or as stored, on the CPU."""
+    """Load the U-Net in `folder`, with text or without, in float32 on the CPU."""
     path = folder / "config.json"
     values = read_json(path)
-    told = values.get("_class_name") != "UNet2DModel"
-    config = (UNetConfig if told else UnconditionalUNetConfig).from_dict(values, str(path))
-    _check_blocks(config, UNET_BLOCKS if told else UNCONDITIONAL_BLOCKS, path)
-    if config.mid_block_type != ("UNetMidBlock2DCrossAttn" if told else "UNetMidBlock2D"):
+    has_text = values.get("_class_name") != "UNet2DModel"
+    config = (UNetConfig if has_text else UnconditionalUNetConfig).from_dict(values, str(path))
+    _check_blocks(config, UNET_BLOCKS if has_text else UNCONDITIONAL_BLOCKS, path)
+    if config.mid_block_type != ("UNetMidBlock2DCrossAttn" if has_text else "UNetMidBlock2D"):
         raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
     unet = empty_module(lambda: UNet(config))
-    load_weights(unet, folder, half=half, renames=() if told else OLD_ATTENTION)
+    load_weights(unet, folder, half=half, renames=() if has_text else OLD_ATTENTION)
     return unet.float().eval().requires_grad_(False)
 
 
 def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
-    """The autoencoder in `folder`, in float32, on the CPU; attention tensors of old names included."""
+    """Load the KL autoencoder in `folder`, in float32 on the CPU; old names of attention tensors are known."""
     return _load_autoencoder(folder, AutoencoderConfig, AutoencoderKL, half=half)
 
 
 def load_vq(folder: Path, *, half: bool = False) -> VQModel:
-    """The vector-quantized autoencoder in `folder`, in float32, on the CPU."""
+    """Load the VQ autoencoder in `folder`, in float32 on the CPU."""
     return _load_autoencoder(folder, VQConfig, VQModel, half=half)
 
 
 def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False) -> TextEncoder:
-    """CLIP's text tower or the paper's BERT from `folder`, and its tokenizer, in float32, on the CPU."""
+    """Load CLIP's text tower or the paper's BERT from `folder`, with its tokenizer, in float32 on the CPU."""
     values = read_json(folder / "config.json")
     if folder.name == "bert":
         config = BertConfig.from_dict(values, str(folder / "config.json"))
@@ -102,7 +102,7 @@ def _load_autoencoder(
 
 
 def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, tuple[str, ...]], path: Path) -> None:
-    """Refuse levels of a class that is not here, and as many of them as the config has no widths for."""
+    """Raise CheckpointError for a level of an unknown class, or if there are not as many levels as widths."""
     widths = len(config.block_out_channels)
     for key, known in blocks.items():
         names = getattr(config, key)
@@ -114,15 +114,15 @@ def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, t
 
 
 def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tuple[str, ...]]) -> list[str]:
-    """Which of each component's names model_index.json has; a CheckpointError for none, or for an unknown class."""
+    """Return each component's name in model_index.json; CheckpointError for none or an unknown class."""
     path = folder / "model_index.json"
     found: list[str] = []
     for names in wanted:
         name = next((name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2), None)
         if name is None:
-            raise CheckpointError(f"{path}: names no {names[0]}; such a checkpoint needs one")
+            raise CheckpointError(f"{path}: lists no {names[0]}; this kind of checkpoint needs one")
         class_name, known = index[name][1], CLASSES[name]
         if class_name not in known:
-            raise CheckpointError(f"{path}: {name} is of the unknown class {class_name}; known is {known[0]}")
+            raise CheckpointError(f"{path}: {name} has the unknown class {class_name}; supported is {known[0]}")
         found.append(name)
     return found

@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder of the field: model_index.json, and a folder a component."""
+"""Loading a checkpoint folder in diffusers' layout: model_index.json, and a folder per component."""
 
 from pathlib import Path
 from typing import Final
@@ -20,31 +20,31 @@ from pipeline.models.stack import Stack
 from pipeline.models.unet import UnconditionalUNetConfig
 
 MAX_NOISE_LEVEL: Final = 350
-"""Of a picture that an upscaler is shown, where its model_index.json does not say; as in diffusers."""
+"""The highest noise level of an upscaler whose model_index.json gives none; as in diffusers."""
 
 
 def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
-    """Load every component of a checkpoint folder; a CheckpointError names the file and what is wrong with it."""
+    """Load every component of a checkpoint folder; CheckpointError names the file and what is wrong with it."""
     index = read_json(folder / "model_index.json")
     unet_name, autoencoder_name = find_components(folder, index, NETWORKS)
     half = dtype == torch.float16
-    place = torch.device(device)
-    unet = channels_last(load_unet(folder / unet_name, half=half).to(place, dtype))
+    target = torch.device(device)
+    unet = channels_last(load_unet(folder / unet_name, half=half).to(target, dtype))
     quantized = index[autoencoder_name][1] == "VQModel"
     autoencoder = (load_vq if quantized else load_autoencoder)(folder / autoencoder_name, half=half)
     upcast = autoencoder.config.force_upcast and half
-    channels_last(autoencoder.to(place, torch.float32 if upcast else dtype))
+    channels_last(autoencoder.to(target, torch.float32 if upcast else dtype))
     text = None
     if not isinstance(unet.config, UnconditionalUNetConfig):
         text_name, tokenizer_name = find_components(folder, index, TEXT)
         text = load_text_encoder(folder / text_name, folder / tokenizer_name, half=half)
-        text.model.to(place, dtype)  # pyright: ignore[reportArgumentType]
+        text.model.to(target, dtype)  # pyright: ignore[reportArgumentType]
         if text.model.config.hidden_size != unet.config.cross_attention_dim:
             raise CheckpointError(
                 f"{folder}: {text_name}'s hidden_size is {text.model.config.hidden_size}, "
                 f"unet's cross_attention_dim {unet.config.cross_attention_dim}; they must be equal"
             )
-    advice = folder / "generation_config.json"
+    defaults = folder / "generation_config.json"
     low_res = folder / "low_res_scheduler" / "scheduler_config.json"
     return Stack(
         name=folder.name,
@@ -55,7 +55,7 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
         schedule_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         low_res_schedule_config=read_json(low_res) if "low_res_scheduler" in index else None,
         max_noise_level=int(index.get("max_noise_level", MAX_NOISE_LEVEL)),
-        generation_config=read_json(advice) if advice.exists() else {},
-        device=place,
+        generation_config=read_json(defaults) if defaults.exists() else {},
+        device=target,
         dtype=dtype,
     )

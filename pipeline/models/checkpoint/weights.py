@@ -1,4 +1,4 @@
-"""Reading a component's safetensors: single or sharded, full or fp16 variant; pickles are refused."""
+"""Reading a component's safetensors: single or sharded, full or fp16 variant. Pickles are refused."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ VARIANT = ".fp16"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; a missing or broken file is a CheckpointError."""
+    """Read a JSON object; CheckpointError if the file is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, *, half: bool) -> list[Path]:
-    """The safetensors files of a component, one or its shards; fp16 where `half` or where it stands alone."""
+    """Return the safetensors files of a component: one, or its shards; the fp16 variant if `half` or the only one."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; the checkpoint's model_index.json names it")
     indexes = sorted(folder.glob("*.safetensors.index*.json"))
@@ -60,9 +60,9 @@ def load_weights(
 ) -> None:
     """Fill `module` with a component's tensors, as they are stored.
 
-    `strip` is a prefix that old files put before each name, `renames` old parts of names and their new ones,
-    `ignored` endings of tensors that are not weights. A tensor that is missing, left over, or of another shape
-    is a CheckpointError that names it.
+    `strip` is a prefix that old files have before each name, `renames` are old parts of names with the new ones,
+    `ignored` are endings of tensors that are not weights. CheckpointError names a tensor that is missing, unknown or
+    of another shape.
     """
     expected = module.state_dict()
     loaded: dict[str, Tensor] = {}
@@ -74,7 +74,7 @@ def load_weights(
             for old, new in renames:
                 name = name.replace(old, new)
             if name not in expected:
-                raise CheckpointError(f"{path}: tensor {stored} has no place in {folder.name}'s config.json")
+                raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {folder.name}/config.json")
             shape = tuple(expected[name].shape)
             if tensor.shape != shape and tensor.squeeze().shape == shape:  # 1x1 convolutions of old attention
                 tensor = tensor.reshape(shape)
@@ -91,10 +91,10 @@ def load_weights(
 
 
 def weights_digest(folder: Path, *, half: bool) -> str:
-    """One SHA-256 for all that decides a checkpoint's pictures: weights, configs and tokenizer files."""
+    """Return one SHA-256 of everything in a checkpoint that affects images: weights, configs and tokenizer files."""
     digest = hashlib.sha256()
-    whole = not (folder / "model_index.json").exists()  # a model of one component, as a CLIP is
-    folders = [folder] if whole else [path for path in folder.iterdir() if path.is_dir()]
+    is_single = not (folder / "model_index.json").exists()  # a model of one component, as a CLIP is
+    folders = [folder] if is_single else [path for path in folder.iterdir() if path.is_dir()]
     components = sorted(path for path in folders if (path / "config.json").exists())
     files = [file for component in components for file in weight_files(component, half=half)]
     small = [path for path in folder.rglob("*") if path.suffix in (".json", ".txt") and path.is_file()]
@@ -126,11 +126,11 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
 
 
 def channels_last(module: Network) -> Network:
-    """The module with its convolutions' weights laid out as they run fastest."""
+    """Return the module with its weights in channels-last memory format, in which convolutions run fastest."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def empty_module(build: Callable[[], Network]) -> Network:
-    """What `build` makes, without memory for its weights: `load_weights` brings them."""
+    """Return what `build` returns, without memory for its weights, which `load_weights` assigns."""
     with torch.device("meta"):
         return build()
