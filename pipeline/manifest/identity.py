@@ -1,32 +1,41 @@
-"""A row's identity: the hash of its id, the hash of its content, its derived seed, and its shard."""
+"""The identity of rows: hashes of ids and of contents, derived seeds, shards."""
 
 import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
-
-
 DIGEST_BYTES: Final = 16
-"""Bytes of an id's hash: two of ten million ids agree with a probability of 1e-25."""
+"""Bytes per hash of an id. The probability that two of ten million ids have the same hash is 1e-25."""
 
 
 def hash_ids(ids: Iterable[str]) -> NDArray[np.bytes_]:
+    """Return one hash of DIGEST_BYTES per id."""
     digests = [hashlib.blake2b(row_id.encode(), digest_size=DIGEST_BYTES).digest() for row_id in ids]
     return np.array(digests, f"S{DIGEST_BYTES}")
 
 
+def hash_rows(rows: Iterable[str]) -> NDArray[np.bytes_]:
+    """Return one hash per row, given as a JSON object. A null column counts as an absent one."""
+    objects = ({name: value for name, value in json.loads(row).items() if value is not None} for row in rows)
+    return hash_ids(json.dumps(row, sort_keys=True) for row in objects)
+
+
+def derive_seed(row_id: str, run_seed: int) -> int:
+    """Return the seed of a row without one: a non-negative int64 that depends on its id and the run's seed only."""
+    digest = hashlib.sha256(f"{run_seed}\0{row_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The rows of one of `count` jobs that share a manifest: those whose ids' hashes fall to it."""
+    """One of `count` parts of a manifest that separate jobs process. The hash of a row's id decides its shard."""
 
     index: int
     """1 to `count`."""
@@ -36,40 +45,30 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def selects(self, hashes: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-        """For each id's hash, whether its row is this job's; by the last bytes: the first one decides its bucket."""
+        """Return True for each hash of an id in this shard.
+
+        The last 8 bytes decide, because the first byte already decides the bucket of the ledger."""
         last = np.ascontiguousarray(hashes).view(">u8").reshape(len(hashes), DIGEST_BYTES // 8)[:, -1]
         return last % np.uint64(self.count) == self.index - 1
 
 
-def hash_rows(rows: Iterable[str]) -> NDArray[np.bytes_]:
-    """Hashes of rows as JSON objects; a column that is null counts as one that is not there."""
-    told = ({name: value for name, value in json.loads(row).items() if value is not None} for row in rows)
-    return hash_ids(json.dumps(row, sort_keys=True) for row in told)
-
-
-def derive_seed(row_id: str, run_seed: int) -> int:
-    """The seed of a row that names none: a non-negative int64, the same in every run with this run's seed."""
-    digest = hashlib.sha256(f"{run_seed}\0{row_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def in_shard(rows: pa.RecordBatch | pa.Table, shard: Shard) -> NDArray[np.bool_]:
-    """For each row, whether it falls to the shard; those without an id go together."""
+    """Return True for each row in the shard. A missing id counts as an empty one."""
     return shard.selects(hash_ids(row_id or "" for row_id in rows["id"].to_pylist()))
 
 
 def row_to_json(row: Mapping[str, Any]) -> str:
-    """The row as it came, with binary values by their size."""
-    return json.dumps(_without_bytes(row), ensure_ascii=False, default=str)
+    """Return the row as JSON; binary values are replaced by their size."""
+    return json.dumps(_to_json_value(row), ensure_ascii=False, default=str)
 
 
-def _without_bytes(value: Any) -> Any:
+def _to_json_value(value: Any) -> Any:
     if isinstance(value, bytes):
         return f"<{len(value):,} bytes>"
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no such numbers
+        return str(value)  # JSON has no infinity and no NaN
     if isinstance(value, Mapping):
-        return {key: _without_bytes(inner) for key, inner in value.items()}
+        return {key: _to_json_value(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_without_bytes(inner) for inner in value]
+        return [_to_json_value(inner) for inner in value]
     return value

@@ -1,7 +1,6 @@
-"""Reading and validating manifests: every problem with its row, before a model is loaded.
+"""Reading manifests: a Parquet file, a folder of Parquet files, or the output of a finished run.
 
-Rows are counted from 0, over all files in the order of their names. The rules stand in `manifest_rules`: a stage
-applies them to one row (`row_problems`), `validate` to whole manifests, column by column.
+Rows are counted from 0 over all files, in the order of the files' names.
 """
 
 import hashlib
@@ -17,18 +16,18 @@ from pipeline.errors import ManifestError
 from pipeline.schema import DATA, OUTPUT, PARAMETERS, PROVENANCE
 
 BATCH_ROWS: Final = 16_384
-_TAKEN_UP: Final = frozenset({"id", "image", "prompt", "negative_prompt", "seed"})
-"""Of an output that is a manifest: what its pictures are. Columns that no run wrote are carried through as ever."""
+_REUSED_COLUMNS: Final = frozenset({"id", "image", "prompt", "negative_prompt", "seed"})
+"""The columns of a run's output that are read when it serves as a manifest, besides those that no run writes."""
 
 
 def manifest_files(path: str) -> list[str]:
-    """The Parquet files of a manifest: the file itself, or those in a folder, sorted."""
+    """Return the Parquet files of a manifest, sorted. ManifestError if there is none."""
     try:
-        place = storage.join(path, DATA) if is_run_output(path) else path
-        files = storage.list_files(place, ".parquet") if storage.is_folder(place) else [place]
+        location = storage.join(path, DATA) if is_run_output(path) else path
+        files = storage.list_files(location, ".parquet") if storage.is_folder(location) else [location]
         if not files:
-            raise ManifestError(f"{storage.redact_url(path)}: the folder holds no .parquet file")
-        if files == [place] and not storage.exists(path):
+            raise ManifestError(f"{storage.redact_url(path)}: the folder contains no .parquet file")
+        if files == [location] and not storage.exists(path):
             raise ManifestError(f"{storage.redact_url(path)}: there is no such file or folder")
     except storage.StorageError as error:
         raise ManifestError(str(error)) from error
@@ -36,9 +35,7 @@ def manifest_files(path: str) -> list[str]:
 
 
 def is_run_output(path: str) -> bool:
-    """Whether a manifest is the output folder of a finished run, whose pictures another run takes up.
-
-    ManifestError if the run is not finished."""
+    """Return True if a manifest is the output of a finished run. ManifestError if the run has not finished."""
     run = storage.join(path, "run.json")
     if path.endswith(".parquet") or not storage.exists(run) or not storage.is_folder(storage.join(path, DATA)):
         return False
@@ -47,59 +44,59 @@ def is_run_output(path: str) -> bool:
     except (ValueError, KeyError, TypeError):
         status = None
     if status != "finished":
-        raise ManifestError(f"{storage.redact_url(path)}: holds a run that has not finished; the same command ends it")
+        raise ManifestError(
+            f"{storage.redact_url(path)}: the run of this output has not finished; repeat its command to finish it"
+        )
     return True
 
 
 def excluded_columns(path: str) -> frozenset[str]:
-    """Columns of an output that say how its pictures were made: not how those of a run that takes them up will be."""
-    return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _TAKEN_UP) if is_run_output(path) else frozenset()
-
-
-def open_file(path: str) -> pq.ParquetFile:
-    """One Parquet file of a manifest, opened; its footer alone has been read."""
-    try:
-        filesystem, inner = storage.arrow_filesystem(path)
-        return pq.ParquetFile(inner, filesystem=filesystem)
-    except pa.ArrowInvalid as error:
-        raise ManifestError(
-            f"{storage.redact_url(path)}: is no Parquet file; `latentmill manifest build` makes one "
-            "of CSV, JSONL or text"
-        ) from error
-    except OSError as error:
-        raise ManifestError(f"{storage.redact_url(path)}: cannot be read: {str(error).splitlines()[0]}") from error
+    """Return the columns that are not read: those of a run's output that record how its images were made."""
+    return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _REUSED_COLUMNS) if is_run_output(path) else frozenset()
 
 
 def read_schema(path: str) -> pa.Schema:
-    """The columns of a manifest: those of all its files together."""
+    """Return the columns of a manifest: the union over its files. ManifestError if their types differ."""
     try:
-        schema = pa.unify_schemas([open_file(file).schema_arrow for file in manifest_files(path)])
-        hidden = excluded_columns(path)
-        return pa.schema([field for field in schema if field.name not in hidden]) if hidden else schema
+        schema = pa.unify_schemas([_open_file(file).schema_arrow for file in manifest_files(path)])
+        excluded = excluded_columns(path)
+        return pa.schema([field for field in schema if field.name not in excluded]) if excluded else schema
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         reason = str(error).splitlines()[0]
         raise ManifestError(f"{storage.redact_url(path)}: its files differ in their columns: {reason}") from error
 
 
 def count_rows(path: str) -> int:
-    return sum(open_file(file).metadata.num_rows for file in manifest_files(path))
+    """Return the number of rows, from the files' footers."""
+    return sum(_open_file(file).metadata.num_rows for file in manifest_files(path))
 
 
 def read_batches(path: str, columns: list[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """The rows, a batch at a time; columns that a file lacks are left out of its batches."""
-    hidden = excluded_columns(path)
+    """Yield batches of at most `rows` rows. A batch lacks the columns that its file lacks."""
+    excluded = excluded_columns(path)
     for file in manifest_files(path):
-        opened = open_file(file)
-        names = [name for name in opened.schema_arrow.names if name not in hidden]
+        opened = _open_file(file)
+        names = [name for name in opened.schema_arrow.names if name not in excluded]
         wanted = names if columns is None else [name for name in columns if name in names]
         try:
             yield from opened.iter_batches(batch_size=rows, columns=wanted)
         except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{storage.redact_url(file)}: is damaged: {str(error).splitlines()[0]}") from error
+            reason = str(error).splitlines()[0]
+            raise ManifestError(f"{storage.redact_url(file)}: the file is damaged: {reason}") from error
+
+
+def take_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+    """Yield the first `limit` rows; all rows if `limit` is None."""
+    for batch in batches:
+        if limit is not None and batch.num_rows >= limit:
+            yield batch.slice(0, limit)
+            return
+        limit = None if limit is None else limit - batch.num_rows
+        yield batch
 
 
 def fingerprint(path: str) -> str:
-    """sha256 of the files' content, in the order of their names, as hexadecimal digits."""
+    """Return the sha256, in hexadecimal, over the sha256 digests of the files in the order of their names."""
     digest = hashlib.sha256()
     for file in manifest_files(path):
         filesystem, inner = storage.locate(file)
@@ -111,11 +108,15 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def take_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
-    """The first `limit` rows."""
-    for batch in batches:
-        if limit is not None and batch.num_rows >= limit:
-            yield batch.slice(0, limit)
-            return
-        limit = None if limit is None else limit - batch.num_rows
-        yield batch
+def _open_file(path: str) -> pq.ParquetFile:
+    """Open a Parquet file and read its footer."""
+    try:
+        filesystem, inner = storage.arrow_filesystem(path)
+        return pq.ParquetFile(inner, filesystem=filesystem)
+    except pa.ArrowInvalid as error:
+        raise ManifestError(
+            f"{storage.redact_url(path)}: not a Parquet file; `latentmill manifest build` makes one "
+            "from CSV, JSONL or text"
+        ) from error
+    except OSError as error:
+        raise ManifestError(f"{storage.redact_url(path)}: cannot be read: {str(error).splitlines()[0]}") from error

@@ -1,4 +1,4 @@
-"""What a valid manifest is: the rules of its columns and of its rows, and the words for what is wrong."""
+"""The rules for the rows of a manifest, and the messages for rows that break them."""
 
 import difflib
 import math
@@ -6,32 +6,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import pyarrow as pa
-
 from pipeline.config import Task
-from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES, WORKING
 
-MAX_STEPS: Final = 1000
-MAX_SIZE: Final = 4096
-"""Pixels: what a row's width or height may be at most, unless the rules say otherwise."""
+_MAX_STEPS: Final = 1000
+_MAX_SIZE: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rules:
-    """What a valid row is, for one task and one model."""
+    """The parameters of the rules: the task, and the limits of the model."""
 
     task: Task = "generate"
     samplers: tuple[str, ...] | None = None
-    """The names that exist; `None`: any name is taken."""
+    """The samplers that exist; `None`: any name is accepted."""
     size_multiple: int = 8
-    """Pixels: what width and height must be a multiple of."""
-    max_size: int = MAX_SIZE
-    """Pixels."""
+    """Divisor of a row's width and height, in pixels."""
+    max_size: int = _MAX_SIZE
+    """Limit on a row's width and on its height, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One thing that is wrong: of a row, or of the whole manifest where `row` is None."""
+    """One problem of a row, or of the whole manifest if `row` is None."""
 
     message: str
     row: int | None = None
@@ -45,74 +41,8 @@ class Problem:
         return f"row {self.row}{name}: {self.message}"
 
 
-# ---- the schema
-
-
-def schema_problems(schema: pa.Schema, rules: Rules) -> list[Problem]:
-    """What is wrong with the columns themselves: missing, of a wrong type, or of a name that the output needs."""
-    problems = []
-    for name in ("id", *(("prompt",) if rules.task == "generate" else ("image",)), *_inpaint_mask(rules)):
-        if name not in schema.names:
-            hint = "; `latentmill manifest build` writes one" if name == "id" else ""
-            problems.append(Problem(column=name, message=f'there is no column "{name}"{hint}'))
-    for name in dict.fromkeys(schema.names):
-        indices = schema.get_all_field_indices(name)
-        if len(indices) > 1:
-            problems.append(Problem(column=name, message=f'the column "{name}" is there {len(indices)} times'))
-        elif problem := _type_problem(name, schema.field(name).type, rules):
-            problems.append(Problem(column=name, message=problem))
-    return problems
-
-
-def _inpaint_mask(rules: Rules) -> tuple[str, ...]:
-    return ("mask",) if rules.task == "inpaint" else ()
-
-
-def _type_problem(name: str, found: pa.DataType, rules: Rules) -> str | None:
-    if pa.types.is_dictionary(found):
-        found = found.value_type
-    if name == "id" or (name in PARAMETERS and rules.task != "classify"):
-        wanted = pa.string() if name == "id" else PARAMETERS[name]
-        return None if _fits(found, wanted) else f'the column "{name}" is {found}; it must be {wanted}'
-    if name in SOURCES:
-        return (
-            None
-            if _holds_pictures(found)
-            else (f'the column "{name}" is {found}; it must be string (paths or URLs), binary, or struct<bytes, path>')
-        )
-    if name in WORKING:
-        return f'the column "{name}" has a name that a run needs for itself; rename it'
-    written = CLASSIFIED if rules.task == "classify" else {**OUTPUT, **PROVENANCE}
-    if name in written or name in ("error_type", "error_message"):
-        return f'the column "{name}" would hide the column of the output with this name; rename it'
-    return None
-
-
-def _fits(found: pa.DataType, wanted: pa.DataType) -> bool:
-    if pa.types.is_null(found):
-        return True
-    if pa.types.is_string(wanted):
-        return pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
-    return pa.types.is_integer(found) or (pa.types.is_floating(wanted) and pa.types.is_floating(found))
-
-
-def _holds_pictures(found: pa.DataType) -> bool:
-    if pa.types.is_struct(found):
-        inner = {field.name: field.type for field in found}
-        return bool(inner) and set(inner) <= {"bytes", "path"} and all(map(_holds_pictures, inner.values()))
-    kinds = (
-        pa.types.is_null,
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-    )
-    return any(is_kind(found) for is_kind in kinds)
-
-
-# ---- the rules: what a value must be; a rule gives a message or None
-
 Rule = Callable[[Any, Rules], str | None]
+"""A function that takes a column's value and returns a message if it is invalid, else None."""
 
 DUPLICATE: Final = "its id is not unique"
 _NO_IMAGE: Final = "strength is given, but no image to start from; give an image, or no strength"
@@ -169,7 +99,7 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     ("height", _size_rule("height")),
     (
         "num_inference_steps",
-        _range_rule("num_inference_steps", lambda steps: 1 <= steps <= MAX_STEPS, f"1 to {MAX_STEPS}"),
+        _range_rule("num_inference_steps", lambda steps: 1 <= steps <= _MAX_STEPS, f"1 to {_MAX_STEPS}"),
     ),
     (
         "guidance_scale",
@@ -179,17 +109,14 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     ("sampler", _sampler_rule),
     ("eta", _range_rule("eta", lambda eta: 0 <= eta <= 1, "0 to 1")),
     ("strength", _range_rule("strength", lambda part: 0 < part <= 1, "more than 0, at most 1")),
-    ("noise_level", _range_rule("noise_level", lambda level: 0 <= level <= MAX_STEPS, f"0 to {MAX_STEPS}")),
+    ("noise_level", _range_rule("noise_level", lambda level: 0 <= level <= _MAX_STEPS, f"0 to {_MAX_STEPS}")),
 )
 
 
-# ---- the rows
-
-
 def row_problems(row: Mapping[str, Any], rules: Rules, duplicates: frozenset[str] = frozenset()) -> list[str]:
-    """What is wrong with one row, in the words of `validate`; `duplicates` are the ids that stand more than once."""
-    found = (rule(row.get(name), rules) for name, rule in rules_for(rules))
-    problems = [message for message in found if message]
+    """Return the messages of all problems of one row; `duplicates` are the ids that are not unique."""
+    messages = (rule(row.get(name), rules) for name, rule in column_rules(rules))
+    problems = [message for message in messages if message]
     if row.get("id") in duplicates:
         problems.append(DUPLICATE)
     if row.get("strength") is not None and is_missing(row.get("image")) and rules.task == "generate":
@@ -198,12 +125,12 @@ def row_problems(row: Mapping[str, Any], rules: Rules, duplicates: frozenset[str
 
 
 def is_missing(source: Any) -> bool:
-    """Whether a row's `image` or `mask` holds nothing."""
+    """Return True if a row's `image` or `mask` is empty."""
     return not (source.get("bytes") or source.get("path")) if isinstance(source, Mapping) else not source
 
 
-def rules_for(rules: Rules) -> tuple[tuple[str, Rule], ...]:
-    """The rules that each stand on one column's value."""
+def column_rules(rules: Rules) -> tuple[tuple[str, Rule], ...]:
+    """Return the columns that have a rule for their values, and the rules."""
     sources = ("image", "mask") if rules.task == "inpaint" else () if rules.task == "generate" else ("image",)
-    own = _RULES[:1] if rules.task == "classify" else _RULES
-    return (*own, *((name, _source_rule(name)) for name in sources))
+    parameters = _RULES[:1] if rules.task == "classify" else _RULES
+    return (*parameters, *((name, _source_rule(name)) for name in sources))

@@ -1,7 +1,6 @@
-"""What manifests are made of: CSV, JSONL, text and Parquet files, folders of pictures, and prompt templates.
+"""Sources of manifests: CSV, JSONL, text and Parquet files, and folders of images.
 
-A source knows its columns before its rows are read, so that any number of rows can be written as they come. Its rows
-may lack an `id`; `manifest_build` gives them one.
+A source knows its columns before its rows are read, so that rows can be written while they are read.
 """
 
 import csv
@@ -9,21 +8,34 @@ import fnmatch
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import BuildError
 from pipeline.manifest.read import read_batches, read_schema
-from pipeline.manifest.values import Row, Source, as_column_type, column_type, convert_value, wider_type
+from pipeline.manifest.values import as_column_type, column_type, convert_value, wider_type
 from pipeline.schema import PARAMETERS
 
-PICTURE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The columns and rows from which a manifest is built. Rows may lack an `id`."""
+
+    columns: dict[str, pa.DataType]
+    rows: Callable[[], Iterator[Row]]
 
 
 def from_file(url: str, *, prompt_column: str = "prompt") -> Source:
-    """A CSV, TSV, JSONL, text (one prompt a line) or Parquet file, by its suffix; `prompt_column` becomes `prompt`."""
+    """Return the rows of a CSV, TSV, JSONL, text (one prompt per line) or Parquet file, by its suffix.
+
+    The column `prompt_column` is renamed to `prompt`. BuildError if the file cannot be used."""
     suffix = url.lower().rpartition(".")[2]
     if suffix == "parquet":
         return _from_parquet(url, prompt_column)
@@ -31,39 +43,36 @@ def from_file(url: str, *, prompt_column: str = "prompt") -> Source:
         return Source(columns={"prompt": pa.string()}, rows=lambda: _text_rows(url))
     if suffix in ("csv", "tsv"):
         delimiter = "\t" if suffix == "tsv" else ","
-        return _typed(url, lambda: _csv_rows(url, delimiter), prompt_column)
+        return _infer_types(url, lambda: _csv_rows(url, delimiter), prompt_column)
     if suffix in ("jsonl", "ndjson", "json"):
-        return _typed(url, lambda: _json_rows(url), prompt_column)
-    raise BuildError(f"{storage.redact_url(url)}: cannot tell what it is; name it .csv, .tsv, .jsonl, .txt or .parquet")
+        return _infer_types(url, lambda: _json_rows(url), prompt_column)
+    raise BuildError(f"{storage.redact_url(url)}: the suffix is unknown; use .csv, .tsv, .jsonl, .txt or .parquet")
 
 
 def from_folder(url: str, manifest_url: str, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Source:
-    """Every picture below a folder, sorted by path; globs match the path inside it (`*` matches `/` too).
+    """Return one row per image below a folder, sorted by path. Globs match the path inside it (`*` matches `/` too).
 
-    Paths are written relative to the manifest where they lie below its folder, else as they are."""
+    Images below the manifest's folder get paths relative to it. BuildError if there is no image."""
     home = storage.parent(manifest_url).rstrip("/") + "/"
-    found = []
-    for picture in storage.list_files(url):
-        inside = _inside(picture, url)
-        wanted = any(fnmatch.fnmatch(inside, glob) for glob in include) if include else _is_picture(inside)
-        if wanted and not any(fnmatch.fnmatch(inside, glob) for glob in exclude):
-            found.append(picture.removeprefix(home))
-    if not found:
-        raise BuildError(f"{storage.redact_url(url)}: no picture was found there ({', '.join(PICTURE_SUFFIXES)})")
-    return Source(columns={"image": pa.string()}, rows=lambda: ({"image": picture} for picture in found))
-
-
-# ---- files
+    images = []
+    for image in storage.list_files(url):
+        inside = _path_inside(image, url)
+        included = any(fnmatch.fnmatch(inside, glob) for glob in include) if include else _is_image(inside)
+        if included and not any(fnmatch.fnmatch(inside, glob) for glob in exclude):
+            images.append(image.removeprefix(home))
+    if not images:
+        raise BuildError(f"{storage.redact_url(url)}: the folder contains no image ({', '.join(_IMAGE_SUFFIXES)})")
+    return Source(columns={"image": pa.string()}, rows=lambda: ({"image": image} for image in images))
 
 
 def read_lines(url: str) -> Iterator[str]:
-    """Lines of UTF-8 text, with or without a byte order mark."""
+    """Yield the lines of a UTF-8 text file, with or without a byte order mark. BuildError if it cannot be read."""
     filesystem, path = storage.locate(url)
     try:
         with filesystem.open(path, "r", encoding="utf-8-sig", newline="") as stream:
             yield from stream  # type: ignore[misc]
     except UnicodeDecodeError as error:
-        raise BuildError(f"{storage.redact_url(url)}: is not UTF-8 text (byte {error.start})") from error
+        raise BuildError(f"{storage.redact_url(url)}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise BuildError(
             f"{storage.redact_url(url)}: cannot be read; there is no such file, or access is denied"
@@ -79,13 +88,15 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[tuple[str, Row]]:
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
         if len(set(names)) < len(names):
-            raise BuildError(f"{storage.redact_url(url)}: two columns have one name in its first line")
+            raise BuildError(f"{storage.redact_url(url)}: two columns have the same name")
         reader.fieldnames = names
         for row in reader:
-            where = f"{storage.redact_url(url)}, line {reader.line_num}"
+            location = f"{storage.redact_url(url)}, line {reader.line_num}"
             if None in row:
-                raise BuildError(f"{where}: it has more fields than the first line; quote a field that holds commas")
-            yield where, row
+                raise BuildError(
+                    f"{location}: it has more fields than the first line; quote fields that contain commas"
+                )
+            yield location, row
     except csv.Error as error:
         raise BuildError(f"{storage.redact_url(url)}, line {reader.reader.line_num}: {error}") from error
 
@@ -94,33 +105,33 @@ def _json_rows(url: str) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(read_lines(url), 1):
         if not line.strip():
             continue
-        where = f"{storage.redact_url(url)}, line {number}"
+        location = f"{storage.redact_url(url)}, line {number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BuildError(f"{where}: is no JSON ({error.msg}); one object a line is read") from error
+            raise BuildError(f"{location}: not JSON ({error.msg}); give one object per line") from error
         if not isinstance(row, dict):
-            raise BuildError(f"{where}: is no JSON object; one object a line is read")
+            raise BuildError(f"{location}: not a JSON object; give one object per line")
         nested = {name: json.dumps(value) for name, value in row.items() if isinstance(value, dict | list)}
-        yield where, row | nested
+        yield location, row | nested
 
 
-def _typed(url: str, read: Callable[[], Iterator[tuple[str, Row]]], prompt_column: str) -> Source:
-    """Rows whose own columns' types are found by reading them once before they are read to be written."""
+def _infer_types(url: str, read: Callable[[], Iterator[tuple[str, Row]]], prompt_column: str) -> Source:
+    """Return a source whose column types are inferred by reading all rows once beforehand."""
     kinds: dict[str, str] = {}
     for _, row in read():
         for name, value in row.items():
             kinds[name] = wider_type(kinds.get(name, "nothing"), value)
     if not kinds:
-        raise BuildError(f"{storage.redact_url(url)}: holds no row")
+        raise BuildError(f"{storage.redact_url(url)}: the file contains no row")
     _check_prompt(url, list(kinds), prompt_column)
     names = {name: "prompt" if name == prompt_column else name for name in kinds}
     columns = {names[name]: column_type(names[name], kind) for name, kind in kinds.items()}
 
     def rows() -> Iterator[Row]:
-        for where, row in read():
+        for location, row in read():
             renamed = ((names[name], value) for name, value in row.items())
-            yield {name: as_column_type(convert_value(name, value, where), columns[name]) for name, value in renamed}
+            yield {name: as_column_type(convert_value(name, value, location), columns[name]) for name, value in renamed}
 
     return Source(columns=columns, rows=rows)
 
@@ -128,10 +139,9 @@ def _typed(url: str, read: Callable[[], Iterator[tuple[str, Row]]], prompt_colum
 def _check_prompt(url: str, columns: list[str], prompt_column: str) -> None:
     if prompt_column in columns or (prompt_column == "prompt" and "image" in columns):
         return
-    there = ", ".join(columns)
     raise BuildError(
-        f'{storage.redact_url(url)}: has no column "{prompt_column}" (there are {there}); '
-        "say which holds the prompts with --prompt-column"
+        f'{storage.redact_url(url)}: there is no column "{prompt_column}" (its columns are {", ".join(columns)}); '
+        "name the column of the prompts with --prompt-column"
     )
 
 
@@ -147,20 +157,17 @@ def _from_parquet(url: str, prompt_column: str) -> Source:
         count = itertools.count()
         for batch in read_batches(url, rows=1024):
             for row in batch.to_pylist():
-                where = f"{storage.redact_url(url)}, row {next(count)}"
-                yield {names[name]: convert_value(names[name], value, where) for name, value in row.items()}
+                location = f"{storage.redact_url(url)}, row {next(count)}"
+                yield {names[name]: convert_value(names[name], value, location) for name, value in row.items()}
 
     return Source(columns=columns, rows=rows)
 
 
-# ---- folders
-
-
-def _inside(picture: str, folder: str) -> str:
+def _path_inside(file: str, folder: str) -> str:
     filesystem, root = storage.locate(folder)
-    return str(filesystem._strip_protocol(picture)).removeprefix(root.rstrip("/") + "/")
+    return str(filesystem._strip_protocol(file)).removeprefix(root.rstrip("/") + "/")
 
 
-def _is_picture(path: str) -> bool:
+def _is_image(path: str) -> bool:
     hidden = any(part.startswith(".") for part in path.split("/"))
-    return path.lower().endswith(PICTURE_SUFFIXES) and not hidden
+    return path.lower().endswith(_IMAGE_SUFFIXES) and not hidden

@@ -1,4 +1,4 @@
-"""Prompts from a template and lists."""
+"""Prompts from a template and lists of values."""
 
 import math
 import random
@@ -9,33 +9,33 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from pipeline.errors import BuildError
-from pipeline.manifest.sources import read_lines
-from pipeline.manifest.values import Row, Source, convert_value
+from pipeline.manifest.sources import Row, Source, read_lines
+from pipeline.manifest.values import convert_value
 from pipeline.schema import PARAMETERS, SOURCES
 
 
 def from_template(
     template: str, lists: Mapping[str, Sequence[str]], *, sample: int | None = None, seed: int = 0
 ) -> Source:
-    """Prompts of a template such as `"a {size} {color} {shape}"`: every combination of the lists, in a fixed order
-    (the last field runs fastest), or a seeded sample of `sample` different ones.
+    """Return the prompts of a template such as `"a {size} {color} {shape}"`.
 
-    `a(n)` becomes `a` or `an` by the word after it. A list that the template does not name must be one of the
-    manifest's parameters (`sampler`, `num_inference_steps`, ...), and then varies that column. Each list becomes a
-    column, so that the labels of a synthetic data set come with its pictures."""
+    They are all combinations of the lists, in a fixed order (the last field varies fastest), or a seeded sample of
+    `sample` different ones. `a(n)` becomes `a` or `an`, depending on the next word. Each list becomes a column, so that
+    a synthetic dataset has its labels. A list that the template does not name must be a parameter of the manifest
+    (`sampler`, `num_inference_steps`, ...). BuildError if template and lists do not fit."""
     fields = _fields(template)
     _check_lists(fields, lists)
     names = [*fields, *(name for name in lists if name not in fields)]
     sizes = [len(lists[name]) for name in names]
     total = math.prod(sizes)
     if sample is not None and not 1 <= sample <= total:
-        raise BuildError(f"a sample of {sample:,} cannot be drawn: there are {total:,} combinations")
+        raise BuildError(f"the sample is {sample:,}; give 1 to {total:,}, the number of combinations")
     columns = {"prompt": pa.string()} | {name: PARAMETERS.get(name, pa.string()) for name in names}
 
     def rows() -> Iterator[Row]:
-        chosen = range(total) if sample is None else random.Random(seed).sample(range(total), sample)
-        for index in chosen:
-            values = {name: lists[name][place] for name, place in zip(names, _places(index, sizes), strict=True)}
+        indices = range(total) if sample is None else random.Random(seed).sample(range(total), sample)
+        for index in indices:
+            values = {name: lists[name][digit] for name, digit in zip(names, _digits(index, sizes), strict=True)}
             typed = {name: convert_value(name, value, "a list") for name, value in values.items()}
             yield {"prompt": _with_articles(template.format_map(values)), **typed}
 
@@ -43,24 +43,23 @@ def from_template(
 
 
 def read_list(text: str) -> list[str]:
-    """The values of a list as it is given: `red,green,blue`, or `@FILE` with one a line."""
+    """Parse a list: `red,green,blue`, or `@FILE` with one value per line."""
     if text.startswith("@"):
         return [line.strip() for line in read_lines(text[1:]) if line.strip()]
     return [value.strip() for value in text.split(",") if value.strip()]
 
 
-# ---- templates
-
-
 def _fields(template: str) -> list[str]:
-    """The template's fields in the order in which they first stand there."""
+    """Return the template's fields in the order of their first use."""
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise BuildError(f'the template "{template}": {error}; write a brace as {{{{ or }}}}') from error
     for _, name, spec, conversion in parsed:
         if name is not None and (not name.isidentifier() or spec or conversion):
-            raise BuildError(f'the template "{template}": a field is a plain name such as {{color}}, not {{{name}}}')
+            raise BuildError(
+                f'the template "{template}": {{{name}}} is not a field; use a plain name such as {{color}}'
+            )
     return list(dict.fromkeys(name for _, name, _, _ in parsed if name is not None))
 
 
@@ -74,17 +73,18 @@ def _check_lists(fields: list[str], lists: Mapping[str, Sequence[str]]) -> None:
         if not values:
             raise BuildError(f'the list "{name}" is empty')
         if name not in fields and name not in PARAMETERS:
-            raise BuildError(f'the list "{name}" is used nowhere: the template has no {{{name}}}')
+            raise BuildError(f'the list "{name}" is not used: the template has no {{{name}}}')
         if name in ("id", "prompt", *SOURCES):
-            raise BuildError(f'a list cannot be named "{name}": the manifest has a column of this name')
+            raise BuildError(f'a list cannot be named "{name}": a manifest has its own column with this name')
 
 
-def _places(index: int, sizes: list[int]) -> list[int]:
-    places = []
+def _digits(index: int, sizes: list[int]) -> list[int]:
+    """Return the digits of a number in the mixed radix `sizes`: one index per list."""
+    digits = []
     for size in reversed(sizes):
-        index, place = divmod(index, size)
-        places.append(place)
-    return places[::-1]
+        index, digit = divmod(index, size)
+        digits.append(digit)
+    return digits[::-1]
 
 
 def _with_articles(prompt: str) -> str:

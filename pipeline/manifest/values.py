@@ -1,8 +1,6 @@
-"""Values of a manifest's columns: conversion and column types."""
+"""Conversion of values to the types of a manifest's columns."""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -10,50 +8,45 @@ import pyarrow as pa
 from pipeline.errors import BuildError
 from pipeline.schema import PARAMETERS, SOURCES
 
-Row = dict[str, Any]
 
+def convert_value(name: str, value: Any, location: str) -> Any:
+    """Convert a parameter's value to the type of its column. Empty text becomes None; other columns stay as they are.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    columns: dict[str, pa.DataType]
-    rows: Callable[[], Iterator[Row]]
-
-
-def convert_value(name: str, value: Any, where: str) -> Any:
-    """A parameter's value as its column holds it (other columns' as they are); empty text is nothing."""
+    BuildError with `location` if the value cannot be converted."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    wanted = PARAMETERS.get(name)
-    if wanted is None:
+    target = PARAMETERS.get(name)
+    if target is None:
         return value
     try:
-        if pa.types.is_string(wanted):
+        if pa.types.is_string(target):
             return str(value)
-        if pa.types.is_floating(wanted):
+        if pa.types.is_floating(target):
             return float(value)
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return int(value)
     except (TypeError, ValueError) as error:
-        kind = "a number" if pa.types.is_floating(wanted) else "a whole number"
-        raise BuildError(f'{where}: {name} is "{value}"; give {kind}') from error
+        kind = "a number" if pa.types.is_floating(target) else "a whole number"
+        raise BuildError(f'{location}: {name} is "{value}"; give {kind}') from error
 
 
 def wider_type(kind: str, value: Any) -> str:
-    """The narrowest of nothing < int64 < double < string that holds what was seen, and this value."""
+    """Return the narrowest of nothing < int64 < double < string that holds both `kind` and this value."""
     text = "" if value is None else str(value).strip()
-    found = "string"
+    value_kind = "string"
     if not text:
-        found = "nothing"
+        value_kind = "nothing"
     elif re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
-        found = "int64"
+        value_kind = "int64"
     elif re.fullmatch(r"-?\d+(\.\d*)?([eE][-+]?\d+)?|-?\.\d+", text) and not re.match(r"-?0\d", text):
-        found = "double"
+        value_kind = "double"
     order = ("nothing", "int64", "double", "string")
-    return max(kind, found, key=order.index)
+    return max(kind, value_kind, key=order.index)
 
 
 def column_type(name: str, kind: str) -> pa.DataType:
+    """Return the Arrow type of a column whose values are of a kind of `wider_type`."""
     if name in PARAMETERS:
         return PARAMETERS[name]
     if name == "id" or name in SOURCES:
@@ -61,9 +54,10 @@ def column_type(name: str, kind: str) -> pa.DataType:
     return {"int64": pa.int64(), "double": pa.float64()}.get(kind, pa.string())
 
 
-def as_column_type(value: Any, wanted: pa.DataType) -> Any:
-    if value is None or pa.types.is_null(wanted):
+def as_column_type(value: Any, target: pa.DataType) -> Any:
+    """Convert a value to the Python type for an Arrow type: None, str, int or float."""
+    if value is None or pa.types.is_null(target):
         return None
-    if pa.types.is_string(wanted):
+    if pa.types.is_string(target):
         return str(value)
-    return int(value) if pa.types.is_integer(wanted) else float(value)
+    return int(value) if pa.types.is_integer(target) else float(value)

@@ -108,4 +108,4 @@ def test_the_pictures_of_a_run_are_taken_up_by_the_next(
     run = json.loads((first / "run.json").read_text())
     (first / "run.json").write_text(json.dumps(run | {"status": "stopped"}, indent=2))
     assert cli.run(["upscale", str(first), str(tmp_path / "third"), *options]) == 1
-    assert "holds a run that has not finished" in capsys.readouterr().err
+    assert "the run of this output has not finished" in capsys.readouterr().err
