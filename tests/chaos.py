@@ -1,7 +1,7 @@
-"""Chaos: runs to which everything happens that can, at random moments; then the same command until it ends.
+"""Chaos: runs with random faults, restarted by the same command until they finish.
 
-`python -m tests.chaos --seeds 20 --rows 300` prints a line a run and a table of the faults; exit status 1 if a row was
-lost, doubled or made otherwise. A seed's place is one of PLACES in turn: each has faults of its own.
+`python -m tests.chaos --seeds 20 --rows 300` prints a line per run and a table of the faults; exit status 1 if a row
+was lost, duplicated or has another image. The seeds take turns at ENVIRONMENTS, each of which has its own faults.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from tests.cheap import FACTS, loaded_model_of, zeros
 from tests.faulty_s3 import FaultyProxy, Kind, Moment, faulty_proxy
 from tests.s3 import CREDENTIALS, s3_server
 
-PLACES: Final = ("local disk", "object storage", "small disk", "cluster")
+ENVIRONMENTS: Final = ("local disk", "object storage", "small disk", "cluster")
 RUN: Final = (sys.executable, "-m", "tests.chaos", "--run")
 _ATTEMPTS: Final = 20
-_SECONDS_A_CALL: Final = 0.1
+_SECONDS_PER_CALL: Final = 0.1
 _IDLE: Final = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _SMALL_DISK: Final = "16m"
 _CLUSTER: Final = "chaos"
@@ -56,32 +56,32 @@ _STORAGE_FAULTS: Final[dict[str, Kind]] = {
 
 @dataclass
 class Story:
-    """What one seed's run lived through."""
+    """The faults and the result of one seed's run."""
 
     seed: int
-    place: str
+    environment: str
     faults: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         faults = ", ".join(f"{count} x {name}" for name, count in self.faults.items())
-        ending = "; ".join(self.problems) or "content"
-        return f"seed {self.seed:>3}, {self.place}: {faults}; {self.attempts} attempts; {ending}"
+        ending = "; ".join(self.problems) or "complete"
+        return f"seed {self.seed:>3}, {self.environment}: {faults}; {self.attempts} attempts; {ending}"
 
 
 @dataclass
-class Place:
-    """Where runs write, and what can befall them there besides the death of a process."""
+class Environment:
+    """A storage that runs write to, and its faults besides the death of a process."""
 
     manifest: str
     output: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     address: str | None = None
     faults: Mapping[str, Callable[["Attempt"], bool]] = field(default_factory=dict)
-    """By name; whether it was done."""
-    mend: Callable[[], None] = lambda: None
-    """Called when an attempt has ended."""
+    """By name; each returns whether it took place."""
+    repair: Callable[[], None] = lambda: None
+    """Called after an attempt."""
 
 
 @dataclass
@@ -93,16 +93,16 @@ class Attempt:
     address: str | None
 
     def workers(self) -> list[tuple[psutil.Process, str]]:
-        """The processes of this run's Ray, with their titles."""
+        """Return the processes of this run's Ray with their titles."""
         roots = [self.process.pid] if self.address is None else local.LocalCluster.load(_CLUSTER).nodes
-        found: list[tuple[psutil.Process, str]] = []
+        workers: list[tuple[psutil.Process, str]] = []
         for root in roots:
             with suppress(psutil.Error):
-                found += [(child, _title(child)) for child in psutil.Process(root).children(recursive=True)]
-        return found
+                workers += [(child, _title(child)) for child in psutil.Process(root).children(recursive=True)]
+        return workers
 
     def kill(self, prefix: str) -> bool:
-        """SIGKILL one of the processes whose title begins so, and that has work."""
+        """SIGKILL a busy process whose title starts with a prefix; return whether there was one."""
         victims = [process for process, title in self.workers() if title.startswith(prefix) and title not in _IDLE]
         with suppress(psutil.Error, IndexError):
             self.chance.choice(victims).kill()
@@ -127,8 +127,8 @@ KILLS: Final[dict[str, tuple[int, Callable[[Attempt], bool]]]] = {
     "a worker killed": (2, lambda attempt: attempt.kill("ray::")),
     "the driver killed": (1, Attempt.kill_driver),
 }
-"""What can happen anywhere, and how often next to each other. The faults of a place weigh _OWN_WEIGHT in all."""
-_OWN_WEIGHT: Final = 6
+"""Faults of every environment with their weights; the faults of the environment weigh _ENVIRONMENT_WEIGHT in total."""
+_ENVIRONMENT_WEIGHT: Final = 6
 
 
 def write_rows(path: Path, rows: int) -> str:
@@ -136,56 +136,65 @@ def write_rows(path: Path, rows: int) -> str:
     return str(path)
 
 
-def pictures_of(output: str) -> dict[str, str]:
+def image_hashes(output: str) -> dict[str, str]:
     filesystem, path = storage.arrow_filesystem(storage.join(output, "data"))
     table = pads.dataset(path, filesystem=filesystem, format="parquet").to_table(columns=["id", "sha256"])
     return dict(zip(table["id"].to_pylist(), table["sha256"].to_pylist(), strict=True))
 
 
-def disturbed(story: Story, place: Place, folder: Path, expected: dict[str, str], faults: int, seconds: float) -> None:
-    """Run until the end, with so many faults on the way; undisturbed it takes so many seconds."""
+def run_with_faults(
+    story: Story, environment: Environment, folder: Path, expected: dict[str, str], faults: int, seconds: float
+) -> None:
+    """Run until the end with this many faults on the way; without faults it takes `seconds`."""
     chance = random.Random(story.seed)
-    kinds = KILLS | {name: (_OWN_WEIGHT // len(place.faults) or 1, fault) for name, fault in place.faults.items()}
+    kinds = KILLS | {
+        name: (_ENVIRONMENT_WEIGHT // len(environment.faults) or 1, fault) for name, fault in environment.faults.items()
+    }
     while story.attempts < _ATTEMPTS:
         story.attempts += 1
-        earlier = read_run(place.output).get("attempt", 0)
-        command = [*RUN, place.manifest, place.output, *([place.address] if place.address else [])]
+        earlier = read_run(environment.output).get("attempt", 0)
+        command = [
+            *RUN,
+            environment.manifest,
+            environment.output,
+            *([environment.address] if environment.address else []),
+        ]
         with open(folder / f"log-{story.seed}", "ab") as log:
             process = subprocess.Popen(
-                command, env={**os.environ, **place.environment}, stdout=log, stderr=log, start_new_session=True
+                command, env={**os.environ, **environment.variables}, stdout=log, stderr=log, start_new_session=True
             )
-        attempt = Attempt(process, chance, place.address)
+        attempt = Attempt(process, chance, environment.address)
         while process.poll() is None:
             wanted = story.faults.total() < faults
             time.sleep(chance.uniform(0.02, 0.15) * seconds if wanted else 0.2)
-            if wanted and process.poll() is None and _works(place, earlier):
+            if wanted and process.poll() is None and _is_running(environment, earlier):
                 (name,) = chance.choices(list(kinds), [weight for weight, _ in kinds.values()])
                 if kinds[name][1](attempt):
                     story.faults[name] += 1
-        place.mend()
+        environment.repair()
         if process.returncode == 0:
             break
     else:
-        story.problems.append("never ended")
-    story.problems += check_output(place.output, place.manifest).problems
-    if pictures_of(place.output) != expected:
-        story.problems.append("the pictures differ from the undisturbed run's")
+        story.problems.append("did not finish")
+    story.problems += check_output(environment.output, environment.manifest).problems
+    if image_hashes(environment.output) != expected:
+        story.problems.append("the images differ from those of the run without faults")
 
 
-def _works(place: Place, earlier: int) -> bool:
-    """Whether an attempt after that one has begun: it says so in run.json."""
-    run = read_run(place.output)
+def _is_running(environment: Environment, earlier: int) -> bool:
+    """Return whether run.json says that an attempt after `earlier` is running."""
+    run = read_run(environment.output)
     return run.get("attempt", 0) > earlier and run.get("status") == "running"
 
 
 @contextmanager
-def on_local_disk(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
-    yield Place(manifest, str(folder / f"out-{seed}"))
+def on_local_disk(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
+    yield Environment(manifest, str(folder / f"out-{seed}"))
 
 
 @contextmanager
-def on_small_disk(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
-    """A file system of its own that fills; root may mount one."""
+def on_small_disk(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
+    """A small file system that can be filled; needs root to mount it."""
     disk = folder / f"disk-{seed}"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_SMALL_DISK}", "tmpfs", str(disk)], check=True)
@@ -203,14 +212,14 @@ def on_small_disk(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
 
     try:
         faults = {"the disk full": fill}
-        yield Place(manifest, str(disk / "out"), faults=faults, mend=lambda: ballast.unlink(missing_ok=True))
+        yield Environment(manifest, str(disk / "out"), faults=faults, repair=lambda: ballast.unlink(missing_ok=True))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 @contextmanager
-def on_object_storage(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
-    """An S3 server behind a proxy that fails, and sees which process writes."""
+def on_object_storage(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
+    """An S3 server behind a proxy that injects faults and can kill the process that writes."""
     with ExitStack() as stack:
         (files := folder / f"s3-{seed}").mkdir()
         server = stack.enter_context(s3_server(files))
@@ -221,25 +230,25 @@ def on_object_storage(folder: Path, manifest: str, seed: int) -> Iterator[Place]
         storage.locate("s3://chaos")[0].mkdir("chaos")
         storage.write_bytes("s3://chaos/manifest.parquet", Path(manifest).read_bytes())
         faults: dict[str, Callable[[Attempt], bool]] = {
-            name: lambda attempt, kind=kind: _bad_seconds(proxy, kind, attempt.chance)
+            name: lambda attempt, kind=kind: _fail_for_seconds(proxy, kind, attempt.chance)
             for name, kind in _STORAGE_FAULTS.items()
         }
         for moment in ("before", "within", "after"):
             faults[f"a writer killed {moment} its PUT"] = lambda attempt, moment=moment: _kill_writer(
                 proxy, moment, attempt
             )
-        environment = {"AWS_ENDPOINT_URL": proxy.url}
-        yield Place("s3://chaos/manifest.parquet", "s3://chaos/out", environment, faults=faults)
+        variables = {"AWS_ENDPOINT_URL": proxy.url}
+        yield Environment("s3://chaos/manifest.parquet", "s3://chaos/out", variables, faults=faults)
 
 
-def _restore(environment: Mapping[str, str | None]) -> None:
-    for name, value in environment.items():
+def _restore(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
         os.environ.pop(name)
         if value is not None:
             os.environ[name] = value
 
 
-def _bad_seconds(proxy: FaultyProxy, kind: Kind, chance: random.Random) -> bool:
+def _fail_for_seconds(proxy: FaultyProxy, kind: Kind, chance: random.Random) -> bool:
     before = proxy.injected.total()
     with proxy.faulty(kind, chance=chance.uniform(0.3, 1.0)):
         time.sleep(chance.uniform(1.0, 4.0))
@@ -247,7 +256,7 @@ def _bad_seconds(proxy: FaultyProxy, kind: Kind, chance: random.Random) -> bool:
 
 
 def _kill_writer(proxy: FaultyProxy, moment: Moment, attempt: Attempt) -> bool:
-    """SIGKILL the process that next puts a data file or a ledger entry, at that moment of its request."""
+    """SIGKILL the process of the next PUT of a data file or ledger entry, at this moment of its request."""
     killed: list[int] = []
 
     def on_request(method: str, path: str, at: Moment, port: int) -> bool:
@@ -269,8 +278,8 @@ def _kill_writer(proxy: FaultyProxy, moment: Moment, attempt: Attempt) -> bool:
 
 
 @contextmanager
-def on_cluster(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
-    """Three nodes, of which all but the head can be lost; another comes in its place."""
+def on_cluster(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
+    """Three nodes; any but the head can be lost, and is then replaced."""
     cluster = local.up(_CLUSTER, nodes=3, cpus=2)
 
     def lose_node(attempt: Attempt) -> bool:
@@ -281,12 +290,12 @@ def on_cluster(folder: Path, manifest: str, seed: int) -> Iterator[Place]:
 
     try:
         faults = {"a node lost": lose_node}
-        yield Place(manifest, str(folder / f"out-{seed}"), address=cluster.address, faults=faults)
+        yield Environment(manifest, str(folder / f"out-{seed}"), address=cluster.address, faults=faults)
     finally:
         local.down(_CLUSTER)
 
 
-_AT: Final = {
+_OPEN: Final = {
     "local disk": on_local_disk,
     "object storage": on_object_storage,
     "small disk": on_small_disk,
@@ -294,8 +303,8 @@ _AT: Final = {
 }
 
 
-def run_here(manifest: str, output: str, address: str | None = None) -> int:
-    """One attempt, on a Ray of its own or the one at the address; two actors, small parts."""
+def run_attempt(manifest: str, output: str, address: str | None = None) -> int:
+    """Run one attempt on a local Ray or on the one at the address, with two actors."""
     config = RunConfig(
         task="generate", manifest=manifest, output=output, actors=2, lanes=4, stall_timeout=120, address=address
     )
@@ -308,32 +317,34 @@ def run_here(manifest: str, output: str, address: str | None = None) -> int:
 
 
 def _load(config: RunConfig, device: str) -> LoadedModel:
-    """The cheap model, slow enough to be killed while it works."""
+    """Load the cheap model, slowed down so that it can be killed while it works."""
 
     def slow(*arguments: Any) -> Tensor:
-        time.sleep(_SECONDS_A_CALL)
+        time.sleep(_SECONDS_PER_CALL)
         return zeros(*arguments)
 
     return loaded_model_of(config, slow)
 
 
-def chaos(seeds: range, rows: int, faults: int, folder: Path, places: tuple[str, ...] = PLACES) -> Iterator[Story]:
-    """The stories of runs that had so many faults each, as they end."""
+def chaos(
+    seeds: range, rows: int, faults: int, folder: Path, environments: tuple[str, ...] = ENVIRONMENTS
+) -> Iterator[Story]:
+    """Yield the story of each run, which had this many faults."""
     manifest = write_rows(folder / "manifest.parquet", rows)
     started = time.monotonic()
-    subprocess.run([*RUN, manifest, str(folder / "whole")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*RUN, manifest, str(folder / "reference")], check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - started
-    expected = pictures_of(str(folder / "whole"))
+    expected = image_hashes(str(folder / "reference"))
     assert len(expected) == rows
     for seed in seeds:
-        story = Story(seed, places[seed % len(places)])
-        with _AT[story.place](folder, manifest, seed) as place:
-            disturbed(story, place, folder, expected, faults, seconds)
+        story = Story(seed, environments[seed % len(environments)])
+        with _OPEN[story.environment](folder, manifest, seed) as environment:
+            run_with_faults(story, environment, folder, expected, faults, seconds)
         yield story
 
 
 def table_of(stories: list[Story]) -> str:
-    """The faults of all stories by kind, in Markdown."""
+    """Return the faults of all stories by kind, as a Markdown table."""
     faults = sum((story.faults for story in stories), Counter[str]())
     lines = ["| fault | times |", "|---|---|", *(f"| {name} | {count} |" for name, count in faults.most_common())]
     return "\n".join([*lines, f"| all, over {len(stories)} runs | {faults.total()} |"])
@@ -345,20 +356,20 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--rows", type=int, default=300)
-    parser.add_argument("--faults", type=int, default=6, help="of each run")
-    parser.add_argument("--places", nargs="+", choices=PLACES, default=PLACES)
+    parser.add_argument("--faults", type=int, default=6, help="faults per run")
+    parser.add_argument("--environments", nargs="+", choices=ENVIRONMENTS, default=ENVIRONMENTS)
     options = parser.parse_args()
     if options.run:
-        return run_here(*options.run)
+        return run_attempt(*options.run)
     stories: list[Story] = []
     seeds = range(options.first, options.first + options.seeds)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        for story in chaos(seeds, options.rows, options.faults, Path(folder), tuple(options.places)):
+        for story in chaos(seeds, options.rows, options.faults, Path(folder), tuple(options.environments)):
             print(story, flush=True)
             stories.append(story)
     print(table_of(stories))
     wrong = sum(bool(story.problems) for story in stories)
-    print(f"{wrong} of {len(stories)} runs were not whole and the same in the end")
+    print(f"{wrong} of {len(stories)} runs were incomplete or differed in the end")
     return int(wrong > 0)
 
 

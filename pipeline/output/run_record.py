@@ -1,9 +1,9 @@
-"""run.json: what a run is, how it goes, and what a later attempt may not change."""
+"""run.json: the options and the status of a run, and the check that a later attempt does not change its images."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from pipeline import storage
 from pipeline.config import RunConfig
@@ -11,44 +11,120 @@ from pipeline.errors import RunError
 from pipeline.output.provenance import software_versions, utc_now
 from pipeline.settings import settings_in
 
+Status = Literal["running", "stopped", "failed", "incomplete", "finished"]
+"""A "stopped" run got a signal; an "incomplete" one ended without an error but lacks rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """The record of one attempt at a run, in OUTPUT/run.json. Each method writes the whole file."""
+
+    config: RunConfig
+    run_id: str
+    attempt: int
+    """Counted from 1."""
+
+    @property
+    def url(self) -> str:
+        return _url(self.config.output)
+
+    def start(
+        self,
+        *,
+        manifest: Mapping[str, Any],
+        model: Mapping[str, Any],
+        clip: Mapping[str, Any] | None,
+        device: str,
+        dtype: str,
+        actors: int,
+    ) -> None:
+        """Record that the attempt runs. RunError if its images would differ from those of earlier attempts.
+
+        `manifest` holds `rows` and `sha256`; `model` and `clip` hold `name` and `weights_sha256`."""
+        facts = {"manifest": manifest, "model": model, "device": device, "dtype": dtype, "actors": actors}
+        facts |= {} if clip is None else {"clip": clip}
+        refuse_differences(self.config, facts, self._earlier())
+        self._write("running", facts)
+
+    def stop(self, status: Literal["stopped", "failed"], reason: str | None = None) -> None:
+        """Record that the attempt ended early."""
+        self._write(status, {} if reason is None else {"reason": reason})
+
+    def finish(self, *, complete: bool, ok: int, failed: int, last_attempt: Mapping[str, Any]) -> None:
+        """Record that the attempt came to its end; `ok` and `failed` count the output's rows."""
+        facts = {"finished_at": utc_now().isoformat(timespec="seconds"), "ok": ok, "failed": failed}
+        self._write("finished" if complete else "incomplete", {**facts, "last_attempt": last_attempt})
+
+    def _earlier(self) -> dict[str, Any]:
+        """Return what run.json holds of this run; nothing if it is another run's."""
+        earlier = read_run(self.config.output)
+        return earlier if earlier.get("run_id") == self.run_id else {}
+
+    def _write(self, status: Status, facts: Mapping[str, Any]) -> None:
+        earlier = self._earlier()
+        run = {
+            **earlier,
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "started_at": earlier.get("started_at") or utc_now().isoformat(timespec="seconds"),
+            "task": self.config.task,
+            "config": settings_of(self.config),
+            "manifest": earlier.get("manifest") or {},
+            "software": software_versions(),
+            "status": status,
+            **facts,
+        }
+        storage.write_bytes(self.url, json.dumps(run, indent=2, ensure_ascii=False).encode() + b"\n")
+
 
 def read_run(output: str) -> dict[str, Any]:
-    """run.json of an output, empty if there is none; RunError if it is damaged."""
-    url = storage.join(output, "run.json")
+    """Return run.json of an output, empty if it does not exist. RunError if it is damaged."""
+    url = _url(output)
     if not storage.exists(url):
         return {}
     try:
         return json.loads(storage.read_bytes(url))
     except ValueError as error:
-        raise RunError(f"{storage.redact_url(url)}: is no JSON; delete it, or give another OUTPUT") from error
-
-
-def write_run(config: RunConfig, run_id: str, attempt: int, figures: dict[str, Any]) -> None:
-    """Write run.json: what the run is, without secrets, and what is known of how it goes."""
-    earlier = read_run(config.output)
-    earlier = earlier if earlier.get("run_id") == run_id else {}
-    run = {
-        "run_id": run_id,
-        "attempt": attempt,
-        "started_at": earlier.get("started_at") or utc_now().isoformat(timespec="seconds"),
-        "task": config.task,
-        "config": settings_of(config),
-        "manifest": earlier.get("manifest") or {},
-        "software": software_versions(),
-        **figures,
-    }
-    text = json.dumps({**earlier, **run}, indent=2, ensure_ascii=False)
-    storage.write_bytes(storage.join(config.output, "run.json"), text.encode() + b"\n")
+        raise RunError(f"{storage.redact_url(url)}: is not JSON; delete it, or give another OUTPUT") from error
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """Return the run's options as run.json records them: no credentials, and nothing of one attempt only."""
-    recorded = {name: setting for name, setting in settings_in(RunConfig).items() if setting.record != "none"}
-    values = {name: value for name, value in asdict(config).items() if name in recorded}
-    for name, setting in recorded.items():
-        if setting.record == "redacted":
+    values = asdict(config)
+    for name, setting in settings_in(RunConfig).items():
+        if setting.record == "none":
+            del values[name]
+        elif setting.record == "redacted":
             values[name] = _redact(values[name])
     return json.loads(json.dumps(values))
+
+
+def refuse_differences(config: RunConfig, facts: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
+    """RunError if an attempt with these facts would give other images than those that the output already holds.
+
+    `facts` and `earlier` have the structure of run.json; what one of them lacks is not compared."""
+    options, earlier_options = facts.get("config", {}), earlier.get("config", {})
+    fixed = [name for name, setting in settings_in(RunConfig).items() if setting.resume == "fixed"]
+    pairs = [
+        (name, options[name], earlier_options[name]) for name in fixed if {name} <= options.keys() & earlier_options
+    ]
+    for name, words in (("model", "the model's weights"), ("clip", "the CLIP's weights")):
+        hashes = [run.get(name, {}).get("weights_sha256") for run in (facts, earlier)]
+        pairs += [(words, *hashes)] if None not in hashes else []
+    pairs += [(name, facts[name], earlier[name]) for name in ("dtype", "device") if name in facts and name in earlier]
+    differences = "; ".join(filter(None, (_difference(*pair) for pair in pairs)))
+    if differences:
+        output = storage.redact_url(config.output)
+        raise RunError(
+            f"{output} holds a run that differs: {differences}; give another OUTPUT, or --new-run to start over"
+        )
+
+
+def _difference(name: str, value: Any, earlier: Any) -> str:
+    if isinstance(value, dict) and isinstance(earlier, dict):
+        parts = [_difference(inner, value[inner], earlier[inner]) for inner in value if inner in earlier]
+        return "; ".join(part for part in parts if part)
+    return "" if value == earlier else f"{name} is {value}, was {earlier}"
 
 
 def _redact(value: Any) -> Any:
@@ -57,26 +133,5 @@ def _redact(value: Any) -> Any:
     return storage.redact_url(value) if value else value
 
 
-def refuse_differences(config: RunConfig, now: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
-    """RunError if this attempt would give other images than those that the output already holds."""
-    same = [name for name, setting in settings_in(RunConfig).items() if setting.resume == "fixed"]
-    options, was = now.get("config", {}), earlier.get("config", {})
-    differences = [_difference(name, options[name], was[name]) for name in same if name in options and name in was]
-    for name, words in (("model", "the model's weights"), ("clip", "the CLIP's weights")):
-        digests = [about.get(name, {}).get("weights_sha256") for about in (now, earlier)]
-        if None not in digests:
-            differences.append(_difference(words, *digests))
-    for name in ("dtype", "device"):
-        if name in now and name in earlier:
-            differences.append(_difference(name, now[name], earlier[name]))
-    found = "; ".join(difference for difference in differences if difference)
-    if found:
-        output = storage.redact_url(config.output)
-        raise RunError(f"{output} holds a run that differs: {found}; give another OUTPUT, or --new-run to begin anew")
-
-
-def _difference(name: str, now: Any, earlier: Any) -> str:
-    if isinstance(now, dict) and isinstance(earlier, dict):
-        parts = [_difference(inner, now[inner], earlier[inner]) for inner in now if inner in earlier]
-        return "; ".join(part for part in parts if part)
-    return "" if now == earlier else f"{name} is {now}, was {earlier}"
+def _url(output: str) -> str:
+    return storage.join(output, "run.json")

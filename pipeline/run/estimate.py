@@ -1,4 +1,4 @@
-"""What a run would take: a few of its rows are made on one actor's machinery, in this process, and timed."""
+"""The estimate of a run: a few of its rows are processed and timed in this process."""
 
 import time
 from collections.abc import Mapping
@@ -9,12 +9,11 @@ import torch
 
 from pipeline import storage
 from pipeline.config import RunConfig
-from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.errors import CheckpointError, ManifestError, RunError
 from pipeline.inference.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from pipeline.manifest.read import read_batches, read_schema
-from pipeline.manifest.rules import Rules
-from pipeline.run.plan import count_rows_to_make
+from pipeline.run.check import rules_for_run
+from pipeline.run.plan import count_run_rows
 from pipeline.stages.denoise import Denoise, LoadModel
 from pipeline.stages.encode import EncodeImages
 from pipeline.stages.prepare import PrepareRows
@@ -22,21 +21,21 @@ from pipeline.stages.prepare import PrepareRows
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What one actor does, and what there is to do."""
+    """The measured speed of one actor, and the number of rows."""
 
     rows: int
-    """Of the whole manifest."""
+    """Rows of the run."""
     timed: int
-    """Rows that were made for it, after one that is not counted."""
+    """Rows that were processed for the estimate, after one that warmed up the model."""
     failed: int
-    """Of them; a failed row takes next to no time."""
+    """Those of them that failed; they take almost no time and are not counted in the averages."""
     load_seconds: float
     seconds_per_row: float
     bytes_per_row: float
     device: str
 
     def hours(self, actors: int) -> float:
-        """Until the whole manifest is made, with so many actors."""
+        """Return the duration of the whole run with this many actors."""
         return (self.load_seconds + self.rows * self.seconds_per_row / actors) / 3600
 
     def actor_hours(self, actors: int) -> float:
@@ -50,60 +49,64 @@ class Estimate:
 def estimate(
     config: RunConfig, rows: int, *, load: LoadModel | None = None, checkpoint: CheckpointInfo | None = None
 ) -> Estimate:
-    """Make `rows` of the manifest's rows, taken evenly from it, and say what all of them would take.
+    """Process `rows` rows, taken evenly from the manifest, and estimate the whole run from them. Nothing is written.
 
-    `load` and `checkpoint` as for run_job. RunError says in one line why it cannot be told; nothing is written."""
+    `load` and `checkpoint` as for run_job. RunError if the run cannot start or no row can be processed."""
     try:
-        facts = checkpoint or read_checkpoint_info(config)
-        sample = _sample(config.manifest, count_rows_to_make(replace(config, shard=None)), rows + 1)
+        checkpoint = checkpoint or read_checkpoint_info(config)
+        sample = _sample(config.manifest, count_run_rows(replace(config, shard=None)), rows + 1)
         if sample.num_rows < 2:
-            raise RunError(f"{storage.redact_url(config.manifest)}: has too few rows to tell anything from")
-        return _timed(config, sample, count_rows_to_make(config), facts, load)
+            raise RunError(
+                f"{storage.redact_url(config.manifest)}: has {sample.num_rows} rows; an estimate needs 2 or more"
+            )
+        return _measure(config, sample, count_run_rows(config), checkpoint, load)
     except (storage.StorageError, ManifestError, CheckpointError) as error:
         raise RunError(str(error)) from error
 
 
 def _sample(url: str, total: int, count: int) -> pa.Table:
-    """At most `count` of the first `total` rows, evenly."""
+    """Return at most `count` of the first `total` rows, taken evenly."""
     wanted = {index * total // count for index in range(count)} if count < total else set(range(total))
-    found, first = list[pa.RecordBatch](), 0
+    sample, first = list[pa.RecordBatch](), 0
     for batch in read_batches(url):
-        found += [batch.slice(index - first, 1) for index in sorted(wanted) if first <= index < first + batch.num_rows]
+        sample += [batch.slice(index - first, 1) for index in sorted(wanted) if first <= index < first + batch.num_rows]
         first += batch.num_rows
         if first > max(wanted, default=0):
             break
-    return pa.Table.from_batches(found)
+    return pa.Table.from_batches(sample)
 
 
-def _timed(config: RunConfig, sample: pa.Table, total: int, facts: CheckpointInfo, load: LoadModel | None) -> Estimate:
+def _measure(
+    config: RunConfig, sample: pa.Table, total: int, checkpoint: CheckpointInfo, load: LoadModel | None
+) -> Estimate:
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     schema = read_schema(config.manifest)
-    rules = Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=facts.downsample_factor)
+    rules = rules_for_run(config, checkpoint)
     prepare = PrepareRows(config=config, rules=rules, manifest=schema)
     encode = EncodeImages(config=config, manifest=schema)
     started = time.perf_counter()
-    denoise = Denoise(config, "estimate", device, _nowhere, load)
+    denoise = Denoise(config, "estimate", device, _discard, load)
     loaded = time.perf_counter()
     try:
         denoise(prepare(sample.slice(0, 1)))
-        began = time.perf_counter()
-        made = encode(denoise(prepare(sample.slice(1))))
+        measured_from = time.perf_counter()
+        output = encode(denoise(prepare(sample.slice(1))))
         ended = time.perf_counter()
     finally:
         denoise.close()
-    sizes = [len(image["bytes"]) for image in made["image"].to_pylist() if image and image["bytes"]]
+    sizes = [len(image["bytes"]) for image in output["image"].to_pylist() if image and image["bytes"]]
     if not sizes:
-        raise RunError(f"none of {made.num_rows} rows could be made: {made['error_message'][0].as_py()}")
+        raise RunError(f"none of {output.num_rows} rows succeeded: {output['error_message'][0].as_py()}")
     return Estimate(
         rows=total,
-        timed=made.num_rows,
-        failed=made.num_rows - len(sizes),
+        timed=output.num_rows,
+        failed=output.num_rows - len(sizes),
         load_seconds=loaded - started,
-        seconds_per_row=(ended - began) / len(sizes),
+        seconds_per_row=(ended - measured_from) / len(sizes),
         bytes_per_row=sum(sizes) / len(sizes),
         device=device,
     )
 
 
-def _nowhere(amounts: Mapping[str, float]) -> None:
-    """The figures of an estimate are its own."""
+def _discard(amounts: Mapping[str, float]) -> None:
+    """Report to nobody."""

@@ -1,16 +1,18 @@
-"""Figures of a run: what stages add up, and Ray's metrics of them."""
+"""The totals of a run: amounts that stages and sink report, added up and published as Ray metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import ray
+from ray.exceptions import RayError
 from ray.util.metrics import Counter
 
 from pipeline.run.rates import SECONDS
 
 
-class Figures:
-    """Adds up what stages and sink say that they did; one actor of its own in a run."""
+class Totals:
+    """Adds up amounts by name."""
 
     def __init__(self) -> None:
         self._amounts: dict[str, float] = {}
@@ -23,35 +25,25 @@ class Figures:
         return dict(self._amounts)
 
 
-@dataclass(frozen=True)
-class Reporter:
-    """Tells the figures' actor, and does not wait for it. Here, so that the processes that hold one import little."""
-
-    figures: Any
-
-    def __call__(self, amounts: Mapping[str, float]) -> None:
-        self.figures.add.remote(dict(amounts))
-
-
 METRICS: Final = {
-    "rows": "Rows that left the lanes.",
-    "ok": "Pictures committed.",
+    "rows": "Rows that have left the lanes.",
+    "ok": "Good rows committed.",
     "failed": "Failed rows committed.",
-    "prepared": "Rows whose pictures were fetched and decoded.",
-    "evaluations": "Calls of the U-Net.",
-    "lanes_filled": "Lanes of these calls that held a row.",
-    "lanes_run": "Lanes of these calls, empty ones included.",
+    "prepared": "Rows whose images have been fetched and decoded.",
+    "evaluations": "U-Net calls.",
+    "lanes_filled": "Lanes of U-Net calls that held a row.",
+    "lanes_run": "Lanes of U-Net calls, empty ones included.",
     **{f"{name}_seconds": text for name, text in SECONDS.items()},
-    "out_of_memory": "Calls of the U-Net that did not fit into memory, and were made again in parts.",
-    "gpu_memory_bytes": "The most GPU memory that each process's tensors took at once, of all processes together.",
-    "hung_calls": "Calls of the U-Net that hung: their processes were ended.",
-    "storage_retries": "Faults of storage that passed.",
+    "out_of_memory": "U-Net calls that did not fit into memory and were repeated in parts.",
+    "gpu_memory_bytes": "Peak GPU memory of each process's tensors, summed over all processes.",
+    "hung_calls": "U-Net calls that exceeded the call limit, after which their processes were ended.",
+    "storage_retries": "Storage requests that were repeated after a transient error.",
 }
-"""What Ray's metrics tell of a run, as `ray_latentmill_NAME`, tagged with the run's id."""
+"""Ray metrics of a run: `ray_latentmill_NAME`, tagged with the run's id."""
 
 
-class MeteredFigures(Figures):
-    """Figures that Ray's dashboard and Prometheus see as well."""
+class PublishedTotals(Totals):
+    """Totals that are also Ray metrics, which Ray's dashboard and Prometheus read. An actor of a run."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__()
@@ -65,3 +57,20 @@ class MeteredFigures(Figures):
         for name, amount in amounts.items():
             if amount > 0 and name in self._counters:
                 self._counters[name].inc(amount, self._tags)
+
+
+@dataclass(frozen=True)
+class RemoteTotals:
+    """Totals in a Ray actor. A call adds amounts without waiting for the actor."""
+
+    actor: Any
+
+    def __call__(self, amounts: Mapping[str, float]) -> None:
+        self.actor.add.remote(dict(amounts))
+
+    def total(self) -> dict[str, float]:
+        """Return the totals; none while the actor cannot be reached."""
+        try:
+            return ray.get(self.actor.total.remote(), timeout=5)
+        except RayError:
+            return {}

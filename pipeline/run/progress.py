@@ -1,4 +1,4 @@
-"""How far a run is: rate and time left, as a bar on a terminal and as plain lines elsewhere; on standard error."""
+"""The progress of a run on standard error: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import threading
@@ -15,16 +15,16 @@ _LINE_SECONDS: Final = 5.0
 
 
 class ProgressDisplay:
-    """Shows the figures that `poll` gives, from a thread of its own, while the `with` block runs.
+    """Shows the totals of `poll` from its own thread while the `with` block runs.
 
-    `poll` gives amounts by name: `rows` made, `ok` and `failed` committed. Time is counted from the first row, so that
-    loading a model does not spoil the rate."""
+    `poll` returns totals by name: `rows` completed, `ok` and `failed` committed. The rate is measured from the first
+    completed row, so that it leaves out the loading of the model."""
 
     def __init__(self, poll: Callable[[], Mapping[str, float]], *, todo: int, done: int, stream: TextIO | None = None):
         self._poll, self._todo, self._done = poll, todo, done
         self._stream = stream or sys.stderr
         self._ended = threading.Event()
-        self._clock: tuple[float, float] | None = None
+        self._first: tuple[float, float] | None = None
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
@@ -51,48 +51,48 @@ class ProgressDisplay:
             last = False
             while not last:
                 last = self._ended.wait(_BAR_SECONDS)
-                rows, label, pace = self._now()
+                rows, label, pace = self._status()
                 bar.update(task, completed=self._done + rows, description=label, pace=pace)
 
     def _show_lines(self) -> None:
-        shown = None
+        written = None
         while not self._ended.wait(_LINE_SECONDS):
-            rows, label, pace = self._now()
+            rows, label, pace = self._status()
             line = f"{self._done + rows:,} of {self._todo + self._done:,} rows"
             line += f", {pace}" if pace else f": {label}" if label != "rows" else ""
-            if line != shown:
+            if line != written:
                 self._stream.write(line + "\n")
                 self._stream.flush()
-            shown = line
+            written = line
 
-    def _now(self) -> tuple[int, str, str]:
-        """The rows that are made, what is done, and `1.8 rows/s, 0:12 left`; once all are, how many are written."""
-        figures = self._poll()
-        rows = min(int(figures.get("rows", 0)), self._todo)
-        written = int(figures.get("ok", 0) + figures.get("failed", 0))
-        label = "rows" if rows or figures.get("evaluations") else "loading the model"
+    def _status(self) -> tuple[int, str, str]:
+        """Return the completed rows, a label, and the pace or, once all rows are completed, how many are written."""
+        totals = self._poll()
+        rows = min(int(totals.get("rows", 0)), self._todo)
+        written = int(totals.get("ok", 0) + totals.get("failed", 0))
+        label = "rows" if rows or totals.get("evaluations") else "loading the model"
         if written < rows == self._todo:
             return rows, label, f"{self._done + written:,} of them written"
         return rows, label, self._pace(rows)
 
     def _pace(self, rows: int) -> str:
-        """`1.8 rows/s, 0:12 left`, counted from the first rows seen."""
-        at = time.monotonic()
-        if rows and self._clock is None:
-            self._clock = (at, rows)
-        if self._clock is None or rows <= self._clock[1]:
+        """Return `1.8 rows/s, 0:12 left`, measured from the first completed rows."""
+        now = time.monotonic()
+        if rows and self._first is None:
+            self._first = (now, rows)
+        if self._first is None or rows <= self._first[1]:
             return ""
-        rate = (rows - self._clock[1]) / (at - self._clock[0])
+        rate = (rows - self._first[1]) / (now - self._first[0])
         return f"{rate_of(rate)}, {duration_of((self._todo - rows) / rate)} left"
 
 
-def rate_of(rows_a_second: float) -> str:
-    """`12.3 rows/s`, or rows a minute where that is easier to read."""
-    return f"{rows_a_second:.1f} rows/s" if rows_a_second >= 1 else f"{60 * rows_a_second:.1f} rows/min"
+def rate_of(rows_per_second: float) -> str:
+    """Return `12.3 rows/s`, or rows per minute for slow rates."""
+    return f"{rows_per_second:.1f} rows/s" if rows_per_second >= 1 else f"{60 * rows_per_second:.1f} rows/min"
 
 
 def duration_of(seconds: float) -> str:
-    """`0:07`, `12:30`, `3:04:05`, `2 days 3 h`."""
+    """Return `0:07`, `12:30`, `3:04:05` or `2 days 3 h`."""
     whole = round(seconds)
     if whole >= 86_400:
         return f"{whole // 86_400} days {whole % 86_400 // 3600} h"

@@ -1,4 +1,4 @@
-"""How fast a run went, minute by minute, and where its time went."""
+"""The rates of a run, minute by minute, and the time that each part of it took."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,17 +11,17 @@ from pipeline import storage
 from pipeline.output.provenance import utc_now
 
 SECONDS: Final = {
-    "loading": "Time in which actors loaded their model.",
-    "request": "Time in which actors encoded texts and pictures.",
+    "loading": "Time of actors that load their model.",
+    "request": "Time of actors that encode prompts and sources.",
     "network": "Time in the U-Net.",
-    "decode": "Time in which actors decoded latents.",
-    "score": "Time in which actors compared pictures with their prompts.",
-    "waiting": "Time in which actors had no rows.",
-    "fetch": "Time in which sources were fetched and decoded.",
-    "encode": "Time in which pictures were encoded.",
-    "write": "Time in which parts of the output were written.",
+    "decode": "Time of actors that decode latents.",
+    "score": "Time of actors that score images against their prompts.",
+    "waiting": "Time of actors without rows.",
+    "fetch": "Time of fetching and decoding sources.",
+    "encode": "Time of encoding images.",
+    "write": "Time of writing the output.",
 }
-"""Where time goes, of all processes together; a figure is `NAME_seconds`."""
+"""The parts of a run that are timed, summed over all processes; their totals are `NAME_seconds`."""
 RATES: Final = pa.schema(
     [
         ("started_at", pa.timestamp("us", "UTC")),
@@ -35,41 +35,41 @@ RATES: Final = pa.schema(
         *((f"{name}_seconds", pa.float64()) for name in SECONDS),
     ]
 )
-"""One row a minute. `rows` left the lanes in it, `ok` and `failed` were committed."""
+"""One row per minute: `rows` left the lanes in it, `ok` and `failed` rows were committed."""
 
 Poll = Callable[[], Mapping[str, float]]
 
 
 class Rates:
-    """Figures that grow, polled now and then: what they grew by in each minute."""
+    """Polls the totals of a run, and keeps what they grew by in each minute."""
 
-    def __init__(self, poll: Poll, actors: int, *, minute: float = 60.0) -> None:
-        self._poll, self._actors, self._minute = poll, actors, minute
+    def __init__(self, totals: Poll, actors: int, *, minute: float = 60.0) -> None:
+        self.totals, self._actors, self._minute = totals, actors, minute
         self._rows: list[dict[str, Any]] = []
         self._last: Mapping[str, float] = {}
-        self._at, self._started = time.monotonic(), utc_now()
+        self._minute_start, self._started = time.monotonic(), utc_now()
 
     def poll(self) -> Mapping[str, float]:
-        """The figures, as they are."""
-        figures = self._poll()
-        if figures and time.monotonic() - self._at >= self._minute:
-            self._end_minute(figures)
-        return figures
+        """Return the totals, and end a minute if it is over."""
+        totals = self.totals()
+        if totals and time.monotonic() - self._minute_start >= self._minute:
+            self._end_minute(totals)
+        return totals
 
     def table(self) -> pa.Table:
-        """The minutes so far, the last one as long as it was."""
-        if figures := self._poll():
-            self._end_minute(figures)
+        """Return the minutes so far; the last one may be shorter."""
+        if totals := self.totals():
+            self._end_minute(totals)
         return pa.Table.from_pylist(self._rows, RATES)
 
-    def _end_minute(self, figures: Mapping[str, float]) -> None:
-        at = time.monotonic()
-        grown = {name: figures[name] - self._last.get(name, 0.0) for name in figures}
-        rate = grown.get("ok", 0.0) / (at - self._at)
+    def _end_minute(self, totals: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        grown = {name: totals[name] - self._last.get(name, 0.0) for name in totals}
+        rate = grown.get("ok", 0.0) / (now - self._minute_start)
         self._rows.append(
             {
                 "started_at": self._started,
-                "seconds": at - self._at,
+                "seconds": now - self._minute_start,
                 **{name: int(grown.get(name, 0)) for name in ("rows", "ok", "failed")},
                 "images_per_second": rate,
                 "images_per_second_per_actor": rate / self._actors,
@@ -77,29 +77,32 @@ class Rates:
                 **{f"{name}_seconds": grown.get(f"{name}_seconds", 0.0) for name in SECONDS},
             }
         )
-        self._last, self._at, self._started = dict(figures), at, utc_now()
+        self._last, self._minute_start, self._started = dict(totals), now, utc_now()
 
 
-def occupancy_of(figures: Mapping[str, float]) -> float:
-    """The part of the U-Net's evaluations that were some row's own."""
-    return figures.get("lanes_filled", 0.0) / figures["lanes_run"] if figures.get("lanes_run") else 0.0
+def occupancy_of(totals: Mapping[str, float]) -> float:
+    """Return the share of lanes that held a row, from 0 to 1."""
+    return totals.get("lanes_filled", 0.0) / totals["lanes_run"] if totals.get("lanes_run") else 0.0
 
 
-def summary_of(figures: Mapping[str, float], actors: int, seconds: float) -> dict[str, Any]:
-    """Where an attempt's time went, and its images a second; ideal: U-Nets that never wait, with all lanes full."""
-    own = figures.get("network_seconds", 0.0) * occupancy_of(figures)
-    rate = figures.get("ok", 0.0) / seconds
+def summarize_totals(totals: Mapping[str, float], actors: int, seconds: float) -> dict[str, Any]:
+    """Return an attempt's rates and times for run.json. At the ideal rate, U-Nets never wait and all lanes are full."""
+    useful = totals.get("network_seconds", 0.0) * occupancy_of(totals)
+    rate = totals.get("ok", 0.0) / seconds
     return {
+        "actors": actors,
         "images_per_second": round(rate, 4),
         "images_per_second_per_actor": round(rate / actors, 4),
-        "ideal_images_per_second": round(actors * figures.get("ok", 0.0) / own, 4) if own else None,
-        "occupancy": round(occupancy_of(figures), 4),
-        "seconds_in": {name: round(figures.get(f"{name}_seconds", 0.0), 3) for name in SECONDS},
+        "ideal_images_per_second": round(actors * totals.get("ok", 0.0) / useful, 4) if useful else None,
+        "occupancy": round(occupancy_of(totals), 4),
+        "evaluations": int(totals.get("evaluations", 0)),
+        "storage_retries": int(totals.get("storage_retries", 0)),
+        "seconds_in": {name: round(totals.get(f"{name}_seconds", 0.0), 3) for name in SECONDS},
     }
 
 
 def write_rates(output: str, attempt: int, rates: pa.Table) -> None:
-    """OUTPUT/report/rates-ATTEMPT.parquet."""
+    """Write OUTPUT/report/rates-ATTEMPT.parquet."""
     sink = pa.BufferOutputStream()
     pq.write_table(rates, sink)
     storage.write_bytes(storage.join(output, "report", f"rates-{attempt:03}.parquet"), sink.getvalue().to_pybytes())

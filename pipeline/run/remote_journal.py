@@ -1,24 +1,26 @@
-"""The crash journal as a Ray actor."""
+"""The crash journal in a Ray actor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.exceptions import RayError
 
+_TIMEOUT_SECONDS: Final = 10
+
 
 @dataclass(frozen=True)
 class RemoteJournal:
-    """A Journal that is an actor. While it cannot be reached it knows of no deaths: it only protects."""
+    """A RowJournal in a Ray actor. While it cannot be reached, no row has deaths and the run does not stop."""
 
     actor: Any
 
     def begin(self, caller: str, keys: Sequence[str]) -> dict[str, int]:
-        return self._answer(self.actor.begin.remote(caller, list(keys)), {})
+        return self._result(self.actor.begin.remote(caller, list(keys)), {})
 
     def started(self, caller: str, keys: Sequence[str]) -> None:
-        self._answer(self.actor.started.remote(caller, list(keys)), None)
+        self._result(self.actor.started.remote(caller, list(keys)), None)
 
     def done(self, caller: str, keys: Sequence[str]) -> None:
         self.actor.done.remote(caller, list(keys))
@@ -27,10 +29,10 @@ class RemoteJournal:
         self.actor.stop.remote()
 
     def stopping(self) -> bool:
-        return self._answer(self.actor.stopping.remote(), False)
+        return self._result(self.actor.stopping.remote(), False)
 
-    def _answer(self, reference: Any, otherwise: Any) -> Any:
+    def _result(self, reference: Any, default: Any) -> Any:
         try:
-            return ray.get(reference, timeout=10)
+            return ray.get(reference, timeout=_TIMEOUT_SECONDS)
         except RayError:
-            return otherwise
+            return default

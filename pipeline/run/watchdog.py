@@ -1,4 +1,4 @@
-"""The driver's watch over a run that executes: signals, a run that stands still, a lease that is lost."""
+"""The driver's watchdog: ends a run on a signal, when it makes no progress, or when its lease is lost."""
 
 import signal
 import threading
@@ -9,15 +9,16 @@ from typing import Any, Final, Self
 
 _POLL_SECONDS: Final = 0.5
 LOADING_SECONDS: Final = 3600
-"""A model may load for so long; while it does, a run does not stand still."""
+"""The longest time in which loading a model counts as progress."""
 
 
 class Watchdog:
-    """Watches while the `with` block runs in the main thread; interrupts it by KeyboardInterrupt when it must end.
+    """Watches a `with` block of the main thread, and interrupts it by KeyboardInterrupt when it must end.
 
-    The first SIGINT or SIGTERM asks the stages to finish: what is made is committed, and the block ends by itself.
-    After `grace` seconds, or at the second signal, it is interrupted. `reason` says why, if the watchdog ended it: no
-    figure changed for `stall_timeout` seconds (loading a model counts as change for LOADING_SECONDS), or `lost`."""
+    The first SIGINT or SIGTERM calls `stop`: completed rows are committed and the block ends by itself. After `grace`
+    seconds, or at the second signal, the block is interrupted. It is also interrupted, with a `reason`, when no total
+    of `poll` changes for `stall_timeout` seconds (loading a model counts as a change for up to LOADING_SECONDS), or
+    when `lost` returns True."""
 
     def __init__(
         self,
@@ -31,17 +32,17 @@ class Watchdog:
         self._poll, self._stop, self._lost = poll, stop, lost
         self._stall_timeout, self._grace = stall_timeout, grace
         self._ended = threading.Event()
-        self._asked: float | None = None
-        self._told = False
+        self._stop_requested_at: float | None = None
+        self._stop_sent = False
         self._handlers: dict[signal.Signals, Any] = {}
         self._main = threading.main_thread()
-        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.reason: str | None = None
 
     @property
     def stopped(self) -> bool:
-        """Whether a signal asked for the end."""
-        return self._asked is not None
+        """Return whether a signal asked the run to stop."""
+        return self._stop_requested_at is not None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is self._main:
@@ -63,26 +64,26 @@ class Watchdog:
             return
         if self.reason or self.stopped:
             raise KeyboardInterrupt
-        self._asked = time.monotonic()
+        self._stop_requested_at = time.monotonic()
 
     def _watch(self) -> None:
         before: dict[str, float] = {}
-        changed = worked = time.monotonic()
+        changed_at = worked_at = time.monotonic()
         while not self._ended.wait(_POLL_SECONDS):
-            at, figures = time.monotonic(), dict(self._poll())
-            if figures and figures != before:
-                changed = at
-                worked = at if _work(figures) != _work(before) else worked
-                before = figures
-            if self._asked is not None and not self._told:
-                self._told = True
+            now, totals = time.monotonic(), dict(self._poll())
+            if totals and totals != before:
+                changed_at = now
+                worked_at = now if _without_loading(totals) != _without_loading(before) else worked_at
+                before = totals
+            if self._stop_requested_at is not None and not self._stop_sent:
+                self._stop_sent = True
                 self._stop()
-            if self._asked is not None and at - self._asked > self._grace:
+            if self._stop_requested_at is not None and now - self._stop_requested_at > self._grace:
                 return self._interrupt(None)
             if self._lost():
                 return self._interrupt("another run has taken this output over")
-            if at - changed > self._stall_timeout or at - worked > self._stall_timeout + LOADING_SECONDS:
-                return self._interrupt(f"nothing has moved for {at - changed:.0f} seconds: no row, no step of one")
+            if now - changed_at > self._stall_timeout or now - worked_at > self._stall_timeout + LOADING_SECONDS:
+                return self._interrupt(f"no progress for {now - changed_at:.0f} seconds: no row and no step completed")
         return None
 
     def _interrupt(self, reason: str | None) -> None:
@@ -91,5 +92,5 @@ class Watchdog:
             signal.pthread_kill(self._main.ident, signal.SIGINT)
 
 
-def _work(figures: Mapping[str, float]) -> dict[str, float]:
-    return {name: amount for name, amount in figures.items() if name != "loading_seconds"}
+def _without_loading(totals: Mapping[str, float]) -> dict[str, float]:
+    return {name: amount for name, amount in totals.items() if name != "loading_seconds"}

@@ -11,10 +11,11 @@ import pytest
 
 from jobs import cli
 from pipeline.images.decode import decode_image
-from pipeline.inference.clip_score import load_score
+from pipeline.inference.clip_score import load_clip_scorer
 from pipeline.output.audit import check_output
+from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import SCENES
-from pipeline.training.data.scenes import Background, Scene, Thing, draw
+from pipeline.training.data.scenes import Background, Scene, Thing
 from tests.checkpoints import tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -78,7 +79,7 @@ def test_a_picture_can_be_scored_against_its_prompt(tmp_path: Path) -> None:
     options = ["--model", model, "--num-inference-steps", "2", "--lanes", "4", "--actors", "1"]
     command = ["generate", str(tmp_path / "m.parquet"), str(tmp_path / "out"), *options]
     assert cli.run([*command, "--clip-score", "shapes-clip"]) == 0
-    score = load_score("shapes-clip", 1, "cpu")
+    score = load_clip_scorer("shapes-clip", 1, "cpu")
     for row in rows_of(tmp_path / "out").values():
         expected = score(decode_image(row["image"]["bytes"]), row["prompt"])
         assert row["clip_score"] == pytest.approx(expected, abs=1e-4)

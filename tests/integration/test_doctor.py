@@ -13,7 +13,7 @@ def test_what_is_well_is_ok_and_what_is_not_says_what_to_do(s3_bucket: str) -> N
     lines = result.output.splitlines()
     assert result.return_value == 1
     assert any(line.startswith("ok   cluster") and "1 nodes" in line for line in lines)
-    assert any(line.startswith("ok   node") and "the same versions as here" in line for line in lines)
+    assert any(line.startswith("ok   node") and "the same versions as this host" in line for line in lines)
     assert any(line.startswith(f"ok   storage {s3_bucket}/runs") for line in lines)
     bad = next(index for index, line in enumerate(lines) if line.startswith("BAD"))
     assert "no-such-bucket-anywhere" in lines[bad]

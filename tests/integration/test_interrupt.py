@@ -47,7 +47,7 @@ def test_an_interrupted_run_stops_cleanly_and_keeps_what_is_committed(
     send(run.pid, signal_number)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert "The same command goes on" in err
+    assert "Run the same command again" in err
     assert "Traceback" not in err and "core_worker" not in err and "raylet" not in err
     assert out == ""
     committed = read_ledger(str(tmp_path / "out"))

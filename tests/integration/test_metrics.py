@@ -1,4 +1,4 @@
-"""What Ray's metrics tell of a run."""
+"""The Ray metrics of a run."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.run.metrics import METRICS, MeteredFigures
+from pipeline.run.metrics import METRICS, PublishedTotals
 
 GRAFANA = Path(__file__).parents[2] / "cluster" / "grafana.json"
 
@@ -26,10 +26,10 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_amounts_are_added_up_for_the_run_and_for_prometheus() -> None:
-    figures: Any = ray.remote(num_cpus=0)(MeteredFigures).remote("run-7")  # pyright: ignore
-    figures.add.remote({"ok": 3, "failed": 0, "unknown": 1})
-    figures.add.remote({"ok": 2})
-    assert ray.get(figures.total.remote()) == {"ok": 5, "failed": 0, "unknown": 1}
+    totals: Any = ray.remote(num_cpus=0)(PublishedTotals).remote("run-7")  # pyright: ignore
+    totals.add.remote({"ok": 3, "failed": 0, "unknown": 1})
+    totals.add.remote({"ok": 2})
+    assert ray.get(totals.total.remote()) == {"ok": 5, "failed": 0, "unknown": 1}
     url = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     line, deadline = None, time.monotonic() + 60
     while line is None and time.monotonic() < deadline:

@@ -22,7 +22,8 @@ from pipeline.manifest.identity import Shard
 from pipeline.output.audit import check_output
 from pipeline.output.ledger import read_ledger
 from pipeline.report.write import write_report
-from pipeline.run.job import RunSummary, run_job
+from pipeline.run.job import run_job
+from pipeline.run.summary import RunSummary
 from tests.cheap import FACTS, load_broken, load_cheap, load_deadly, load_hanging, load_stuck
 from tests.checkpoints import tiny_checkpoint
 
@@ -100,7 +101,7 @@ def test_a_run_says_where_its_time_went(in_order: tuple[str, Path, RunSummary]) 
 
 def test_every_row_becomes_a_picture_with_its_provenance(in_order: tuple[str, Path, RunSummary]) -> None:
     _, output, summary = in_order
-    assert (summary.ok, summary.failed, summary.already_done, summary.made) == (ROWS, 0, 0, ROWS)
+    assert (summary.ok, summary.failed, summary.already_done, summary.completed) == (ROWS, 0, 0, ROWS)
     table = pads.dataset(output / "data", format="parquet").to_table().sort_by("id").to_pylist()
     for made, asked in zip(table, mixed_rows(), strict=True):
         for name in ("id", "prompt", "num_inference_steps", "guidance_scale", "sampler", "shelf"):
@@ -149,12 +150,12 @@ def test_resume_makes_the_missing_rows_alone_and_the_same(
         entry.unlink()
     (output / "data" / ".half.parquet.part").write_bytes(b"PAR1")
     summary = run_job(config_for(manifest, output, model=str(checkpoint)))
-    assert (summary.made, summary.already_done, summary.ok) == (len(lost), ROWS - len(lost), ROWS)
+    assert (summary.completed, summary.already_done, summary.ok) == (len(lost), ROWS - len(lost), ROWS)
     assert hashes(output) == hashes(original)
     assert not (output / "data" / ".half.parquet.part").exists()
     assert summary.run_id == json.loads((output / "run.json").read_text())["run_id"]
     again = run_job(config_for(manifest, output, model=str(checkpoint)))
-    assert (again.made, again.already_done, again.ok) == (0, ROWS, ROWS)
+    assert (again.completed, again.already_done, again.ok) == (0, ROWS, ROWS)
 
 
 def broken_rows() -> list[dict[str, Any]]:
@@ -193,7 +194,7 @@ def test_skip_invalid_commits_the_bad_rows_as_failed(tmp_path: Path) -> None:
     assert "width is 7" in reasons["r4"] and 'did you mean "euler"' in reasons["r5"]
     assert json.loads(next(row["row"] for row in failed if row["id"] == "r2"))["num_inference_steps"] == 0
     again = run_cheap(manifest, tmp_path / "out", skip_invalid=True)
-    assert (again.made, again.ok, again.failed) == (0, 4, 8)
+    assert (again.completed, again.ok, again.failed) == (0, 4, 8)
 
 
 def test_a_wrong_column_type_is_refused(tmp_path: Path) -> None:
@@ -205,10 +206,10 @@ def test_a_wrong_column_type_is_refused(tmp_path: Path) -> None:
 def test_a_grown_manifest_makes_the_new_rows(tmp_path: Path) -> None:
     rows = [{"id": f"r{index}", "prompt": "x"} for index in range(9)]
     manifest = write_manifest(tmp_path / "m.parquet", rows[:6])
-    assert run_cheap(manifest, tmp_path / "out", limit=4).made == 4
+    assert run_cheap(manifest, tmp_path / "out", limit=4).completed == 4
     write_manifest(tmp_path / "m.parquet", rows)
     summary = run_cheap(manifest, tmp_path / "out")
-    assert (summary.made, summary.already_done, summary.ok) == (5, 4, 9)
+    assert (summary.completed, summary.already_done, summary.ok) == (5, 4, 9)
     assert set(hashes(tmp_path / "out")) == {row["id"] for row in rows}
 
 
@@ -223,9 +224,9 @@ def test_a_row_that_kills_its_process_again_and_again_fails_and_its_neighbors_ar
     assert check_output(str(tmp_path / "out"), manifest).count == 0
 
 
-def test_a_run_in_which_nothing_moves_ends_within_its_patience(tmp_path: Path) -> None:
+def test_a_run_without_progress_ends_within_its_stall_timeout(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.parquet", [{"id": "a", "prompt": "x"}])
-    with pytest.raises(RunError, match=r"nothing has moved for \d+ seconds.*the same command goes on"):
+    with pytest.raises(RunError, match=r"no progress for \d+ seconds.*run the same command again"):
         run_job(config_for(manifest, tmp_path / "out", stall_timeout=5.0, grace=2.0), load=load_stuck, checkpoint=FACTS)
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
 
@@ -243,11 +244,11 @@ def test_jobs_that_share_a_manifest_make_each_row_once(tmp_path: Path) -> None:
     manifest = write_manifest(tmp_path / "m.parquet", rows)
     outputs = [tmp_path / str(index) for index in (1, 2)]
     for index, output in enumerate(outputs, 1):
-        assert 5 < run_cheap(manifest, output, shard=Shard(index, 2)).made < 25
+        assert 5 < run_cheap(manifest, output, shard=Shard(index, 2)).completed < 25
         assert check_output(str(output), manifest).count == 0
     first, second = (hashes(output) for output in outputs)
     assert not set(first) & set(second)
-    assert run_cheap(manifest, outputs[0], shard=Shard(1, 2)).made == 0
+    assert run_cheap(manifest, outputs[0], shard=Shard(1, 2)).completed == 0
     run_cheap(manifest, tmp_path / "whole")
     assert hashes(tmp_path / "whole") == first | second
 
@@ -281,7 +282,7 @@ def test_object_storage_in_and_out(tmp_path: Path, s3_bucket: str, checkpoint: P
     summary = run_cheap(f"{s3_bucket}/manifest", output)
     assert (summary.ok, summary.failed) == (10, 0)
     again = run_cheap(f"{s3_bucket}/manifest", output)
-    assert (again.made, again.already_done) == (0, 10)
+    assert (again.completed, again.already_done) == (0, 10)
     filesystem, path = storage.arrow_filesystem(f"{output}/data")
     shelves = pads.dataset(path, filesystem=filesystem).to_table(columns=["shelf"])["shelf"].to_pylist()
     assert sorted(shelves, key=str) == [None] * 5 + ["top"] * 5
@@ -295,11 +296,11 @@ def test_exit_statuses(
 ) -> None:
     options = ["--model", str(checkpoint), "--num-inference-steps", "2", "--actors", "1", "--lanes", "4"]
     assert cli.run(["generate", in_order[0], str(in_order[1]), *options]) == 0
-    assert "40 rows were there already. 0 rows made: 40 pictures are in" in capsys.readouterr().out
+    assert "40 rows were there already. 0 rows completed: 40 images are in" in capsys.readouterr().out
     bad = write_manifest(tmp_path / "bad.parquet", [{"id": "a", "prompt": "a red circle"}, {"id": "b", "prompt": ""}])
     assert cli.run(["generate", bad, str(tmp_path / "bad"), *options]) == 1
     assert "row 1" in capsys.readouterr().err
     assert cli.run(["generate", bad, str(tmp_path / "bad"), *options, "--skip-invalid"]) == 3
-    assert "1 pictures are in" in (out := capsys.readouterr().out) and "1 rows failed" in out
+    assert "1 images are in" in (out := capsys.readouterr().out) and "1 rows failed" in out
     assert cli.run(["generate", in_order[0], str(tmp_path / "x"), "--model", "no-such-model"]) == 1
     assert "no-such-model: no such checkpoint folder" in capsys.readouterr().err

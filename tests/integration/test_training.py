@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from jobs.cli import cli
 from pipeline.storage import write_bytes
-from pipeline.training.data.examples import SCENES, Table
+from pipeline.training.data.examples import SCENES
+from pipeline.training.data.table import Table
 from pipeline.training.ray_train import DataError, prepare_table
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -71,7 +72,7 @@ def test_the_pictures_of_another_table_are_not_taken_for_these(tmp_path: Path) -
         (tmp_path / f"{name}.parquet").write_bytes(table_of(2))
     prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 64)
     prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 64)
-    with pytest.raises(DataError, match=r"data holds the pictures of .*first\.parquet, 64 pixels wide, not those of"):
+    with pytest.raises(DataError, match=r"data holds the images of .*first\.parquet, 64 pixels wide, not those of"):
         prepare_table(f"{tmp_path}/second.parquet", tmp_path / "data", 64)
     with pytest.raises(DataError, match=r"first\.parquet, 128 wide; delete it, or give another OUTPUT"):
         prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 128)

@@ -1,4 +1,4 @@
-"""The estimate of a run: its own arithmetic, and the times of the machinery that it measured."""
+"""The estimate of a run: its arithmetic, and the times that it measures."""
 
 import time
 from dataclasses import replace
@@ -24,9 +24,9 @@ SECONDS = 0.03
 class SlowTask(CheapTask):
     """Takes its time for each picture."""
 
-    def pixels(self, latents, row, beat) -> np.ndarray:
+    def decode(self, latents, row, heartbeat) -> np.ndarray:
         time.sleep(SECONDS)
-        return super().pixels(latents, row, beat)
+        return super().decode(latents, row, heartbeat)
 
 
 def load_slow(config: RunConfig, device: str) -> LoadedModel:
@@ -39,7 +39,7 @@ def config_for(tmp_path: Path, prompts: list[str]) -> RunConfig:
     return RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output="", lanes=4)
 
 
-def test_a_row_takes_what_the_machinery_takes_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_row_takes_the_measured_time_and_nothing_is_written(tmp_path: Path) -> None:
     found = estimate(config_for(tmp_path, ["x"] * 5000), 8, load=load_slow, checkpoint=FACTS)
     assert (found.rows, found.timed, found.failed) == (5000, 8, 0)
     assert SECONDS <= found.seconds_per_row < 3 * SECONDS
@@ -47,18 +47,18 @@ def test_a_row_takes_what_the_machinery_takes_and_nothing_is_written(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
 
 
-def test_a_shard_is_told_by_its_own_rows(tmp_path: Path) -> None:
+def test_the_estimate_of_a_shard_counts_its_own_rows(tmp_path: Path) -> None:
     config = config_for(tmp_path, ["x"] * 40)
     shards = [replace(config, shard=Shard(index, 2)) for index in (1, 2)]
     first, second = (estimate(shard, 2, load=load_slow, checkpoint=FACTS).rows for shard in shards)
     assert 0 < first < 40 and first + second == 40
 
 
-def test_failed_rows_are_told_and_do_not_make_the_others_look_fast(tmp_path: Path) -> None:
+def test_failed_rows_are_counted_and_do_not_lower_the_time_per_row(tmp_path: Path) -> None:
     found = estimate(config_for(tmp_path, ["x", "x", "refuse", "x", "x"]), 4, load=load_slow, checkpoint=FACTS)
     assert (found.timed, found.failed) == (4, 1)
     assert found.seconds_per_row >= SECONDS
-    with pytest.raises(RunError, match="none of 2 rows could be made: .*refused"):
+    with pytest.raises(RunError, match="none of 2 rows succeeded: .*refused"):
         estimate(config_for(tmp_path, ["refuse"] * 3), 4, load=load_slow, checkpoint=FACTS)
 
 

@@ -1,4 +1,4 @@
-"""Which later attempts may go on with an output, and which are another run."""
+"""The start of a run: what a later attempt may change, and how many rows are left."""
 
 import json
 from dataclasses import replace
@@ -14,11 +14,11 @@ from pipeline.errors import RunError
 from pipeline.manifest.identity import Shard, row_to_json
 from pipeline.manifest.read import fingerprint
 from pipeline.output.lease import Lease
-from pipeline.output.run_record import read_run, refuse_differences, settings_of, write_run
-from pipeline.run.plan import plan_run
-from pipeline.stages.rows import ROW
+from pipeline.output.run_record import read_run, refuse_differences, settings_of
+from pipeline.run.job import prepare_run
+from pipeline.schema import ROW
 from tests.cheap import FACTS
-from tests.output.test_sink import datasink, rows_of
+from tests.output.rows import datasink, encoded_rows
 
 CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket/out", seed=1)
 
@@ -80,14 +80,14 @@ def test_no_key_of_a_url_is_written_down() -> None:
 def test_what_cannot_be_run_is_refused_at_once(changes: dict[str, Any], told: str) -> None:
     config = replace(CONFIG, **changes)
     with pytest.raises(RunError, match=told):
-        plan_run(config, Lease(config.output), FACTS)
+        prepare_run(config, Lease(config.output), FACTS)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """An output in which of four rows one is good and one failed."""
     pq.write_table(pa.table({"id": list("abcd"), "prompt": ["x"] * 4}), tmp_path / "m.parquet")
-    datasink(str(tmp_path / "out")).write([rows_of(["a", "b"], failed=("b",))], None)
+    datasink(str(tmp_path / "out")).write([encoded_rows(["a", "b"], failed=("b",))], None)
     return RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
 
 
@@ -99,11 +99,11 @@ def test_what_is_left_to_do(config: RunConfig, changes: dict[str, Any], todo: in
     lease = Lease(config.output)
     config = replace(config, **changes)
     try:
-        plan = plan_run(config, lease, FACTS)
-        write_run(config, plan.run_id, plan.attempt, {"status": "running"})
+        plan = prepare_run(config, lease, FACTS)
+        plan.state.record.stop("stopped")
     finally:
         lease.release()
-    assert (plan.todo, read_run(config.output)["run_id"]) == (todo, plan.run_id)
+    assert (plan.todo, read_run(config.output)["run_id"]) == (todo, plan.state.record.run_id)
 
 
 def test_a_run_into_a_held_output_is_refused_before_anything_is_touched(config: RunConfig) -> None:
@@ -112,7 +112,7 @@ def test_a_run_into_a_held_output_is_refused_before_anything_is_touched(config: 
     half_written = Path(config.output) / "data" / "half.parquet"
     half_written.write_bytes(b"PAR1")
     with pytest.raises(RunError, match="another run writes here"):
-        plan_run(config, Lease(config.output), FACTS)
+        prepare_run(config, Lease(config.output), FACTS)
     assert half_written.exists()
     holder.release()
 
@@ -127,19 +127,19 @@ def test_a_manifest_may_grow_but_rows_that_are_done_may_not_change(tmp_path: Pat
         pq.write_table(pa.Table.from_pylist(list(table.values())), config.manifest)
         lease = Lease(config.output)
         try:
-            return plan_run(replace(config, new_run=new_run), lease, FACTS).todo
+            return prepare_run(replace(config, new_run=new_run), lease, FACTS).todo
         finally:
             lease.release()
 
     assert attempt() == 4
-    done = rows_of(["a", "b"], failed=("b",))
+    done = encoded_rows(["a", "b"], failed=("b",))
     done = done.set_column(done.schema.get_field_index(ROW), ROW, pa.array([row_to_json(row) for row in rows[:2]]))
     datasink(config.output).write([done], None)
     about = {"run_id": "r", "manifest": {"sha256": fingerprint(config.manifest)}}
     (tmp_path / "out" / "run.json").write_text(json.dumps(about))
     assert attempt() == 2
     assert attempt({"id": "e", "prompt": "new"}, {"id": "c", "prompt": "other", "seed": 3}) == 3
-    with pytest.raises(RunError, match="1 rows that are done have changed since, the first is 'b'"):
+    with pytest.raises(RunError, match="1 rows have changed since they were committed, the first is 'b'"):
         attempt({"id": "b", "prompt": "other"})
     with pytest.raises(RunError, match="the first is 'a'"):
         attempt({"id": "a", "prompt": "x", "seed": 7})

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from pipeline.run import progress
-from pipeline.run.metrics import Figures
+from pipeline.run.metrics import Totals
 from pipeline.run.progress import ProgressDisplay, duration_of, rate_of
 
 
@@ -46,11 +46,11 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "\x1b[" in text and "8/12" in text
 
 
-def test_figures_are_added_up() -> None:
-    figures = Figures()
-    figures.add({"rows": 2, "network_seconds": 0.5})
-    figures.add({"rows": 1})
-    assert figures.total() == {"rows": 3, "network_seconds": 0.5}
+def test_amounts_are_added_up() -> None:
+    totals = Totals()
+    totals.add({"rows": 2, "network_seconds": 0.5})
+    totals.add({"rows": 1})
+    assert totals.total() == {"rows": 3, "network_seconds": 0.5}
 
 
 def test_words_for_time_and_rate() -> None:
@@ -58,7 +58,7 @@ def test_words_for_time_and_rate() -> None:
     assert [rate_of(rate) for rate in (12.34, 0.5)] == ["12.3 rows/s", "30.0 rows/min"]
 
 
-def test_rows_that_are_made_are_not_yet_written() -> None:
+def test_completed_rows_are_not_yet_written() -> None:
     stream = io.StringIO()
     written = iter([0, 3, 5])
     with ProgressDisplay(lambda: {"rows": 5, "ok": next(written, 5), "failed": 0}, todo=5, done=1, stream=stream):

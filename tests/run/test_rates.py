@@ -1,15 +1,15 @@
-"""Rates: what figures grew by, minute by minute."""
+"""Rates: what totals grew by, minute by minute."""
 
 import itertools
 
-from pipeline.run.rates import Rates, summary_of
+from pipeline.run.rates import Rates, summarize_totals
 
 
 def test_each_minute_holds_what_it_grew_by() -> None:
-    figures = {"ok": 0.0, "rows": 0.0, "lanes_filled": 0.0, "lanes_run": 0.0, "network_seconds": 0.0}
-    rates = Rates(lambda: figures, actors=2, minute=0.0)
+    totals = {"ok": 0.0, "rows": 0.0, "lanes_filled": 0.0, "lanes_run": 0.0, "network_seconds": 0.0}
+    rates = Rates(lambda: totals, actors=2, minute=0.0)
     for _ in range(3):
-        figures = {name: amount + 4 for name, amount in figures.items()}
+        totals = {name: amount + 4 for name, amount in totals.items()}
         rates.poll()
     minutes = rates.table().to_pylist()
     assert [minute["ok"] for minute in minutes] == [4, 4, 4, 0]
@@ -19,15 +19,15 @@ def test_each_minute_holds_what_it_grew_by() -> None:
     assert minutes[0]["images_per_second"] == 2 * minutes[0]["images_per_second_per_actor"]
 
 
-def test_figures_that_cannot_be_had_end_no_minute() -> None:
+def test_totals_that_cannot_be_read_end_no_minute() -> None:
     rates = Rates(lambda: {}, actors=1, minute=0.0)
     rates.poll()
     assert rates.table().num_rows == 0
 
 
 def test_the_ideal_is_a_network_that_never_waits_with_all_lanes_full() -> None:
-    figures = {"ok": 100.0, "lanes_filled": 300.0, "lanes_run": 400.0, "network_seconds": 40.0}
-    told = summary_of(figures, actors=2, seconds=50.0)
-    assert (told["images_per_second"], told["images_per_second_per_actor"]) == (2.0, 1.0)
-    assert told["ideal_images_per_second"] == round(2 * 100 / 30, 4)  # 30 s of full lanes, on two actors at once
-    assert told["seconds_in"]["decode"] == 0.0
+    totals = {"ok": 100.0, "lanes_filled": 300.0, "lanes_run": 400.0, "network_seconds": 40.0}
+    summary = summarize_totals(totals, actors=2, seconds=50.0)
+    assert (summary["images_per_second"], summary["images_per_second_per_actor"]) == (2.0, 1.0)
+    assert summary["ideal_images_per_second"] == round(2 * 100 / 30, 4)  # 30 s of full lanes, on two actors at once
+    assert summary["seconds_in"]["decode"] == 0.0
