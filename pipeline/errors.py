@@ -1,6 +1,6 @@
 """The exceptions of the package, and the function that turns any exception into one line.
 
-An exception of this module carries one line for a person: what is wrong, what is allowed, what to do.
+The message of an exception of this module is one line for users: what is wrong, what is allowed, what to do.
 """
 
 import re
@@ -9,43 +9,43 @@ from typing import Any, Final
 
 
 class StorageError(OSError):
-    """A path or URL that cannot be used. The text holds no secrets."""
+    """A path or URL cannot be used. The message contains no secrets."""
 
 
 class StorageUnavailableError(StorageError):
-    """A storage that did not serve a request in any of the attempts: no row is to blame."""
+    """Storage did not serve a request in any attempt. The cause is never a row."""
 
 
 class OutputBusyError(StorageError):
-    """An output that another run holds; the text says which run."""
+    """Another run holds the lease on the output; the message names that run."""
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be read at all."""
+    """A manifest cannot be read."""
 
 
 class BuildError(ValueError):
-    """A source from which no manifest can be built; the text says where and why."""
+    """A manifest cannot be built from a source; the message names the file, the line and the reason."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be used."""
+    """An image cannot be decoded or encoded."""
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be loaded; the text names the file, the key or the tensor."""
+    """A checkpoint cannot be loaded; the message names the file, the key or the tensor."""
 
 
 class InvalidRow(ValueError):
-    """A row that the manifest's rules refuse."""
+    """A row breaks the rules of the manifest."""
 
 
 class RunError(ValueError):
-    """The reason why a run cannot start or did not finish."""
+    """A run cannot start, or did not finish."""
 
 
 class InvalidManifestError(RunError):
-    """A manifest with invalid rows; `problems` lists all of them (`pipeline.manifest.rules.Problem`)."""
+    """A manifest has invalid rows. `problems` lists all of them (`pipeline.manifest.rules.Problem`)."""
 
     def __init__(self, message: str, problems: Sequence[Any]) -> None:
         super().__init__(message)
@@ -53,18 +53,24 @@ class InvalidManifestError(RunError):
 
 
 class ActorError(RuntimeError):
-    """The worker thread of an actor has ended: this actor cannot make the rows that wait."""
+    """The worker thread of an actor has ended, so the actor cannot process its waiting rows."""
+
+
+class StageError(RuntimeError):
+    """A stage that got or returned other columns or rows than it declares: a programming error."""
 
 
 class ProcessDied(RuntimeError):
-    """The reason of a failed row: each process that worked on it died."""
+    """Each process that worked on a row died; the row fails."""
 
     def __init__(self, deaths: int) -> None:
-        super().__init__(f"the process that worked on this row died {deaths} times, the last times with no other row")
+        super().__init__(
+            f"the process that worked on this row died {deaths} times, most recently while it ran no other row"
+        )
 
 
 class Stopped(Exception):
-    """The run stops before this row is made; the row is neither good nor failed."""
+    """The run stops before a row is processed; the row is neither done nor failed."""
 
 
 _ANSI_COLOR: Final = re.compile("\x1b\\[[0-9;]*m")
@@ -83,18 +89,19 @@ _OWN_ERRORS: Final = frozenset(
         RunError,
         InvalidManifestError,
         ActorError,
+        StageError,
         ProcessDied,
     )
 )
-"""Types whose text is complete without the type's name; by name, since Ray sends some errors as text alone."""
+"""Types whose messages are complete without the type's name. They are names because Ray sends some errors as text."""
 
 
 def one_line(error: BaseException) -> str:
     """Return the reason of an exception as one line, without a traceback.
 
-    The innermost reason is taken of an exception that Ray raised for a worker. The type's name stands before the text
-    unless the text is made for a person: this module's errors, ValueError and OSError."""
-    cause = getattr(error, "cause", None)  # the worker's exception, where Ray could send it whole
+    For an exception that Ray raised for a worker, it is the innermost reason. The type's name precedes the message,
+    except for this module's errors, ValueError and OSError, whose messages are written for users."""
+    cause = getattr(error, "cause", None)  # the worker's exception, if Ray could pickle it
     if isinstance(cause, BaseException):
         return one_line(cause)
     kind = type(error).__name__
@@ -106,13 +113,13 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, ValueError | OSError) and "Traceback (most recent call last)" not in text:
         return lines[0].strip()
     last = next((line.strip() for line in reversed(lines) if not line.startswith(" ")), lines[-1].strip())
-    named, colon, reason = last.partition(": ")
-    if colon and reason and re.fullmatch(r"[A-Za-z_][\w.]*", named):
-        kind, last = named.rpartition(".")[2], reason
+    prefix, colon, reason = last.partition(": ")
+    if colon and reason and re.fullmatch(r"[A-Za-z_][\w.]*", prefix):
+        kind, last = prefix.rpartition(".")[2], reason
     return last if kind in _OWN_ERRORS else f"{kind}: {last}"
 
 
 def describe_error(error: BaseException) -> tuple[str, str]:
-    """Return `error_type` and `error_message` of a failed row: a type's name, and one line of at most 1,000 letters."""
+    """Return `error_type` and `error_message` of a failed row; the message is one line of at most 1,000 characters."""
     kind = type(error).__name__
     return kind, one_line(error).removeprefix(f"{kind}: ")[:1000]
