@@ -1,16 +1,15 @@
-"""What the commit costs: the same run with the ledger's sink and with one that only writes Parquet, in turns.
+"""The cost of the commit: the same run with the ledger's sink and with one that only writes Parquet, alternately.
 
-`python -m tests.benchmarks.bench_commit` prints images a second and an actor for both, from the first call of a network
-to the end of the run, and how much slower the first is. The network takes a fixed time, so that an actor makes at most
-4 images of 512x512 pixels a second.
+`python -m tests.benchmarks.bench_commit` prints the images per second and actor of both, from the first call of a
+network to the end of the run, and how much slower the first is. A call of the network takes a fixed time, so that an
+actor makes at most 4 images of 512x512 pixels per second.
 """
 
 import argparse
-import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,17 +31,18 @@ from pipeline.inference.loaded_model import LoadedModel
 from pipeline.output.sink import LedgerDatasink
 from pipeline.run.job import run_job
 from pipeline.stages.rows import sha256_of
+from pipeline.tasks.rows import PreparedRow
 from tests.chaos import write_rows
 from tests.cheap import CheapTask, loaded_model_of, zeros
 from tests.s3 import CREDENTIALS, s3_server
 
 SIDE = 512
 LANES = 4
-SECONDS_A_CALL = 1.0
+SECONDS_PER_CALL = 1.0
 
 
 class PlainDatasink(LedgerDatasink):
-    """Writes what comes, and keeps no account of it."""
+    """Writes its rows and commits nothing."""
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
         table = pa.concat_tables(blocks)
@@ -54,64 +54,64 @@ class PlainDatasink(LedgerDatasink):
         return table.num_rows, 0
 
 
-class LargePictures(CheapTask):
-    """Half of each is noise, so that their files have the usual size."""
+class LargeImages(CheapTask):
+    """Half of each image is noise, so that their files have the usual size."""
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None]) -> NDArray[np.uint8]:
-        picture = np.zeros((SIDE, SIDE, 3), np.uint8)
-        picture[: SIDE // 2] = np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE // 2, SIDE, 3))
-        return picture
+    def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Callable[[], None]) -> NDArray[np.uint8]:
+        image = np.zeros((SIDE, SIDE, 3), np.uint8)
+        image[: SIDE // 2] = np.random.default_rng(int(latents.sum())).integers(0, 256, (SIDE // 2, SIDE, 3))
+        return image
 
 
 def load(config: RunConfig, device: str) -> LoadedModel:
     def slow(*arguments: Any) -> Tensor:
-        if not os.path.exists(begun := first_call(config.output)):
-            Path(begun).write_text(str(time.time()))
-        time.sleep(SECONDS_A_CALL)
+        if not (file := first_call_file(config.output)).exists():
+            file.write_text(str(time.time()))
+        time.sleep(SECONDS_PER_CALL)
         return zeros(*arguments)
 
-    return replace(loaded_model_of(config, slow), task=LargePictures())
+    return replace(loaded_model_of(config, slow), task=LargeImages())
 
 
-def first_call(output: str) -> str:
-    """A file of this machine that tells when a run's first network was called."""
-    return f"{tempfile.gettempdir()}/{sha256_of(output.encode())[:16]}.begun"
+def first_call_file(output: str) -> Path:
+    """Return the local file with the time of the first call of a network of this run."""
+    return Path(tempfile.gettempdir()) / f"{sha256_of(output.encode())[:16]}.first-call"
 
 
 def measure(manifest: str, output: str, actors: int, sink: type[LedgerDatasink]) -> float:
-    """Images a second and an actor."""
+    """Return the images per second and actor."""
     config = RunConfig(task="generate", manifest=manifest, output=output, actors=actors, lanes=LANES)
-    with mock.patch("pipeline.run.job.LedgerDatasink", sink):
+    with mock.patch("pipeline.run.execute.LedgerDatasink", sink):
         summary = run_job(config, load=load, checkpoint=CheckpointInfo(native_pixels=SIDE * SIDE))
-    begun = Path(first_call(output))
-    seconds = time.time() - float(begun.read_text())
-    begun.unlink()
+    file = first_call_file(output)
+    seconds = time.time() - float(file.read_text())
+    file.unlink()
     return summary.ok / seconds / actors
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=240, help="of each actor")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=240, help="rows per actor")
+    parser.add_argument("--turns", type=int, default=3, help="runs with each sink")
     parser.add_argument("--s3", action="store_true", help="write to an S3 server instead of the disk")
     options = parser.parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        place = str(folder)
+        root = str(folder)
         if options.s3:
             endpoint = stack.enter_context(s3_server(folder))
             stack.enter_context(mock.patch.dict("os.environ", {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}))
             storage.locate("s3://bench")[0].mkdir("bench")
-            place = "s3://bench"
+            root = "s3://bench"
         ray.init(num_cpus=options.actors + 4, include_dashboard=False, log_to_driver=False, logging_level="error")
         manifest = write_rows(folder / "manifest.parquet", options.rows * options.actors)
         ratios: list[float] = []
         for turn in range(options.turns):
-            plain = measure(manifest, f"{place}/plain-{turn}", options.actors, PlainDatasink)
-            safe = measure(manifest, f"{place}/safe-{turn}", options.actors, LedgerDatasink)
-            ratios.append(safe / plain)
-            print(f"turn {turn}: {plain:.2f} images/s an actor written, {safe:.2f} committed", flush=True)
+            plain = measure(manifest, f"{root}/plain-{turn}", options.actors, PlainDatasink)
+            committed = measure(manifest, f"{root}/committed-{turn}", options.actors, LedgerDatasink)
+            ratios.append(committed / plain)
+            print(f"turn {turn}: {plain:.2f} images/s per actor written, {committed:.2f} committed", flush=True)
     print(f"with the commit: {1 - median(ratios):+.1%} slower, median of {options.turns}")
 
 

@@ -1,7 +1,7 @@
-"""How long it takes to list very many files: on the local disk, and from an S3 server that takes its time.
+"""The time to list very many files: on the local disk, and on an S3 server with a latency.
 
 `python -m tests.benchmarks.bench_listing --files 1000000`. The server only answers listings, 1,000 names at a time,
-each after --latency seconds, from names that it makes up.
+each after --latency seconds; its files do not exist.
 """
 
 import argparse
@@ -24,11 +24,11 @@ PAGE = 1000
 PREFIX = "run/data/"
 
 
-def names_of(files: int) -> list[str]:
+def make_names(files: int) -> list[str]:
     return sorted(f"{hashlib.md5(str(index).encode()).hexdigest()}.parquet" for index in range(files))
 
 
-def server_of(names: list[str], latency: float) -> ThreadingHTTPServer:
+def make_server(names: list[str], latency: float) -> ThreadingHTTPServer:
     class Listings(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -42,8 +42,8 @@ def server_of(names: list[str], latency: float) -> ThreadingHTTPServer:
                 f"<ETag>&quot;0&quot;</ETag><Size>1</Size></Contents>"
                 for name in page
             )
-            more = "true" if start + PAGE < len(names) else "false"
-            body = f"<ListBucketResult><IsTruncated>{more}</IsTruncated>{contents}</ListBucketResult>".encode()
+            truncated = "true" if start + PAGE < len(names) else "false"
+            body = f"<ListBucketResult><IsTruncated>{truncated}</IsTruncated>{contents}</ListBucketResult>".encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/xml")
             self.send_header("Content-Length", str(len(body)))
@@ -57,33 +57,34 @@ def server_of(names: list[str], latency: float) -> ThreadingHTTPServer:
 
 
 def peak_mib() -> float:
+    """Return the peak of this process's resident memory in MiB."""
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
-def listed(url: str) -> None:
+def measure(url: str) -> None:
     before, started = peak_mib(), time.monotonic()
-    found = storage.list_files(url)
+    files = storage.list_files(url)
     seconds = time.monotonic() - started
-    grown = peak_mib() - before
-    print(f"{storage.redact_url(url):<32} {len(found):>9,} files {seconds:>7.1f} s {grown:>7.0f} MiB more", flush=True)
+    growth = peak_mib() - before
+    print(f"{storage.redact_url(url):<32} {len(files):>9,} files {seconds:>7.1f} s {growth:>7.0f} MiB more", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=1_000_000)
-    parser.add_argument("--latency", type=float, default=0.1, help="seconds of each answer of the server")
+    parser.add_argument("--latency", type=float, default=0.1, help="seconds per answer of the server")
     parser.add_argument("--list", dest="url", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.url:
-        return listed(options.url)
+        return measure(options.url)
     command = [sys.executable, "-m", "tests.benchmarks.bench_listing", "--list"]
-    names = names_of(options.files)
+    names = make_names(options.files)
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             (Path(folder) / name).touch()
         subprocess.run([*command, folder], check=True)
-    server = server_of(names, options.latency)
+    server = make_server(names, options.latency)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}"}
     subprocess.run([*command, "s3://bucket/run/data"], check=True, env=environment)

@@ -73,21 +73,21 @@ def write_run(folder: Path, rows: int, *, images: bool) -> None:
     write_bytes(f"{output}/run.json", f'{{"run_id": "a", "manifest": {{"sha256": "{sha256}"}}}}'.encode())
 
 
-def plan(folder: Path) -> None:
+def measure_plan(folder: Path) -> None:
     config = RunConfig(task="generate", manifest=str(folder / "manifest.parquet"), output=str(folder / "out"))
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     lease = Lease(config.output)
-    found = prepare_run(config, lease, FACTS)
+    plan = prepare_run(config, lease, FACTS)
     seconds = time.monotonic() - started
     lease.release()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(
-        f"{found.rows:,} rows, {found.already_done:,} done, {found.todo:,} to do: {seconds:.1f} s, "
+        f"{plan.rows:,} rows, {plan.already_done:,} committed, {plan.todo:,} missing: {seconds:.1f} s, "
         f"{peak / 1024:,.0f} MiB at most ({before / 1024:,.0f} before)"
     )
 
 
-def check(folder: Path) -> None:
+def measure_check(folder: Path) -> None:
     started = time.monotonic()
     audit = check_output(str(folder / "out"))
     seconds = time.monotonic() - started
@@ -102,12 +102,12 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        return {"plan": plan, "check": check}[options.only[0]](Path(options.only[1]))
+        return {"plan": measure_plan, "check": measure_check}[options.only[0]](Path(options.only[1]))
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as folder:
             write_run(Path(folder), rows, images=options.check)
-            for what in ("plan", "check") if options.check else ("plan",):
-                command = [sys.executable, "-m", "tests.benchmarks.bench_resume", "--only", what, folder]
+            for step in ("plan", "check") if options.check else ("plan",):
+                command = [sys.executable, "-m", "tests.benchmarks.bench_resume", "--only", step, folder]
                 subprocess.run(command, check=True)
     return None
 

@@ -1,8 +1,9 @@
-"""How well more actors help: a network that takes a fixed time and no CPU, on one actor, two, four, ...
+"""The efficiency of several actors: a network that takes a fixed time and no CPU, on one actor, two, four, ...
 
-`python -m tests.benchmarks.bench_scaling --actors 1 2 4 8` prints for each the rows a second and the efficiency: what
-part of the time their networks ran, from when the last actor was ready to the last row. More actors than Ray's CPUs get
-a part of one each: `--actors 64 --seconds 4 --calls 100`, on two cores, whose start takes minutes.
+`python -m tests.benchmarks.bench_scaling --actors 1 2 4 8` prints for each the rows per second and the efficiency: the
+fraction of the time in which the networks ran, from when the last actor was ready to the last row. If there are more
+actors than CPUs, each gets a fraction of a CPU: `--actors 64 --seconds 4 --calls 100` runs on two cores, and takes
+minutes to start.
 """
 
 import argparse
@@ -25,13 +26,13 @@ from tests.cheap import FACTS, loaded_model_of, zeros
 
 LANES = 4
 CPUS = 20
-"""That Ray is told of, whatever there are: the networks need none."""
+"""CPUs that Ray is given, whatever the machine has: the networks need none."""
 SECONDS = "LATENTMILL_BENCH_SECONDS"
-"""In the environment: what a call of the network takes."""
+"""The environment variable with the seconds of a call of the network."""
 
 
 def load(config: RunConfig, device: str) -> LoadedModel:
-    """The cheap model; each call sleeps, and is written down with its process."""
+    """Return the cheap model with a network that sleeps; each call is recorded in a file of its process."""
     calls = Path(f"{config.output}.calls")
     calls.mkdir(exist_ok=True)
 
@@ -46,7 +47,7 @@ def load(config: RunConfig, device: str) -> LoadedModel:
 
 
 def efficiency(calls: dict[str, list[tuple[float, float]]], actors: int) -> tuple[float, float]:
-    """The part of the time in which the networks ran, and that time, once all were ready."""
+    """Return the fraction of the time in which the networks ran, and that time, once all actors were ready."""
     assert len(calls) == actors, f"{len(calls)} of {actors} actors had rows"
     start = max(first for (first, _), *_ in calls.values())
     end = max(last for *_, (_, last) in calls.values())
@@ -54,8 +55,8 @@ def efficiency(calls: dict[str, list[tuple[float, float]]], actors: int) -> tupl
     return busy / (actors * (end - start)), end - start
 
 
-def measure(folder: Path, actors: int, calls_an_actor: int) -> None:
-    rows = actors * calls_an_actor * LANES
+def measure(folder: Path, actors: int, calls_per_actor: int) -> None:
+    rows = actors * calls_per_actor * LANES
     manifest = write_rows(folder / f"{actors}.parquet", rows)
     config = RunConfig(
         task="generate", manifest=manifest, output=str(folder / f"out-{actors}"), actors=actors, lanes=LANES
@@ -64,16 +65,16 @@ def measure(folder: Path, actors: int, calls_an_actor: int) -> None:
     calls: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for file in Path(f"{config.output}.calls").iterdir():
         calls[file.name] = [tuple(json.loads(line)) for line in file.read_text().splitlines()]
-    part, seconds = efficiency(calls, actors)
-    rate = part * actors * LANES / float(os.environ[SECONDS])
-    print(f"{actors:>6} {rows:>8,} {seconds:>8.1f} s {rate:>8.1f} rows/s {part:>8.3f}", flush=True)
+    fraction, seconds = efficiency(calls, actors)
+    rate = fraction * actors * LANES / float(os.environ[SECONDS])
+    print(f"{actors:>6} {rows:>8,} {seconds:>8.1f} s {rate:>8.1f} rows/s {fraction:>8.3f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--calls", type=int, default=60, help="of each actor's network")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a call, which makes 4 rows")
+    parser.add_argument("--calls", type=int, default=60, help="calls per actor")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds per call, which finishes 4 rows")
     options = parser.parse_args()
     os.environ[SECONDS] = str(options.seconds)  # before Ray starts: its workers inherit it
     print(f"{'actors':>6} {'rows':>8} {'time':>10} {'rate':>15} {'efficiency':>8}")
@@ -82,7 +83,7 @@ def main() -> None:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
-        _system_config={"num_workers_soft_limit": CPUS},  # else idle ones end where actors have most of the CPUs
+        _system_config={"num_workers_soft_limit": CPUS},  # otherwise Ray stops idle workers when actors have most CPUs
     )
     with tempfile.TemporaryDirectory() as folder:
         for actors in options.actors:

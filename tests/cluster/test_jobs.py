@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from cluster.local import LocalCluster
 from jobs import cli
@@ -53,9 +54,9 @@ def stopped(three_nodes: LocalCluster, tmp_path_factory: pytest.TempPathFactory)
     command += ["--actors", "1", "--lanes", "4", "--num-inference-steps", "12"]
     submitted = latentmill(three_nodes, "submit", "--job-id", "long", *command)
     assert submitted.returncode == 0, submitted.stderr
-    ledger = folder / "out" / "ledger"
-    deadline = time.monotonic() + 120
-    while not (ledger.is_dir() and any(ledger.glob("*.parquet"))) and time.monotonic() < deadline:
+    client, deadline = JobSubmissionClient(three_nodes.jobs_url), time.monotonic() + 120
+    while not any((folder / "out" / "ledger").glob("*.parquet")) and time.monotonic() < deadline:
+        assert not client.get_job_status("long").is_terminal(), client.get_job_logs("long")
         time.sleep(0.1)
     stop = latentmill(three_nodes, "stop", "long")
     return Run(manifest=manifest, output=output, model=model, command=command, stop=stop, ledger=read_ledger(output))
