@@ -88,7 +88,8 @@ class PrepareRows:
     ) -> dict[str, pa.Array]:
         """Return the columns of decoded images and of the sha256 of their files; set the errors of rows that fail."""
         roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
-        reader = SourceReader(roots, storage.join(self.config.output, FILES))
+        own_files = storage.join(self.config.output, FILES) if self.config.output else None
+        reader = SourceReader(roots, own_files)
         decoded = [DecodedColumn(name, reader, self._with_metadata, self.square) for name in self._sources]
         caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
         deaths = self.journal.begin(caller, keys)

@@ -13,8 +13,11 @@ class AllowedRoots:
     """The folders from which a manifest's images may be read: the manifest's own and those of `--allow-root`."""
 
     def __init__(self, manifest: str, allow_roots: tuple[str, ...] = ()) -> None:
-        self.base = manifest if not _looks_like_file(manifest) else parent(manifest)
-        self.roots = tuple(_resolved_location(root) for root in (self.base, *allow_roots))
+        """`manifest` is empty for rows that are in no file; then relative references start from the first root."""
+        folders = [manifest if not _looks_like_file(manifest) else parent(manifest)] if manifest else []
+        folders += allow_roots
+        self.base = folders[0] if folders else None
+        self.roots = tuple(_resolved_location(root) for root in folders)
 
     def resolve(self, reference: str) -> str:
         """Return the URL or real local path of a manifest's reference.
@@ -23,6 +26,8 @@ class AllowedRoots:
         symbolic links out of a root, other schemes and other buckets are refused."""
         if not reference.strip():
             raise StorageError("the path is empty")
+        if self.base is None:
+            raise StorageError(f"{redact_url(reference)}: no folder to read from is allowed; give it as --allow-root")
         absolute = "://" in reference or (reference.startswith("/") and is_local(self.base))
         url = reference if absolute else join(self.base, reference)
         if ".." in reference.split("/"):
