@@ -132,8 +132,8 @@ async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:
             size = int(parts[-1].split(b";")[0], 16)
             parts += [await reader.readexactly(size + 2), await reader.readuntil(b"\r\n")]
         return b"".join(parts) + await reader.readuntil(b"\r\n")
-    _, found, rest = headers.partition(b"\r\ncontent-length:")
-    return await reader.readexactly(int(rest.split(b"\r\n")[0])) if found else b""
+    _, has_length, rest = headers.partition(b"\r\ncontent-length:")
+    return await reader.readexactly(int(rest.split(b"\r\n")[0])) if has_length else b""
 
 
 def _without_keep_alive(head: bytes) -> bytes:

@@ -77,9 +77,9 @@ def read_batches(path: str, columns: list[str] | None = None, rows: int = BATCH_
     for file in manifest_files(path):
         opened = _open_file(file)
         names = [name for name in opened.schema_arrow.names if name not in excluded]
-        wanted = names if columns is None else [name for name in columns if name in names]
+        selected = names if columns is None else [name for name in columns if name in names]
         try:
-            yield from opened.iter_batches(batch_size=rows, columns=wanted)
+            yield from opened.iter_batches(batch_size=rows, columns=selected)
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
             raise ManifestError(f"{storage.redact_url(file)}: the file is damaged: {reason}") from error

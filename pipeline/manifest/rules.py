@@ -69,9 +69,9 @@ def _size_rule(name: str) -> Rule:
     return rule
 
 
-def _range_rule(name: str, accepts: Callable[[Any], bool], wanted: str) -> Rule:
+def _range_rule(name: str, accepts: Callable[[Any], bool], allowed: str) -> Rule:
     def rule(value: Any, rules: Rules) -> str | None:
-        return None if value is None or accepts(value) else f"{name} is {value}; give {wanted}"
+        return None if value is None or accepts(value) else f"{name} is {value}; give {allowed}"
 
     return rule
 
