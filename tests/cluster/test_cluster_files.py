@@ -1,4 +1,4 @@
-"""The cluster files: against Ray's own schema for the launcher, and a table of facts for KubeRay."""
+"""The cluster files are valid: by Ray's schema for the cluster launcher, and by a table of KubeRay's fields."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ POD = {"nodeSelector", "tolerations", "containers", "volumes", "terminationGrace
 GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template", "numOfHosts"}
 CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
 JOB = {"submissionMode", "entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished"}
-"""Fields of ray.io/v1 that the files may use: an unknown one is dropped by the API server in silence."""
+"""Fields of ray.io/v1 that the files may use: the API server silently drops an unknown one."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def cluster_spec(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["aws.yaml", "gcp.yaml"])
-def test_a_launcher_file_fits_rays_schema(name: str) -> None:
+def test_a_launcher_file_conforms_to_rays_schema(name: str) -> None:
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     config = read(name)
     jsonschema.validate(config, schema)
@@ -42,7 +42,7 @@ def test_a_launcher_file_fits_rays_schema(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["raycluster.yaml", "rayjob.yaml"])
-def test_a_kuberay_file_holds_known_fields_and_sizes_that_fit(name: str) -> None:
+def test_a_kuberay_file_has_known_fields_and_consistent_sizes(name: str) -> None:
     document, spec = read(name), cluster_spec(name)
     assert document["apiVersion"] == "ray.io/v1"
     if document["kind"] == "RayJob":
@@ -66,7 +66,7 @@ def test_a_kuberay_file_holds_known_fields_and_sizes_that_fit(name: str) -> None
     assert any("spot" in (rule["key"] + rule.get("value", "")) for rule in pod["tolerations"])
 
 
-def test_the_two_kuberay_files_are_of_one_cluster() -> None:
+def test_the_two_kuberay_files_define_the_same_cluster() -> None:
     assert cluster_spec("raycluster.yaml") == cluster_spec("rayjob.yaml")
 
 

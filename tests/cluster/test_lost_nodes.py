@@ -1,4 +1,4 @@
-"""A job on three nodes, its code and model sent along, that loses an actor, a node and its driver, and no row."""
+"""A job on three nodes whose actor, node and driver are killed loses no row."""
 
 import time
 from collections.abc import Callable
@@ -39,41 +39,41 @@ def test_a_job_that_loses_an_actor_a_node_and_its_driver_loses_no_row(
         return read_ledger(output).ok
 
     submit("out")
-    wait_for(lambda: committed() > 0, "a first part")
+    wait_for(lambda: committed() > 0, "first part")
     kill(lambda title: title.startswith("ray::MapWorker"), three_nodes)
     before = committed()
-    wait_for(lambda: committed() > before, "a part after the loss of an actor")
+    wait_for(lambda: committed() > before, "part after an actor was killed")
     local.kill_node(three_nodes.name)
     before = committed()
-    wait_for(lambda: committed() > before, "a part after the loss of a node")
+    wait_for(lambda: committed() > before, "part after a node was killed")
     kill(lambda title: title.startswith("python -m jobs.cli") and title.endswith(f" {output}"), three_nodes)
-    assert committed() < ROWS, "the driver was to be lost on the way"
+    assert committed() < ROWS, "the driver was killed too late"
     local.add_node(three_nodes.name)
     submit("out", "--follow")
     assert "rows were there already" in capfd.readouterr().out
 
     assert check_output(output, manifest).problems == []
-    assert pictures(tmp_path / "out") == pictures(tmp_path / "whole")
+    assert image_hashes(tmp_path / "out") == image_hashes(tmp_path / "whole")
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def wait_for(condition: Callable[[], bool], event: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come"
+        assert time.monotonic() < deadline, f"no {event} in {seconds} s"
         time.sleep(0.1)
 
 
-def kill(is_it: Callable[[str], bool], cluster: LocalCluster) -> None:
-    """SIGKILL the cluster's processes with such a title, until there was one."""
+def kill(matches: Callable[[str], bool], cluster: LocalCluster) -> None:
+    """SIGKILL the cluster's processes with a matching title; waits until there is one."""
 
     def killed() -> bool:
-        found = [process for process in psutil.process_iter() if is_it(_title(process)) and _is_of(cluster, process)]
-        for process in found:
+        processes = [p for p in psutil.process_iter() if matches(_title(p)) and _belongs_to(cluster, p)]
+        for process in processes:
             with suppress(psutil.Error):
                 process.kill()
-        return bool(found)
+        return bool(processes)
 
-    wait_for(killed, "a process to kill", 20)
+    wait_for(killed, "process to kill", 20)
 
 
 def _title(process: psutil.Process) -> str:
@@ -82,12 +82,12 @@ def _title(process: psutil.Process) -> str:
     return ""
 
 
-def _is_of(cluster: LocalCluster, process: psutil.Process) -> bool:
+def _belongs_to(cluster: LocalCluster, process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return any(parent.pid in cluster.nodes for parent in process.parents())
     return False
 
 
-def pictures(output: Path) -> dict[str, str]:
+def image_hashes(output: Path) -> dict[str, str]:
     table = pq.read_table(output / "data", columns=["id", "sha256"])
     return dict(zip(table["id"].to_pylist(), table["sha256"].to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""What `latentmill submit` sends: the code and what it needs, and no more."""
+"""The files, command line and environment that `latentmill submit` sends."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from jobs.ray_jobs import JobError, pack, rewritten, storage_settings
 from jobs.upscale import upscale
 
 
-def test_the_embedded_checkpoint_goes_along_only_when_it_is_named(tmp_path: Path) -> None:
+def test_an_embedded_checkpoint_is_sent_only_if_it_is_named(tmp_path: Path) -> None:
     with_it = pack(tmp_path / "a", "shapes")
     without = pack(tmp_path / "b", "s3://models/sd15")
     assert (tmp_path / "a" / "pipeline" / "checkpoints" / "shapes" / "model_index.json").exists()
@@ -21,7 +21,9 @@ def test_the_embedded_checkpoint_goes_along_only_when_it_is_named(tmp_path: Path
     assert list(tmp_path.rglob("*.pyc")) == []
 
 
-def test_what_is_too_large_is_refused_with_its_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_too_large_is_refused_with_its_largest_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_jobs, "MAX_BYTES", 2**20)
     with pytest.raises(JobError, match=r"MiB, more than 1; largest: pipeline/checkpoints/shapes/.*\.safetensors"):
         pack(tmp_path / "a", "shapes")
@@ -31,12 +33,12 @@ def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> Non
     line = ["m.parquet", "s3://b/out", "--lanes", "4", "--negative-prompt", "m.parquet", "--allow-root", "pictures"]
     line += ["--actors", "2:8", "--shard", "1/3"]
     command, values = rewritten(generate, [*line, "--skip-invalid", "--guidance-interval", "0.1", "0.9"])
-    here = Path.cwd()
+    folder = Path.cwd()
     assert command[0] == "generate"
-    assert command[-3:] == ["--", str(here / "m.parquet"), "s3://b/out"]
+    assert command[-3:] == ["--", str(folder / "m.parquet"), "s3://b/out"]
     options = " ".join(command[1:-3])
     assert "--negative-prompt m.parquet" in options
-    assert f"--allow-root {here}/pictures" in options
+    assert f"--allow-root {folder}/pictures" in options
     assert "--guidance-interval 0.1 0.9" in options and "--skip-invalid" in options and "--lanes 4" in options
     assert "--actors 2:8" in options and "--shard 1/3" in options
     assert values["model"] == "shapes" and "--model" not in options
@@ -53,9 +55,14 @@ def test_a_wrong_command_line_is_refused_before_anything_is_sent() -> None:
         rewritten(generate, ["m", "o", "--address", "auto"])
 
 
-def test_storage_settings_are_those_of_storage_and_those_asked_for() -> None:
-    here = {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s", "HOME": "/root", "LATENTMILL_CACHE": "/c"}
-    assert storage_settings(here) == {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s"}
-    assert storage_settings(here, ("LATENTMILL_CACHE",), storage=False) == {"LATENTMILL_CACHE": "/c"}
+def test_storage_settings_are_the_storage_variables_and_the_named_ones() -> None:
+    environment = {
+        "AWS_ENDPOINT_URL": "http://e",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "HOME": "/root",
+        "LATENTMILL_CACHE": "/c",
+    }
+    assert storage_settings(environment) == {"AWS_ENDPOINT_URL": "http://e", "AWS_SECRET_ACCESS_KEY": "s"}
+    assert storage_settings(environment, ("LATENTMILL_CACHE",), storage=False) == {"LATENTMILL_CACHE": "/c"}
     with pytest.raises(JobError, match="NOPE: is not set"):
-        storage_settings(here, ("NOPE",))
+        storage_settings(environment, ("NOPE",))
