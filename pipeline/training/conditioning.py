@@ -1,8 +1,8 @@
-"""The texts' side of a diffusion recipe: which network reads captions, how it is trained, how the field keeps it.
+"""The text encoders of the diffusion recipes: how they are built or loaded, and saved.
 
-- "clip": a CLIP text tower that learns with the U-Net.
-- "frozen-clip": the text tower of `output/clip`, held still, as Stable Diffusion has it.
-- "bert": the latent-diffusion paper's transformer on BERT's tokens, which learns with the U-Net.
+- "clip": a new CLIP text encoder, trained with the U-Net.
+- "frozen-clip": the text encoder of the CLIP in `output/clip`, frozen, as in Stable Diffusion.
+- "bert": a new transformer on BERT tokens, trained with the U-Net, as in the latent diffusion paper.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,28 @@ from transformers import BertTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.checkpoint.components import load_text_encoder
-from pipeline.training.recipes.clip import text_config
 from pipeline.training.save import write_json
-from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
+from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
-Kind = Literal["clip", "frozen-clip", "bert"]
+Conditioning = Literal["clip", "frozen-clip", "bert"]
 
 BERT_TOKENS: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A tokenizer and the network that makes states of its tokens."""
+    """A tokenizer and the text encoder that reads its tokens."""
 
     tokenizer: CLIPTokenizer | BertTokenizer
     network: nn.Module
-    """Token ids (B, window) to an output with `last_hidden_state` (B, window, D)."""
+    """Maps token ids (B, window) to an output with `last_hidden_state` (B, window, D)."""
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
-        """Token ids (B, window) of captions that fit the window."""
+        """Return token ids (B, window); longer captions are truncated."""
         return torch.tensor(self.tokenizer(list(captions), padding="max_length", truncation=True).input_ids)
 
     def save(self, network: nn.Module, output: Path) -> dict[str, list[str]]:
-        """Write the trained `network` and the tokenizer; what model_index.json has to say of them."""
+        """Write the trained `network` and the tokenizer, and return their entries of model_index.json."""
         if isinstance(network, BertModel):
             _save_bert(network, output / "bert")
             self.tokenizer.save_pretrained(output / "tokenizer")
@@ -54,20 +53,14 @@ class TextModel:
         }
 
 
-def text_model(
-    kind: Kind, words: Sequence[str], output: Path, *, width: int, window: int, layers: int, heads: int
-) -> TextModel:
-    """The text model to train a U-Net with, whose cross-attention is `width` wide; sizes are a frozen tower's own."""
-    if kind == "frozen-clip":
-        clip = CLIPModel.from_pretrained(output / "clip", dtype=torch.float32)
-        config = clip.config.text_config
-        assert isinstance(config, CLIPTextConfig)
-        tower = CLIPTextModel(config)
-        tower.load_state_dict(clip.text_model.state_dict())
-        return TextModel(CLIPTokenizer.from_pretrained(output / "clip"), tower.requires_grad_(False))
-    if kind == "clip":
-        tokenizer = word_tokenizer(words, window)
-        return TextModel(tokenizer, CLIPTextModel(text_config(tokenizer, hidden=width, layers=layers, heads=heads)))
+def new_clip_text_model(words: Sequence[str], *, width: int, window: int, layers: int, heads: int) -> TextModel:
+    """Return a CLIP tokenizer for `words` and an untrained CLIP text encoder."""
+    tokenizer = word_tokenizer(words, window)
+    return TextModel(tokenizer, CLIPTextModel(clip_text_config(tokenizer, width=width, layers=layers, heads=heads)))
+
+
+def new_bert_text_model(words: Sequence[str], *, width: int, window: int, layers: int, heads: int) -> TextModel:
+    """Return a BERT tokenizer for `words` and an untrained transformer."""
     vocabulary = {word: index for index, word in enumerate((*BERT_TOKENS, *words))}
     config = BertConfig(
         vocab_size=len(vocabulary),
@@ -81,11 +74,38 @@ def text_model(
     return TextModel(BertTokenizer(vocab=vocabulary, model_max_length=window), BertModel(config))
 
 
-def kept_text_model(output: Path) -> TextModel:
-    """The CLIP text encoder and the tokenizer of the checkpoint folder `output`, to be trained further."""
-    kept = load_text_encoder(output / "text_encoder", output / "tokenizer")
-    assert isinstance(kept.tokenizer, CLIPTokenizer)
-    return TextModel(kept.tokenizer, kept.model.requires_grad_(True))
+def load_frozen_clip(folder: Path) -> TextModel:
+    """Load the tokenizer and the text encoder of the CLIP in `folder`; its weights get no gradient."""
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    config = clip.config.text_config
+    assert isinstance(config, CLIPTextConfig)
+    network = CLIPTextModel(config)
+    network.load_state_dict(clip.text_model.state_dict())
+    return TextModel(CLIPTokenizer.from_pretrained(folder), network.requires_grad_(False))
+
+
+def load_text_model(output: Path) -> TextModel:
+    """Load the tokenizer and the CLIP text encoder of the checkpoint folder `output`, to train them further."""
+    text = load_text_encoder(output / "text_encoder", output / "tokenizer")
+    assert isinstance(text.tokenizer, CLIPTokenizer)
+    return TextModel(text.tokenizer, text.model.requires_grad_(True))
+
+
+def clip_text_config(tokenizer: CLIPTokenizer, *, width: int, layers: int, heads: int) -> CLIPTextConfig:
+    """Return the config of a small CLIP text encoder for the vocabulary and the window of the tokenizer."""
+    ids = tokenizer.get_vocab()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        hidden_act="quick_gelu",
+        bos_token_id=ids[START],
+        eos_token_id=ids[END],
+        pad_token_id=ids[END],
+    )
 
 
 def _save_bert(network: BertModel, folder: Path) -> None:

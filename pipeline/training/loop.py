@@ -1,11 +1,11 @@
-"""One training loop for every recipe: Muon, warm-up and cool-down, averaged weights, going on after a stop."""
+"""The training loop that every recipe shares: Muon, a learning rate schedule, averaged weights and resume."""
 
 import copy
 import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,45 +13,45 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from pipeline.training.muon import optimizers_of
+from pipeline.training.muon import build_optimizers
 
 log = logging.getLogger(__name__)
 
 StepLoss = Callable[[int], tuple[Tensor, dict[str, float]]]
-"""The loss of a step's own batch, and the figures to log; the same step must always get the same batch."""
+"""Maps a step to the loss of its batch and the metrics to log. A step must always get the same batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
-    """How long and how fast to train."""
+    """The length of a training run, its learning rate schedule and its optimizer settings."""
 
     steps: int
     learning_rate: float
     warmup_steps: int = 200
     cooldown: float = 0.25
-    """The last part of the steps, in which the learning rate falls linearly to zero."""
+    """The fraction of the steps, at the end, over which the learning rate falls linearly to zero."""
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
     average_decay: float = 0.999
-    """Of the exponential moving average of the weights, which is what a recipe saves."""
+    """The decay of the exponential moving average of the weights. A recipe saves the average."""
     log_every: int = 20
     save_every: int = 250
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Worker:
-    """One of the processes that train a model together: each takes its part of every batch."""
+    """One process of a data-parallel training run. Each worker computes its own rows of every batch."""
 
     rank: int = 0
     count: int = 1
     device: str = "cpu"
 
-    def part(self, batch: Tensor) -> Tensor:
-        """This worker's rows of a whole batch's tensor, on its device."""
+    def local_rows(self, batch: Tensor) -> Tensor:
+        """Return this worker's rows of a whole batch, on its device."""
         return batch[self.rank :: self.count].to(self.device)
 
     def average(self, values: list[Tensor]) -> None:
-        """Make each of the tensors its mean over all workers, in place."""
+        """Replace each tensor by its mean over all workers, in place."""
         if self.count == 1:
             return
         flat = torch.cat([value.flatten() for value in values]).to(self.device)
@@ -59,21 +59,21 @@ class Worker:
         for value, mean in zip(values, (flat / self.count).split([value.numel() for value in values]), strict=True):
             value.copy_(mean.view_as(value))
 
-    def wait(self) -> None:
-        """Until all workers have come to this call."""
+    def barrier(self) -> None:
+        """Wait until every worker has reached this call."""
         self.average([torch.zeros(1)])
 
 
 SINGLE_WORKER = Worker()
 
 
-def draws_of(seed: int, step: int) -> torch.Generator:
-    """The random numbers of one step of a run with this seed: a run that goes on after a stop draws the same."""
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """Return the random generator of one step. It depends on the seed and the step only, so a resume repeats it."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def learning_rate(config: LoopConfig, step: int) -> float:
-    """Warm-up, constant, linear cool-down (Hägele et al. 2024, section 2)."""
+    """Return the learning rate of a step: warm-up, constant, linear cool-down (Hägele et al. 2024, section 2)."""
     up = min((step + 1) / config.warmup_steps, 1.0)
     down = min((config.steps - step) / max(config.cooldown * config.steps, 1), 1.0)
     return config.learning_rate * min(up, down)
@@ -82,72 +82,105 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 def train(
     model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path, worker: Worker = SINGLE_WORKER
 ) -> nn.Module:
-    """Train `model` in place and return its averaged copy; `folder` keeps the state to go on from, and log.jsonl.
+    """Train `model` in place and return the averaged copy of it.
 
-    Several workers must start with the same weights and see the same `folder`; the first of them writes it.
+    `folder` holds `state.pt`, from which a stopped run resumes, and `log.jsonl`. Several workers must start with the
+    same weights and share the folder; the worker of rank 0 writes to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.to(worker.device)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizers = optimizers_of(model, config.learning_rate, config.weight_decay)
-    first = _restore(folder / "state.pt", model, average, optimizers)
-    started, seen = time.monotonic(), dict[str, list[float]]()
+    state = _TrainState(model, config)
+    first = state.restore(folder / "state.pt")
+    metrics = _MetricsLog(folder / "log.jsonl", worker, first)
     model.train()
     for step in range(first, config.steps):
-        loss, figures = step_loss(step)
-        model.zero_grad(set_to_none=True)
+        loss, values = step_loss(step)
+        state.update(loss, step, worker)
+        metrics.add({"loss": loss.item(), **values})
+        done = step + 1
+        if done % config.log_every == 0:
+            metrics.write(done)
+        if worker.rank == 0 and (done % config.save_every == 0 or done == config.steps):
+            state.save(folder / "state.pt", done)
+    return state.average
+
+
+class _TrainState:
+    """The model, the moving average of its weights and its optimizers: what `state.pt` holds."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+        self.model = model
+        self.config = config
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.optimizers = build_optimizers(model, config.learning_rate, config.weight_decay)
+
+    def update(self, loss: Tensor, step: int, worker: Worker) -> None:
+        """Take one optimizer step, with gradients averaged over the workers, and update the average."""
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
-        worker.average([weight.grad for weight in model.parameters() if weight.grad is not None])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
-        for optimizer in optimizers:
+        worker.average([weight.grad for weight in self.model.parameters() if weight.grad is not None])
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
+                group["lr"] = learning_rate(self.config, step)
             optimizer.step()
-        _update_average(average, model, min(config.average_decay, (1 + step) / (10 + step)))
-        for name, value in {"loss": loss.item(), **figures}.items():
-            seen.setdefault(name, []).append(value)
-        if (step + 1) % config.log_every == 0:
-            means = {name: round(fmean(values), 6) for name, values in seen.items()}
-            overall = torch.tensor(means["loss"])
-            worker.average([overall])
-            means["loss"] = round(overall.item(), 6)
-            seconds = (time.monotonic() - started) / (step + 1 - first)
-            if worker.rank == 0:
-                _log(folder / "log.jsonl", {"step": step + 1, **means, "seconds_per_step": round(seconds, 3)})
-            seen = {}
-        if worker.rank == 0 and ((step + 1) % config.save_every == 0 or step + 1 == config.steps):
-            _save(folder / "state.pt", step + 1, model, average, optimizers)
-    return average
+        self._update_average(min(self.config.average_decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        averages, values = self.average.state_dict().values(), self.model.state_dict().values()
+        for average, value in zip(averages, values, strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+
+    def restore(self, path: Path) -> int:
+        """Load the state from `path`, if it exists, and return the step to continue with."""
+        if not path.exists():
+            return 0
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+        log.info("resuming at step %d from %s", state["step"], path)
+        return state["step"]
+
+    def save(self, path: Path, step: int) -> None:
+        """Write the state after `step` steps. The file is replaced atomically."""
+        state = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
 
 
-def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        averages, values = list(average.state_dict().values()), list(model.state_dict().values())
-        for kept, value in zip(averages, values, strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(value, 1 - decay)
+class _MetricsLog:
+    """Collects the metrics of single steps and appends their means to a JSON Lines file."""
 
+    def __init__(self, path: Path, worker: Worker, first: int) -> None:
+        self.path = path
+        self.worker = worker
+        self.first = first
+        self.started = time.monotonic()
+        self.values: dict[str, list[float]] = {}
 
-def _restore(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(kept)
-    log.info("going on from step %d of %s", state["step"], path)
-    return state["step"]
+    def add(self, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.values.setdefault(name, []).append(value)
 
-
-def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    kept = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"step": step, "model": model.state_dict(), "average": average.state_dict(), "optimizers": kept}
-    torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def _log(path: Path, figures: dict[str, float]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(figures) + "\n")
-    log.info("%s", "  ".join(f"{name} {value:g}" for name, value in figures.items()))
+    def write(self, step: int) -> None:
+        """Write the means since the last call. The loss is averaged over all workers."""
+        means = {name: round(fmean(values), 6) for name, values in self.values.items()}
+        self.values = {}
+        loss = torch.tensor(means["loss"])
+        self.worker.average([loss])
+        if self.worker.rank:
+            return
+        seconds = (time.monotonic() - self.started) / (step - self.first)
+        line = {"step": step, **means, "loss": round(loss.item(), 6), "seconds_per_step": round(seconds, 3)}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        log.info("%s", "  ".join(f"{name} {value:g}" for name, value in line.items()))

@@ -1,18 +1,19 @@
-"""Muon, for the matrices of a network's inner layers; AdamW for what is none."""
+"""The Muon optimizer for matrices and filters, with AdamW for all other weights."""
 
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
 
-_LEAST_SIDE = 16
+_MIN_SIDE = 16
+"""Matrices with a shorter side than this are left to AdamW."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose updates are made orthogonal (Jordan et al. 2024), as large as AdamW's (Liu et al. 2025, eq. 4).
+    """Momentum with orthogonalized updates (Jordan et al. 2024), scaled to AdamW's size (Liu et al. 2025, eq. 4).
 
-    A filter (out, in, h, w) counts as a matrix (out, in * h * w). torch.optim.Muon takes no filters, and works in
-    bfloat16, which CPUs emulate.
+    A filter (out, in, h, w) is treated as a matrix (out, in * h * w). torch.optim.Muon accepts no filters and computes
+    in bfloat16, which CPUs emulate.
     """
 
     def __init__(
@@ -23,18 +24,18 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike = defaultdict[tuple[int, ...], list[nn.Parameter]](list)
+            by_shape = defaultdict[tuple[int, ...], list[nn.Parameter]](list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike[weight.flatten(1).shape].append(weight)
-            for shape, weights in alike.items():
-                updates = orthogonalized(torch.stack([self._ahead(weight, group["momentum"]) for weight in weights]))
-                for weight, update in zip(weights, updates, strict=True):
+                    by_shape[weight.flatten(1).shape].append(weight)
+            for shape, weights in by_shape.items():
+                momenta = [self._nesterov_momentum(weight, group["momentum"]) for weight in weights]
+                for weight, update in zip(weights, orthogonalize(torch.stack(momenta)), strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.add_(update.reshape(weight.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
-    def _ahead(self, weight: nn.Parameter, momentum: float) -> Tensor:
-        """Nesterov's momentum, as a matrix."""
+    def _nesterov_momentum(self, weight: nn.Parameter, momentum: float) -> Tensor:
+        """Update the momentum of a weight and return Nesterov's look-ahead as a matrix."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
@@ -43,11 +44,11 @@ class Muon(torch.optim.Optimizer):
         return weight.grad.lerp(average, momentum).flatten(1)
 
 
-def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearly the closest matrices with orthonormal rows or columns, (..., m, n): five Newton-Schulz steps.
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return nearly the closest matrices with orthonormal rows or columns, (..., m, n), by Newton-Schulz iteration.
 
-    Singular values end between about 0.7 and 1.2; the quintic's coefficients are those of Jordan et al. 2024. Its
-    steps are taken on the small Gram matrices, and the product of them all meets the large ones once.
+    The singular values of the result lie between about 0.7 and 1.2; the coefficients of the quintic are those of
+    Jordan et al. 2024. The iteration runs on the small Gram matrices, so only its product touches the large ones.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if tall else matrices
@@ -63,12 +64,15 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     return wide.mT if tall else wide
 
 
-def optimizers_of(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices and filters; AdamW for biases, norms, embeddings and what is few channels thin."""
+def build_optimizers(model: nn.Module, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices and filters of a model, and AdamW for its other weights.
+
+    AdamW gets biases, norms, embeddings and matrices with fewer than 16 rows or columns.
+    """
     inner, others = [], []
     for module in model.modules():
         for weight in module.parameters(recurse=False):
-            matrix = weight.ndim >= 2 and min(weight.flatten(1).shape) >= _LEAST_SIDE
+            matrix = weight.ndim >= 2 and min(weight.flatten(1).shape) >= _MIN_SIDE
             (inner if matrix and not isinstance(module, nn.Embedding) else others).append(weight)
     adamw = torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     return [Muon(inner, learning_rate, weight_decay), adamw] if inner else [adamw]

@@ -1,9 +1,9 @@
-"""Training on Ray: a user's table read by Ray Data, and the same loops on several workers of Ray Train."""
+"""Run a recipe: in this process or on several Ray Train workers, with a user's table prepared by Ray Data."""
 
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,54 +18,42 @@ from pipeline import storage
 from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image
 from pipeline.images.resize import resize_to_cover
-from pipeline.stages.fetch import source_file
-from pipeline.training.data.examples import CAPTIONS_FILE, PICTURES_FILE, Table
+from pipeline.stages.fetch import SourceReader
+from pipeline.training.data.table import CAPTIONS_FILE, PIXELS_FILE, Table
 from pipeline.training.loop import Worker
 from pipeline.training.recipes.catalog import RECIPES
 
 log = logging.getLogger(__name__)
 
-RESTARTS: Final = 3
-"""How often a lost worker is replaced; all of them then go on from the last state."""
+MAX_RESTARTS: Final = 3
+"""How often Ray Train replaces a lost worker; all workers then resume from the last saved state."""
 
 
 class DataError(ValueError):
-    """A table that can't be trained on."""
+    """Raised for a table that can't be used for training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One training: what, on what, into where, and by whom."""
+    """The configuration of a training run."""
 
     recipe: str
     output: Path
-    """A folder that every worker sees."""
+    """A folder that every worker can access."""
     data: str | None = None
-    """A Parquet file or folder with the columns `image` and `prompt`; without it, the recipe's own pictures."""
+    """A Parquet file or folder with the columns `image` and `prompt`; None for the recipe's own images."""
     workers: int = 1
     device: str = "cpu"
     threads: int = 2
     steps: int | None = None
-
-
-def run_recipe(config: TrainConfig, worker: Worker) -> None:
-    """Train as one of the processes; the same in all of them but for their rank."""
-    torch.set_num_threads(config.threads)
-    recipe = RECIPES[config.recipe]
-    what = recipe.config
-    if config.data is not None:
-        what = replace(what, source=Table(config.output / "data"))
-    if config.steps is not None:
-        what = replace(what, loop=replace(what.loop, steps=config.steps))
-    torch.set_flush_denormal(True)  # weights that decay towards zero would else slow CPUs down
-    try:
-        recipe.train(what, config.output, worker)
-    finally:
-        torch.set_flush_denormal(False)
+    """The number of steps; None for the recipe's own."""
 
 
 def run_training(config: TrainConfig) -> None:
-    """Train, in this process or on `config.workers` of Ray's; it goes on where a stopped one was."""
+    """Train, in this process or on `config.workers` Ray Train workers; a stopped run resumes.
+
+    DataError if the table can't be used for training.
+    """
     if config.data is not None:
         prepare_table(config.data, config.output / "data", RECIPES[config.recipe].width)
     if config.workers == 1:
@@ -79,27 +67,68 @@ def run_training(config: TrainConfig) -> None:
         run_config=ray.train.RunConfig(
             name=config.recipe,
             storage_path=os.fspath((config.output / "ray").resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=RESTARTS),
+            failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
     trainer.fit()
 
 
-def prepare_table(data: str, folder: Path, width: int) -> None:
-    """Read, decode and resize a table's pictures once, into a folder that `Table` opens; bad rows are left out.
+def run_recipe(config: TrainConfig, worker: Worker) -> None:
+    """Train as one of the workers."""
+    torch.set_num_threads(config.threads)
+    recipe = RECIPES[config.recipe]
+    recipe_config = recipe.config
+    if config.data is not None:
+        recipe_config = replace(recipe_config, source=Table(config.output / "data"))
+    if config.steps is not None:
+        recipe_config = replace(recipe_config, loop=replace(recipe_config.loop, steps=config.steps))
+    torch.set_flush_denormal(True)  # denormal numbers, in weights that decay towards zero, are slow on CPUs
+    try:
+        recipe.train(recipe_config, config.output, worker)
+    finally:
+        torch.set_flush_denormal(False)
 
-    A folder that holds them already is left as it is. A DataError where it holds another table's pictures or of another
-    width, where the table lacks a column, or where no picture can be read.
+
+def _train_on_worker(loop_config: Mapping[str, TrainConfig]) -> None:
+    context, config = ray.train.get_context(), loop_config["config"]
+    device = "cuda" if config.device == "cuda" else "cpu"
+    run_recipe(config, Worker(rank=context.get_world_rank(), count=context.get_world_size(), device=device))
+
+
+def prepare_table(data: str, folder: Path, width: int) -> None:
+    """Read, decode and resize the images of a table into `folder`, the format that `Table` reads.
+
+    Rows whose image can't be decoded are left out, with a warning. If `folder` holds this table already, nothing is
+    done. DataError if it holds another table or another image width, if a column is missing, or if no image can be
+    decoded.
     """
     source = {"data": storage.redact_url(data), "width": width}
     if (folder / CAPTIONS_FILE).exists():
-        there = json.loads((folder / CAPTIONS_FILE).read_text(encoding="utf-8"))
-        if any(there.get(name) != value for name, value in source.items()):
-            raise DataError(
-                f"{folder} holds the pictures of {there.get('data')}, {there.get('width')} pixels wide, not those of "
-                f"{source['data']}, {width} wide; delete it, or give another OUTPUT"
-            )
+        _check_prepared(folder, source)
         return
+    rows = _read_table(data).map(_Prepare(data, width)).iter_rows()
+    folder.mkdir(parents=True, exist_ok=True)
+    captions, errors = _write_images(rows, folder / PIXELS_FILE)
+    if not captions:
+        raise DataError(f"{data}: no image of it can be decoded{': ' + errors[0] if errors else ''}")
+    if errors:
+        log.warning("left out %d of %d images; the first: %s", len(errors), len(captions) + len(errors), errors[0])
+    description = json.dumps({**source, "captions": captions}, ensure_ascii=False)
+    (folder / CAPTIONS_FILE).write_text(description, encoding="utf-8")
+
+
+def _check_prepared(folder: Path, source: Mapping[str, Any]) -> None:
+    """Raise a DataError if `folder` was prepared from another table or with another width."""
+    prepared = json.loads((folder / CAPTIONS_FILE).read_text(encoding="utf-8"))
+    if any(prepared.get(name) != value for name, value in source.items()):
+        raise DataError(
+            f"{folder} holds the images of {prepared.get('data')}, {prepared.get('width')} pixels wide, not those of "
+            f"{source['data']}, {source['width']} wide; delete it, or give another OUTPUT"
+        )
+
+
+def _read_table(data: str) -> ray.data.Dataset:
+    """Return the columns image and prompt, in the order of the table. DataError if one is missing."""
     filesystem, path = storage.arrow_filesystem(data)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -108,43 +137,33 @@ def prepare_table(data: str, folder: Path, width: int) -> None:
     missing = {"image", "prompt"} - set(schema.names if schema else ())
     if missing:
         raise DataError(f"{data}: has no column {' and '.join(sorted(missing))}; training needs image and prompt")
-    prepared = table.select_columns(["image", "prompt"]).map(_Prepare(data, width))
-    folder.mkdir(parents=True, exist_ok=True)
-    captions, left_out = list[str](), list[str]()
-    with (folder / PICTURES_FILE).open("wb") as file:
-        for row in prepared.iter_rows():
-            if row["error"]:
-                left_out.append(row["error"])
-            else:
-                file.write(row["pixels"])
-                captions.append(row["prompt"])
-    if not captions:
-        raise DataError(f"{data}: no picture of it can be read{': ' + left_out[0] if left_out else ''}")
-    if left_out:
-        log.warning(
-            "%d of %d pictures left out; the first: %s", len(left_out), len(captions) + len(left_out), left_out[0]
-        )
-    kept = json.dumps({**source, "captions": captions}, ensure_ascii=False)
-    (folder / CAPTIONS_FILE).write_text(kept, encoding="utf-8")
+    return table.select_columns(["image", "prompt"])
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepare:
-    """A row's picture as `width` x `width` RGB bytes, cut to a square in its middle, or what is wrong with it."""
+    """Maps a row to `width` x `width` RGB bytes of its image, resized and center-cropped, or to an error message."""
 
     data: str
     width: int
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            encoded, _ = source_file(row["image"], storage.AllowedRoots(self.data))
+            encoded, _ = SourceReader(storage.AllowedRoots(self.data)).read(row["image"])
             pixels = resize_to_cover(decode_image(encoded), self.width, self.width)
         except (ImageError, storage.StorageError, TypeError) as error:
             return {"pixels": b"", "prompt": "", "error": str(error)}
         return {"pixels": pixels.tobytes(), "prompt": row["prompt"] or "", "error": ""}
 
 
-def _train_on_worker(given: Mapping[str, TrainConfig]) -> None:
-    context, config = ray.train.get_context(), given["config"]
-    device = "cuda" if config.device == "cuda" else "cpu"
-    run_recipe(config, Worker(rank=context.get_world_rank(), count=context.get_world_size(), device=device))
+def _write_images(rows: Iterable[Mapping[str, Any]], path: Path) -> tuple[list[str], list[str]]:
+    """Write the pixels of all prepared rows to one file; return their captions, and the errors of the others."""
+    captions, errors = list[str](), list[str]()
+    with path.open("wb") as file:
+        for row in rows:
+            if row["error"]:
+                errors.append(row["error"])
+            else:
+                file.write(row["pixels"])
+                captions.append(row["prompt"])
+    return captions, errors

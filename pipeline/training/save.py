@@ -1,4 +1,4 @@
-"""Writing a trained network as the field keeps it: config.json and safetensors in a component's folder."""
+"""Write trained networks in the diffusers folder layout: config.json and safetensors in one folder per component."""
 
 import json
 from dataclasses import asdict
@@ -11,12 +11,12 @@ from torch import nn
 
 from pipeline.models.configs import Config
 
-LAYOUT: Final = "0.42.1"
+DIFFUSERS_VERSION: Final = "0.42.1"
 """The version of diffusers whose folder layout is written."""
 
 
 def save_component(model: nn.Module, config: Config, class_name: str, folder: Path, *, dtype: torch.dtype) -> None:
-    """Write the weights, cast to `dtype`, and the config under the class' name in the field."""
+    """Write the weights, cast to `dtype`, and the config under the name of the diffusers class."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
@@ -24,10 +24,11 @@ def save_component(model: nn.Module, config: Config, class_name: str, folder: Pa
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_model_index(folder: Path, index: dict[str, Any]) -> None:
-    """What makes a folder of components a checkpoint: the pipeline's class, and the class of each component."""
-    write_json(folder / "model_index.json", {**index, "_diffusers_version": LAYOUT})
+    """Write model_index.json, which names the pipeline's class and the class of each component."""
+    write_json(folder / "model_index.json", {**index, "_diffusers_version": DIFFUSERS_VERSION})

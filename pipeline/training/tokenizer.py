@@ -1,4 +1,4 @@
-"""A CLIP tokenizer of its own small vocabulary: bytes, and each of the given words as one token."""
+"""A CLIP tokenizer with a small vocabulary: all bytes, and each of the given words as one token."""
 
 import itertools
 import json
@@ -13,7 +13,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def word_tokenizer(words: Iterable[str], window: int) -> CLIPTokenizer:
-    """Byte-pair encoding that knows `words` whole and spells every other word in bytes."""
+    """Return a byte-pair tokenizer that encodes each of `words` as one token and every other word as bytes.
+
+    `window` is the length of the text encoder's input in tokens.
+    """
     merges: dict[tuple[str, str], int] = {}
     for word in words:
         pieces = _pieces(word, merges)
@@ -28,7 +31,7 @@ def word_tokenizer(words: Iterable[str], window: int) -> CLIPTokenizer:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the files that every version of transformers reads: vocab.json, merges.txt and their config."""
+    """Write vocab.json, merges.txt and tokenizer_config.json, which every version of transformers reads."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     folder.mkdir(parents=True, exist_ok=True)
     config = {
@@ -47,7 +50,7 @@ def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def _pieces(word: str, merges: dict[tuple[str, str], int]) -> list[str]:
-    """The word as byte-pair encoding cuts it with the merges so far (Sennrich et al. 2016, algorithm 1)."""
+    """Return the pieces into which byte-pair encoding splits a word (Sennrich et al. 2016, algorithm 1)."""
     pieces = [*word[:-1], word[-1] + END_OF_WORD]
     while True:
         pairs = [(merges[pair], index) for index, pair in enumerate(itertools.pairwise(pieces)) if pair in merges]

@@ -23,7 +23,7 @@ from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale
-from pipeline.training.data.scenes import draw
+from pipeline.training.data.drawing import draw
 from pipeline.training.data.textures import texture
 from tests.benchmarks.bench_engine import Row, Timing, generators, in_turns, run_engine, timed
 from tests.benchmarks.judge import held_out

@@ -29,6 +29,7 @@ from pipeline.diffusion.engine import LaneEngine
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.rows import Row as TaskRow
 from pipeline.training.data.scenes import vocabulary
 from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
 
@@ -82,11 +83,11 @@ def run_engine(task: Generate, rows: list[Row], lanes: int) -> Timing:
     stack = task.stack
     engine = LaneEngine(stack.denoise, lanes=lanes, device=stack.device, dtype=stack.dtype)
     started = time.perf_counter()
-    prepared = [task.prepare(row) for row in rows]
+    prepared = [task.prepare(TaskRow(**row)) for row in rows]
     for key, latents in engine.run(task.request(index, row) for index, row in enumerate(prepared)):
         assert isinstance(key, int)
         assert isinstance(latents, torch.Tensor), latents
-        task.pixels(latents, prepared[key])
+        task.decode(latents, prepared[key])
     return Timing(time.perf_counter() - started, engine.stats.network_seconds)
 
 

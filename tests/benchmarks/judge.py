@@ -19,8 +19,10 @@ from PIL import Image
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.models.clip import Clip
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.rows import Row
+from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes
-from pipeline.training.data.scenes import COLORS, SHAPES, Background, Scene, Thing, draw
+from pipeline.training.data.scenes import COLORS, SHAPES, Background, Scene, Thing
 
 HELD_OUT = 1_000
 NAMES = tuple(COLORS)
@@ -97,12 +99,12 @@ def held_out(things: int, count: int) -> list[Scene]:
 def made(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: int = 16) -> list[NDArray[np.uint8]]:
     """The rows' pictures, by the lane engine; a row's seed is its number where it has none."""
     engine = LaneEngine(task.stack.denoise, lanes=lanes, device=task.stack.device, dtype=task.stack.dtype)
-    prepared = [task.prepare({"seed": index, **row}) for index, row in enumerate(rows)]
+    prepared = [task.prepare(Row(**{"seed": index, **row})) for index, row in enumerate(rows)]
     pictures: dict[int, NDArray[np.uint8]] = {}
     for key, latents in engine.run(task.request(index, row) for index, row in enumerate(prepared)):
         assert isinstance(key, int)
         assert isinstance(latents, torch.Tensor)
-        pictures[key] = task.pixels(latents, prepared[key])
+        pictures[key] = task.decode(latents, prepared[key])
     return [pictures[index] for index in range(len(rows))]
 
 
@@ -116,9 +118,9 @@ def one_word(
     """How often a CLIP finds a picture's caption among those that `other` makes with each of the words."""
     right = 0
     for picture, scene in zip(pictures, wanted, strict=True):
-        seen = clip.of_pictures(clip.prepared(picture)[None])[0]
+        seen = clip.embed_images(clip.crop(picture)[None])[0]
         captions = [other(scene, word).caption() for word in words]
-        texts = torch.stack([clip.of_text(caption) for caption in captions])
+        texts = torch.stack([clip.embed_text(caption) for caption in captions])
         right += captions[int((texts @ seen).argmax())] == scene.caption()
     return right / len(wanted)
 

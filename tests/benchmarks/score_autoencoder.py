@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint.components import load_autoencoder, load_vq
 from pipeline.models.configs import EMBEDDED
-from pipeline.training.data.examples import SCENES, TEXTURES, pixels_of
+from pipeline.training.data.examples import SCENES, TEXTURES, stack_pixels
+from pipeline.training.image_features import load_image_features
 from pipeline.training.losses import perceptual_distance
-from pipeline.training.recipes.clip import load_image_features
 from tests.benchmarks.judge import HELD_OUT, psnr
 
 _WINDOW, _DEVIATION = 11, 1.5
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=256)
     parser.add_argument("--textures", action="store_true", help="of textures instead of scenes")
     options = parser.parse_args()
-    pixels = pixels_of((TEXTURES if options.textures else SCENES).examples(HELD_OUT, 0, options.count, 64))
+    pixels = stack_pixels((TEXTURES if options.textures else SCENES).examples(HELD_OUT, 0, options.count, 64))
     print(f"{'PSNR':>9} {'SSIM':>7} {'perceptual':>11}   of {options.count} held-out pictures")
     for folder in options.folders:
         print(f"{score(folder, pixels)}   {folder}", flush=True)

@@ -13,8 +13,9 @@ import torch
 
 from pipeline.models.clip import Clip, load_clip
 from pipeline.models.configs import EMBEDDED
+from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes
-from pipeline.training.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene, draw
+from pipeline.training.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene
 from tests.benchmarks.judge import HELD_OUT, one_word, other_relation, other_thing
 
 CANDIDATES = 32
@@ -22,8 +23,8 @@ CANDIDATES = 32
 
 def among_all(clip: Clip, drawn: Sequence[Scene]) -> float:
     """How often the caption is found among those of as many scenes as CANDIDATES."""
-    seen = clip.of_pictures(np.stack([clip.prepared(np.asarray(draw(scene, clip.side))) for scene in drawn]))
-    texts = torch.stack([clip.of_text(scene.caption()) for scene in drawn])
+    seen = clip.embed_images(np.stack([clip.crop(np.asarray(draw(scene, clip.side))) for scene in drawn]))
+    texts = torch.stack([clip.embed_text(scene.caption()) for scene in drawn])
     right = 0
     for start in range(0, len(drawn), CANDIDATES):
         part = slice(start, start + CANDIDATES)

@@ -19,8 +19,9 @@ from pipeline.config import RowDefaults
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.inpaint import Inpaint
+from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes
-from pipeline.training.data.scenes import COLORS, SHAPES, Scene, draw
+from pipeline.training.data.scenes import COLORS, SHAPES, Scene
 from tests.benchmarks.judge import HELD_OUT, made, psnr
 from tests.benchmarks.trained_judge import held_out, judged, trained
 

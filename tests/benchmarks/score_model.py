@@ -14,15 +14,15 @@ from pipeline.config import RowDefaults
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
-from pipeline.training.data.examples import SCENES, pixels_of
-from pipeline.training.data.scenes import draw
+from pipeline.training.data.drawing import draw
+from pipeline.training.data.examples import SCENES, stack_pixels
 from tests.benchmarks.judge import HELD_OUT, made, psnr
 from tests.benchmarks.trained_judge import held_out, table, trained
 
 
 def reconstruction(task: Generate, count: int) -> float:
     """PSNR in dB of held-out pictures that the autoencoder encoded (mean) and decoded, as 8-bit pictures."""
-    wanted = pixels_of(SCENES.examples(HELD_OUT, 0, count, task.stack.native_size[0]))
+    wanted = stack_pixels(SCENES.examples(HELD_OUT, 0, count, task.stack.native_size[0]))
     with torch.inference_mode():
         rebuilt = torch.cat([task.stack.decode(task.stack.autoencoder.encode(part)) for part in wanted.split(16)])
     levels = lambda pixels: ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()  # noqa: E731

@@ -18,11 +18,11 @@ from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.models.stack import Stack
 from pipeline.tasks.upscale import Upscale
-from pipeline.training.data.examples import pixels_of, scenes
-from pipeline.training.data.scenes import draw
-from pipeline.training.data.textures import degraded, texture
+from pipeline.training.data.drawing import draw
+from pipeline.training.data.examples import scenes, stack_pixels
+from pipeline.training.data.textures import degrade, texture
+from pipeline.training.image_features import ImageFeatures, load_image_features
 from pipeline.training.losses import perceptual_distance
-from pipeline.training.recipes.clip import ImageFeatures, load_image_features
 from tests.benchmarks.judge import HELD_OUT, made, psnr
 
 LARGE, SMALL = 256, 64
@@ -36,7 +36,7 @@ def averaged(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 def perceived(features: ImageFeatures, picture: NDArray[np.uint8], target: NDArray[np.uint8]) -> float:
     """The mean perceptual distance of their windows, which are as large as the embedded CLIP's pictures."""
     windows = [
-        pixels_of([Image.fromarray(pixels[top : top + SMALL, left : left + SMALL])])
+        stack_pixels([Image.fromarray(pixels[top : top + SMALL, left : left + SMALL])])
         for pixels in (picture, target)
         for top in range(0, LARGE, SMALL)
         for left in range(0, LARGE, SMALL)
@@ -108,7 +108,7 @@ def main() -> None:
         score(f"scenes, averaged{suffix}", task, drawn, [picture.reduce(4) for picture in drawn])
         score(f"textures, averaged{suffix}", task, textures, [picture.reduce(4) for picture in textures])
         if not corrected:
-            score("textures, all degradations", task, textures, [degraded(picture, 4, random) for picture in textures])
+            score("textures, all degradations", task, textures, [degrade(picture, 4, random) for picture in textures])
     large = 2 * LARGE
     pictures = {"ramp": ramp(large), "scene": draw(scenes(HELD_OUT, 0, 1)[0], large)}
     pictures["texture"] = texture(Random(f"{HELD_OUT}/seams"), large)

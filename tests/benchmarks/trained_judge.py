@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.training.data.examples import pixels_of, scenes
-from pipeline.training.data.scenes import COLORS, PATTERNS, PLACES, SHAPES, SIZES, Scene, draw
+from pipeline.training.data.drawing import draw
+from pipeline.training.data.examples import scenes, stack_pixels
+from pipeline.training.data.scenes import COLORS, PATTERNS, POSITIONS, SHAPES, SIZES, Scene
 from tests.benchmarks.judge import HELD_OUT
 
 WEIGHTS = Path("work/judge.pt")
@@ -100,7 +101,7 @@ def trained() -> Judge:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     for step in range(STEPS):
         wanted, random = scenes(SEED, step * SCENES_A_STEP, SCENES_A_STEP), Random(f"{SEED}/{step}")
-        pixels = pixels_of([draw(scene) for scene in wanted])
+        pixels = stack_pixels([draw(scene) for scene in wanted])
         pixels = pixels + random.uniform(0, 0.08) * torch.randn(pixels.shape)
         loss = loss_of(judge, pixels, wanted, random)
         optimizer.zero_grad()
@@ -117,7 +118,7 @@ def trained() -> Judge:
 @torch.inference_mode()
 def judged(judge: Judge, picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
     """What of a scene's caption is in the picture (64, 64, 3), attribute by attribute."""
-    pixels = pixels_of([Image.fromarray(picture)])
+    pixels = stack_pixels([Image.fromarray(picture)])
     patterns, colors = judge.of_backgrounds(pixels)
     pattern = PATTERNS[int(patterns.argmax())]
     said = scene.background.colors
@@ -138,8 +139,8 @@ def judged(judge: Judge, picture: NDArray[np.uint8], scene: Scene) -> Iterator[t
 def stands(scene: Scene, centers: Tensor) -> bool:
     """Whether things stand as the scene's relation, or its place, says."""
     first = centers[0].tolist()
-    if scene.relation in PLACES:
-        return max(abs(a - b) for a, b in zip(first, PLACES[scene.relation], strict=True)) < NEAR
+    if scene.relation in POSITIONS:
+        return max(abs(a - b) for a, b in zip(first, POSITIONS[scene.relation], strict=True)) < NEAR
     across, down = (b - a for a, b in zip(first, centers[1].tolist(), strict=True))
     return {
         "left of": across > NEAR,

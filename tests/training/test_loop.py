@@ -1,4 +1,4 @@
-"""The training loop: the same numbers for the same seed, and after a stop."""
+"""The training loop: resume, metrics, learning rate."""
 
 from pathlib import Path
 
@@ -30,18 +30,18 @@ def weights(model: nn.Module) -> list[Tensor]:
     return list(model.state_dict().values())
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     model = linear()
     whole = train(model, loss_of(model), CONFIG, tmp_path / "whole")
     model = linear()
     with pytest.raises(KeyboardInterrupt):
-        train(model, loss_of(model, stop_at=9), CONFIG, tmp_path / "halves")
+        train(model, loss_of(model, stop_at=9), CONFIG, tmp_path / "resumed")
     model = linear()
-    halves = train(model, loss_of(model), CONFIG, tmp_path / "halves")
-    assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(halves), strict=True))
+    resumed = train(model, loss_of(model), CONFIG, tmp_path / "resumed")
+    assert all(torch.equal(one, other) for one, other in zip(weights(whole), weights(resumed), strict=True))
 
 
-def test_the_loss_falls_and_the_log_says_so(tmp_path: Path) -> None:
+def test_the_logged_loss_falls(tmp_path: Path) -> None:
     model = linear()
     train(model, loss_of(model), LoopConfig(steps=80, learning_rate=0.05, warmup_steps=2, log_every=40), tmp_path)
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
@@ -49,7 +49,7 @@ def test_the_loss_falls_and_the_log_says_so(tmp_path: Path) -> None:
     assert last < 0.1 * first
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_nothing() -> None:
+def test_the_learning_rate_warms_up_stays_constant_and_cools_down() -> None:
     rates = [learning_rate(CONFIG, step) for step in range(CONFIG.steps)]
     assert rates[0] == pytest.approx(0.025)
     assert rates[2:6] == [0.05] * 4

@@ -1,4 +1,4 @@
-"""Pictures with fine detail, drawn without end: what an upscaler learns from, and how pictures lose their detail."""
+"""Random images with fine detail, and their degradation: the training data of the upscaler."""
 
 import io
 import math
@@ -9,7 +9,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from pipeline.training.data.scenes import draw, random_scene
+from pipeline.training.data.drawing import draw
+from pipeline.training.data.scenes import random_scene
 
 _SUPERSAMPLING: Final = 3
 _LETTERS: Final = "ABCDEFGHKLMNPRSTUVWXYZabcdefghkmnopqrstuvwxyz0123456789&?!"
@@ -18,25 +19,28 @@ Color = tuple[int, int, int]
 
 
 def texture(random: Random, width: int) -> Image.Image:
-    """An RGB picture, `width` pixels square, anti-aliased: one or two kinds of detail."""
-    kind = random.choice(KINDS)
-    picture = kind(random, width)
+    """Return an anti-aliased RGB image of `width` x `width` pixels with one or two kinds of detail."""
+    kind = random.choice(TEXTURE_KINDS)
+    image = kind(random, width)
     if random.random() < 0.3:
-        other = random.choice(KINDS)(random, width)
+        other = random.choice(TEXTURE_KINDS)(random, width)
         mask = Image.new("L", (width, width))
         _blob(ImageDraw.Draw(mask), random, width, 255)
-        picture = Image.composite(other, picture, mask)
-    return picture
+        image = Image.composite(other, image, mask)
+    return image
 
 
-def degraded(picture: Image.Image, factor: int, random: Random) -> Image.Image:
-    """The picture at a `factor`-th of its width: averaged, bicubic or blurred first, one in four a JPEG."""
-    width = picture.width // factor
+def degrade(image: Image.Image, factor: int, random: Random) -> Image.Image:
+    """Return the image reduced by `factor`: averaged (50 %), bicubic (25 %), or blurred and averaged (25 %).
+
+    In 25 % of the cases the result is also compressed as JPEG.
+    """
+    width = image.width // factor
     kind = random.choices(("area", "bicubic", "blur"), (0.5, 0.25, 0.25))[0]
     if kind == "blur":
-        picture = picture.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 0.7 * factor)))
+        image = image.filter(ImageFilter.GaussianBlur(random.uniform(0.5, 0.7 * factor)))
     resampling = Image.Resampling.BICUBIC if kind == "bicubic" else Image.Resampling.BOX
-    small = picture.resize((width, width), resampling)
+    small = image.resize((width, width), resampling)
     if random.random() < 0.25:
         file = io.BytesIO()
         small.save(file, "JPEG", quality=random.randint(70, 96))
@@ -67,11 +71,11 @@ def _gradient(random: Random, width: int) -> Image.Image:
 
 
 def _noise(random: Random, width: int) -> Image.Image:
-    """Smooth noise of two scales between two colors."""
-    draws = np.random.default_rng(random.getrandbits(32))
+    """Draw smooth noise of two scales, between two colors."""
+    generator = np.random.default_rng(random.getrandbits(32))
     total = Image.new("F", (width, width))
     for cells, weight in ((random.randint(2, 6), 0.7), (random.randint(8, 24), 0.3)):
-        layer = Image.fromarray(draws.random((cells, cells), dtype=np.float32))
+        layer = Image.fromarray(generator.random((cells, cells), dtype=np.float32))
         layer = layer.resize((width, width), Image.Resampling.BICUBIC)
         total = Image.fromarray(np.asarray(total) + weight * np.asarray(layer))
     ramp = np.clip(np.asarray(total), 0, 1)[..., None]
@@ -80,18 +84,18 @@ def _noise(random: Random, width: int) -> Image.Image:
 
 
 def _letters(random: Random, width: int) -> Image.Image:
-    picture, canvas, large = _sheet(random, width)
+    image, canvas, large = _blank_image(random, width)
     size = random.uniform(10, 28) * _SUPERSAMPLING
     font, ink, top = ImageFont.load_default(size), _color(random), -random.random() * size
     while top < large:
         line = "".join(random.choice(_LETTERS + "  ") for _ in range(2 + int(2.5 * large / size)))
         canvas.text((-random.random() * size, top), line, fill=ink, font=font)
         top += 1.2 * size
-    return picture.reduce(_SUPERSAMPLING)
+    return image.reduce(_SUPERSAMPLING)
 
 
 def _lines(random: Random, width: int) -> Image.Image:
-    picture, canvas, large = _sheet(random, width)
+    image, canvas, large = _blank_image(random, width)
     for _ in range(random.randint(4, 16)):
         ink, stroke = _color(random), round(random.uniform(0.8, 3) * _SUPERSAMPLING)
         x, y, reach = random.random() * large, random.random() * large, random.uniform(0.1, 0.6) * large
@@ -100,30 +104,30 @@ def _lines(random: Random, width: int) -> Image.Image:
             canvas.line((x, y, x + 2 * reach * math.cos(angle), y + 2 * reach * math.sin(angle)), ink, stroke)
         else:
             canvas.ellipse((x - reach, y - reach, x + reach, y + reach), outline=ink, width=stroke)
-    return picture.reduce(_SUPERSAMPLING)
+    return image.reduce(_SUPERSAMPLING)
 
 
 def _blobs(random: Random, width: int) -> Image.Image:
-    picture, canvas, large = _sheet(random, width)
+    image, canvas, large = _blank_image(random, width)
     for _ in range(random.randint(1, 5)):
         _blob(canvas, random, large, _color(random))
-    return picture.reduce(_SUPERSAMPLING)
+    return image.reduce(_SUPERSAMPLING)
 
 
 def _scene(random: Random, width: int) -> Image.Image:
-    """A part of a scene of shapes, drawn at four times the width that its own model makes."""
-    picture = draw(random_scene(random), 256)
+    """Draw a crop of a scene of shapes at 256 pixels, four times the size of the embedded text-to-image model."""
+    image = draw(random_scene(random), 256)
     if width >= 256:
-        return picture.resize((width, width), Image.Resampling.BICUBIC)
+        return image.resize((width, width), Image.Resampling.BICUBIC)
     left, top = random.randint(0, 256 - width), random.randint(0, 256 - width)
-    return picture.crop((left, top, left + width, top + width))
+    return image.crop((left, top, left + width, top + width))
 
 
-def _sheet(random: Random, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
-    """A picture of one color to draw on, so many times larger as it is reduced to be anti-aliased; and its width."""
+def _blank_image(random: Random, width: int) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """Return a supersampled image of one color, a canvas on it, and its width."""
     large = width * _SUPERSAMPLING
-    picture = Image.new("RGB", (large, large), _color(random))
-    return picture, ImageDraw.Draw(picture), large
+    image = Image.new("RGB", (large, large), _color(random))
+    return image, ImageDraw.Draw(image), large
 
 
 def _two_colored(first: np.ndarray, random: Random) -> Image.Image:
@@ -132,7 +136,7 @@ def _two_colored(first: np.ndarray, random: Random) -> Image.Image:
 
 
 def _blob(canvas: ImageDraw.ImageDraw, random: Random, width: int, fill: Color | int) -> None:
-    """A polygon or an ellipse."""
+    """Draw a random polygon or ellipse."""
     x, y, reach = random.random() * width, random.random() * width, random.uniform(0.15, 0.6) * width
     if random.random() < 0.4:
         tall = reach * random.uniform(0.5, 1)
@@ -146,7 +150,7 @@ def _color(random: Random) -> Color:
     return random.randrange(256), random.randrange(256), random.randrange(256)
 
 
-KINDS: Final[tuple[Callable[[Random, int], Image.Image], ...]] = (
+TEXTURE_KINDS: Final[tuple[Callable[[Random, int], Image.Image], ...]] = (
     _scene,
     _scene,
     _scene,
@@ -158,4 +162,4 @@ KINDS: Final[tuple[Callable[[Random, int], Image.Image], ...]] = (
     _lines,
     _blobs,
 )
-"""Each as often as it stands here."""
+"""The kinds of detail; a kind that is listed n times is n times as frequent."""

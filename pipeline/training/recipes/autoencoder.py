@@ -1,13 +1,12 @@
-"""The recipe of an autoencoder, KL- or VQ-regularised (Rombach et al. 2022, section 3.1 and appendix G).
+"""The autoencoder recipes, with KL or VQ regularization (Rombach et al. 2022, section 3.1 and appendix G).
 
-Reconstruction in L1 and L2, a perceptual distance in the features of a CLIP's image tower, and, from a set step on,
-a patch discriminator. What a recipe does not weigh is left out.
+The loss is L1 plus L2 reconstruction and the regularization. A recipe can add a perceptual distance in the features
+of a CLIP image encoder and, from a given step on, a patch discriminator.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from random import Random
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -15,41 +14,43 @@ from torch import Tensor, nn
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
 from pipeline.models.checkpoint.components import load_autoencoder
 from pipeline.models.checkpoint.weights import channels_last
-from pipeline.training.data.examples import SCENES, TEXTURES, Source, pixels_of
+from pipeline.training.data.examples import SCENES, TEXTURES, Source, stack_pixels
 from pipeline.training.discriminator import PatchDiscriminator
-from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, draws_of, train
+from pipeline.training.image_features import ImageFeatures, load_image_features
+from pipeline.training.latents import random_crops
+from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, step_generator, train
 from pipeline.training.losses import adaptive_weight, commitment_loss, discriminator_loss, perceptual_distance
-from pipeline.training.recipes.clip import ImageFeatures, load_image_features
 from pipeline.training.save import save_component
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AutoencoderRecipe:
-    """What to train, on what, and how."""
+    """The configuration of an autoencoder recipe."""
 
     model: AutoencoderConfig | VQConfig
     source: Source = SCENES
     width: int
-    """Pixels of a training picture's side."""
+    """The side of the square training images in pixels."""
     batch: int
     kl_weight: float
-    """Of the KL divergence a color value, beside the reconstruction's error a color value."""
-    window: int | None = None
-    """The side of the part of the latents that is decoded, anywhere in them: so that no part can stand in for others,
-    and tiles of a picture decode as the whole does."""
+    """The weight of the KL divergence per color value; the reconstruction error per color value has weight 1."""
+    crop: int | None = None
+    """If set, only a random crop of the latents with this side is decoded. The decoder then can't rely on the position
+    in the image, so that tiles of an image decode as the whole image does."""
     commitment: float = 0.25
-    """How much the encoder is held to the codes that it chose, where there is a codebook."""
+    """The weight of the commitment loss (VQ only)."""
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
-    """The step at which the discriminator begins to learn and to count."""
+    """The step from which on the discriminator is trained and used."""
     decoder_only: bool = False
-    """Train the decoder of `output/vae` further and hold its encoder still, so that what knows its latents fits on."""
+    """Train only the decoder of the existing `output/vae`. The latents stay the same, so denoisers trained on them
+    still fit."""
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
 
 
-SHAPES_AUTOENCODER = AutoencoderRecipe(
+SHAPES_AUTOENCODER: Final = AutoencoderRecipe(
     model=AutoencoderConfig(
         sample_size=64,
         block_out_channels=(16, 32, 64),
@@ -65,11 +66,11 @@ SHAPES_AUTOENCODER = AutoencoderRecipe(
     seed=1,
     loop=LoopConfig(steps=3000, learning_rate=2e-3, warmup_steps=50, average_decay=0.995, cooldown=0.4),
 )
-SHAPES_AUTOENCODER_ADVERSARIAL = replace(
+SHAPES_AUTOENCODER_ADVERSARIAL: Final = replace(
     SHAPES_AUTOENCODER, perceptual_weight=0.3, adversarial_weight=0.1, adversarial_start=1200
 )
-"""The paper's whole loss; it needs the CLIP that shapes-clip makes."""
-SHAPES_DECODER = replace(
+"""The paper's full loss from the start. It needs the CLIP of shapes-clip."""
+SHAPES_DECODER: Final = replace(
     SHAPES_AUTOENCODER,
     perceptual_weight=0.3,
     adversarial_weight=0.1,
@@ -78,9 +79,9 @@ SHAPES_DECODER = replace(
     seed=6,
     loop=LoopConfig(steps=1500, learning_rate=5e-4, warmup_steps=50, average_decay=0.995, cooldown=0.6),
 )
-"""The paper's loss for the decoder alone, once reconstruction has shaped the latents."""
-TEXTURES_AUTOENCODER = replace(SHAPES_AUTOENCODER, source=TEXTURES, window=11, seed=4)
-SHAPES_VQ = replace(
+"""The paper's full loss for the decoder only, after SHAPES_AUTOENCODER has trained the latents."""
+TEXTURES_AUTOENCODER: Final = replace(SHAPES_AUTOENCODER, source=TEXTURES, crop=11, seed=4)
+SHAPES_VQ: Final = replace(
     SHAPES_AUTOENCODER,
     model=VQConfig(
         sample_size=64,
@@ -96,7 +97,7 @@ SHAPES_VQ = replace(
 
 
 class AutoencoderNetworks(nn.Module):
-    """The autoencoder and the discriminator that it is trained against, as one thing to train."""
+    """The autoencoder and, in adversarial recipes, the patch discriminator that it is trained against."""
 
     def __init__(self, autoencoder: AutoencoderKL | VQModel, discriminator: PatchDiscriminator | None) -> None:
         super().__init__()
@@ -105,119 +106,98 @@ class AutoencoderNetworks(nn.Module):
 
 
 def autoencoder_loss(
-    players: AutoencoderNetworks,
+    networks: AutoencoderNetworks,
     pixels: Tensor,
     noise: Tensor,
     recipe: AutoencoderRecipe,
     features: ImageFeatures | None,
     step: int,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of pixels (B, 3, H, W) in [-1, 1] at a step, and its parts; `noise` has the latents' shape.
+    """Return the loss for pixels (B, 3, H, W) in [-1, 1] at a step, and its metrics.
 
-    Both players learn in one backward pass: each one's loss holds the other's weights still.
+    `noise` has the shape of the latents. One backward pass trains the autoencoder and the discriminator: the loss of
+    each has no gradient for the weights of the other.
     """
-    autoencoder = players.autoencoder
+    autoencoder = networks.autoencoder
     if isinstance(autoencoder, VQModel):
         decode = autoencoder.decode_codes
-        latents, regular, figures = _by_codebook(autoencoder, pixels, recipe)
+        latents, regularization, metrics = _quantized_latents(autoencoder, pixels, recipe)
     else:
         decode = autoencoder.decode_unscaled
-        latents, regular, figures = _by_posterior(autoencoder, pixels, noise, recipe)
-    if recipe.window is not None:
-        latents, pixels = windows(recipe.window, f"{recipe.seed}/{step}", latents, pixels)
-    rebuilt = decode(latents)
-    error = rebuilt - pixels
+        latents, regularization, metrics = _sampled_latents(autoencoder, pixels, noise, recipe)
+    if recipe.crop is not None:
+        latents, pixels = random_crops(recipe.crop, f"{recipe.seed}/{step}", latents, pixels)
+    decoded = decode(latents)
+    error = decoded - pixels
     squared = error.square().mean()
     reconstruction = error.abs().mean() + squared
-    figures["psnr"] = (10 * torch.log10(4 / squared.detach())).item()
+    metrics["psnr"] = (10 * torch.log10(4 / squared.detach())).item()
     if features is not None:
-        distance = perceptual_distance(features(rebuilt), features(pixels)).mean()
+        distance = perceptual_distance(features(decoded), features(pixels)).mean()
         reconstruction = reconstruction + recipe.perceptual_weight * distance
-        figures["perceptual"] = distance.item()
-    loss = reconstruction + regular
-    if players.discriminator is not None and step >= recipe.adversarial_start:
-        fooled = -players.discriminator.held(rebuilt).mean()
-        weight = adaptive_weight(reconstruction, fooled, autoencoder.decoder.conv_out.weight)
-        told = discriminator_loss(players.discriminator(pixels), players.discriminator(rebuilt.detach()))
-        loss = loss + recipe.adversarial_weight * weight * fooled + told
-        figures |= {"discriminator": told.item(), "adversarial_weight": weight.item()}
-    return loss, figures
+        metrics["perceptual"] = distance.item()
+    loss = reconstruction + regularization
+    if networks.discriminator is not None and step >= recipe.adversarial_start:
+        adversarial = -networks.discriminator.frozen_logits(decoded).mean()
+        weight = adaptive_weight(reconstruction, adversarial, autoencoder.decoder.conv_out.weight)
+        hinge = discriminator_loss(networks.discriminator(pixels), networks.discriminator(decoded.detach()))
+        loss = loss + recipe.adversarial_weight * weight * adversarial + hinge
+        metrics |= {"discriminator": hinge.item(), "adversarial_weight": weight.item()}
+    return loss, metrics
 
 
-def _by_posterior(
+def _sampled_latents(
     autoencoder: AutoencoderKL, pixels: Tensor, noise: Tensor, recipe: AutoencoderRecipe
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Latents to decode, the weighted KL divergence, and figures."""
+    """Return latents sampled from the posterior, the weighted KL divergence, and metrics."""
     posterior = autoencoder.posterior(pixels)
     kl = posterior.kl().sum() / pixels.numel()
     return posterior.sample(noise), recipe.kl_weight * kl, {"kl": kl.item()}
 
 
-def _by_codebook(
+def _quantized_latents(
     autoencoder: VQModel, pixels: Tensor, recipe: AutoencoderRecipe
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Latents to decode, the commitment loss, and figures; the gradient passes the lookup straight (van den Oord 2017).
+    """Return quantized latents with a straight-through gradient (van den Oord et al. 2017), their loss, and metrics.
 
-    `codes_used` is the perplexity of the batch's codes: as many as are used alike.
+    The metric `codes_used` is the perplexity of the codes in the batch.
     """
     latents = autoencoder.encode(pixels)
-    numbers = autoencoder.quantize.nearest(latents)
-    codes = autoencoder.quantize.vectors(numbers)
-    shares = torch.bincount(numbers.flatten()) / numbers.numel()
-    used = torch.exp(-(shares * shares.clamp_min(1e-12).log()).sum()).item()
-    straight = latents + (codes - latents).detach()
-    return straight, commitment_loss(latents, codes, recipe.commitment), {"codes_used": used}
-
-
-def windows(window: int, seed: str, latents: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """The same part of everything, at a place that `seed` says: `window` a side of latents (B, C, h, w)."""
-    random, side = Random(seed), latents.shape[-1]
-    top, left = random.randint(0, side - window), random.randint(0, side - window)
-    parts: list[Tensor] = []
-    for value in (latents, *others):
-        factor = value.shape[-1] // side
-        rows, columns = (slice(factor * first, factor * (first + window)) for first in (top, left))
-        parts.append(value[:, :, rows, columns].contiguous(memory_format=torch.channels_last))
-    return tuple(parts)
+    indices = autoencoder.quantize.nearest(latents)
+    codes = autoencoder.quantize.vectors(indices)
+    fractions = torch.bincount(indices.flatten()) / indices.numel()
+    perplexity = torch.exp(-(fractions * fractions.clamp_min(1e-12).log()).sum()).item()
+    straight_through = latents + (codes - latents).detach()
+    return straight_through, commitment_loss(latents, codes, recipe.commitment), {"codes_used": perplexity}
 
 
 def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = SINGLE_WORKER) -> None:
-    """Train, and save `output/vae` with its latents' measured scale, or `output/vqvae`.
+    """Train an autoencoder and save it as `output/vae`, or as `output/vqvae` if it has a codebook.
 
-    State and log stand in `output/autoencoder`, or `output/decoder` where that alone is trained.
+    State and log are in `output/autoencoder`, or in `output/decoder` if only the decoder is trained.
     """
     torch.manual_seed(recipe.seed)
     discriminator = PatchDiscriminator() if recipe.adversarial_weight else None
-    autoencoder = _start(recipe, output)
-    players = channels_last(AutoencoderNetworks(autoencoder, discriminator))
+    networks = channels_last(AutoencoderNetworks(_build_autoencoder(recipe, output), discriminator))
     features = load_image_features(output / "clip", worker.device) if recipe.perceptual_weight else None
     side = recipe.width // recipe.model.downsample_factor
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        pixels = pixels_of(recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width))
-        draws = draws_of(recipe.seed, step)
-        noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=draws)
-        return autoencoder_loss(players, worker.part(pixels), worker.part(noise), recipe, features, step)
+        pixels = stack_pixels(recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width))
+        generator = step_generator(recipe.seed, step)
+        noise = torch.randn(recipe.batch, recipe.model.latent_channels, side, side, generator=generator)
+        pixels, noise = worker.local_rows(pixels), worker.local_rows(noise)
+        return autoencoder_loss(networks, pixels, noise, recipe, features, step)
 
     folder = output / ("decoder" if recipe.decoder_only else "autoencoder")
-    average = train(players, step_loss, recipe.loop, folder, worker).autoencoder.cpu()
-    if worker.rank:
-        return
-    if isinstance(average, VQModel):
-        save_component(average, recipe.model, "VQModel", output / "vqvae", dtype=torch.float16)
-        return
-    assert isinstance(average, AutoencoderKL)
-    config = average.config
-    if not recipe.decoder_only:
-        with torch.inference_mode():
-            pixels = pixels_of(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
-            latents = average.posterior(pixels).mean
-        config = replace(config, scaling_factor=round(1 / latents.std().item(), 5))
-    save_component(average, config, "AutoencoderKL", output / "vae", dtype=torch.float16)
+    average = train(networks, step_loss, recipe.loop, folder, worker).cpu()
+    assert isinstance(average, AutoencoderNetworks)
+    if worker.rank == 0:
+        _save(average.autoencoder, recipe, output)
 
 
-def _start(recipe: AutoencoderRecipe, output: Path) -> AutoencoderKL | VQModel:
-    """A new autoencoder, or that of `output/vae` with all but its decoder held still."""
+def _build_autoencoder(recipe: AutoencoderRecipe, output: Path) -> AutoencoderKL | VQModel:
+    """Return a new autoencoder, or that of `output/vae` with everything but its decoder frozen."""
     if recipe.decoder_only:
         autoencoder = load_autoencoder(output / "vae").requires_grad_(False)
         autoencoder.post_quant_conv.requires_grad_(True)
@@ -226,15 +206,15 @@ def _start(recipe: AutoencoderRecipe, output: Path) -> AutoencoderKL | VQModel:
     return VQModel(recipe.model) if isinstance(recipe.model, VQConfig) else AutoencoderKL(recipe.model)
 
 
-@torch.no_grad()
-def scale_latents(autoencoder: AutoencoderKL, ratio: float) -> None:
-    """Make the unscaled latents `ratio` times as large, with the same pictures out."""
-    encoded, decoded = autoencoder.quant_conv, autoencoder.post_quant_conv
-    assert isinstance(encoded, nn.Conv2d)
-    assert isinstance(decoded, nn.Conv2d)
-    assert encoded.bias is not None
-    mean = slice(autoencoder.config.latent_channels)
-    encoded.weight[mean] *= ratio
-    encoded.bias[mean] *= ratio
-    encoded.bias[autoencoder.config.latent_channels :] += 2 * math.log(ratio)
-    decoded.weight /= ratio
+def _save(autoencoder: AutoencoderKL | VQModel, recipe: AutoencoderRecipe, output: Path) -> None:
+    """Write the autoencoder; the scaling factor of new KL latents is measured on 256 images."""
+    if isinstance(autoencoder, VQModel):
+        save_component(autoencoder, autoencoder.config, "VQModel", output / "vqvae", dtype=torch.float16)
+        return
+    config = autoencoder.config
+    if not recipe.decoder_only:
+        with torch.inference_mode():
+            pixels = stack_pixels(recipe.source.examples(recipe.seed + 1, 0, 256, recipe.width))
+            latents = autoencoder.posterior(pixels).mean
+        config = replace(config, scaling_factor=round(1 / latents.std().item(), 5))
+    save_component(autoencoder, config, "AutoencoderKL", output / "vae", dtype=torch.float16)

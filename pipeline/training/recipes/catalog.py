@@ -1,4 +1,4 @@
-"""The recipes by name: what `latentmill train` can make."""
+"""The table of recipes that `latentmill train` offers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,21 +28,23 @@ from pipeline.training.recipes.upscaler import UPSCALER, train_upscaler
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One thing to train: how, with which settings, and what must stand in its folder first."""
+    """A training function, its configuration, and the components that it needs."""
 
     train: Callable[[Any, Path, Worker], None]
+    """Takes the configuration, the output folder and the worker."""
     config: Any
-    """A frozen dataclass with `loop`, and `source` where a user's own table can take its place."""
+    """A frozen dataclass with the field `loop`, and `source` if the recipe can train on a user's table."""
     needs: Mapping[str, str] = field(default_factory=dict)
-    """Names of components, and the recipe that makes each."""
+    """The components that the output folder must hold, each with the recipe that trains it."""
 
     @property
     def takes_data(self) -> bool:
+        """Whether the recipe can train on a user's table."""
         return hasattr(self.config, "source")
 
     @property
     def width(self) -> int:
-        """Pixels of a training picture's side, where the recipe takes a user's table."""
+        """The side of the training images in pixels, for recipes that can train on a user's table."""
         return self.config.width
 
 

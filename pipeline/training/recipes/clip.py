@@ -1,51 +1,50 @@
-"""The recipe of a CLIP: an image and a text tower that agree on (picture, caption) pairs (Radford et al. 2021)."""
+"""The CLIP recipe: an image and a text encoder trained on (image, caption) pairs (Radford et al. 2021)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
-from pipeline.training.data.examples import HARD_NEGATIVES, SCENES, Source, pixels_of
+from pipeline.training.conditioning import clip_text_config
+from pipeline.training.data.examples import HARD_NEGATIVES, SCENES, Source, stack_pixels
 from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, train
 from pipeline.training.losses import contrastive_loss
 from pipeline.training.save import write_json
-from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
+from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
 
-ImageFeatures = Callable[[Tensor], list[Tensor]]
-"""Pixels (B, 3, H, W) in [-1, 1] to features (B, T, D) of each layer."""
-
-MEAN = DEVIATION = 0.5
-"""Of the color values: CLIP's image tower reads pixels in [-1, 1] here, and preprocessor_config.json says so."""
-LARGEST_SCALE = 100.0
-"""To which the paper clips the logits' scale."""
+IMAGE_MEAN: Final = 0.5
+IMAGE_STD: Final = 0.5
+"""With this mean and deviation of the color values, the image encoder reads pixels in [-1, 1]."""
+MAX_LOGIT_SCALE: Final = 100.0
+"""The value to which the paper clips the scale of the logits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContrastiveRecipe:
-    """What to train, on what, and how."""
+    """The configuration of a CLIP recipe."""
 
     width: int
-    """Pixels of a picture's side."""
+    """The side of the square training images in pixels."""
     patch: int
-    """Pixels of the side of what the image tower sees as one token."""
+    """The side of one patch, a token of the image encoder, in pixels."""
     window: int
-    """Tokens that the text tower sees at once."""
+    """The length of the text encoder's input in tokens."""
     hidden: int
     image_layers: int
     text_layers: int
     heads: int
     embedding: int
-    """Width of the space that pictures and captions share."""
+    """The width of the space that image and text embeddings share."""
     source: Source = SCENES
     batch: int
     seed: int
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1000, learning_rate=1e-3))
 
 
-SHAPES_CLIP = ContrastiveRecipe(
+SHAPES_CLIP: Final = ContrastiveRecipe(
     width=64,
     patch=8,
     window=32,
@@ -61,26 +60,9 @@ SHAPES_CLIP = ContrastiveRecipe(
 )
 
 
-def text_config(tokenizer: CLIPTokenizer, *, hidden: int, layers: int, heads: int) -> CLIPTextConfig:
-    """A small CLIP text tower for the tokenizer's words and window."""
-    ids = tokenizer.get_vocab()
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=tokenizer.model_max_length,
-        hidden_act="quick_gelu",
-        bos_token_id=ids[START],
-        eos_token_id=ids[END],
-        pad_token_id=ids[END],
-    )
-
-
 def new_clip(recipe: ContrastiveRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
-    """An untrained CLIP of the recipe's size."""
-    text = text_config(tokenizer, hidden=recipe.hidden, layers=recipe.text_layers, heads=recipe.heads)
+    """Return an untrained CLIP of the recipe's size."""
+    text = clip_text_config(tokenizer, width=recipe.hidden, layers=recipe.text_layers, heads=recipe.heads)
     vision = CLIPVisionConfig(
         image_size=recipe.width,
         patch_size=recipe.patch,
@@ -96,56 +78,50 @@ def new_clip(recipe: ContrastiveRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def train_clip(recipe: ContrastiveRecipe, output: Path, worker: Worker = SINGLE_WORKER) -> None:
-    """Train, and save `output/clip`: a CLIPModel, its tokenizer and how pictures are prepared for it.
+    """Train a CLIP and save it as `output/clip`; state and log are in `output/contrastive`.
 
-    With one worker only: each pair is compared with all others of its batch.
+    ValueError for more than one worker, since the loss compares each pair with all others of its batch.
     """
     if worker.count > 1:
-        raise ValueError("a CLIP is trained by one worker, since each pair is compared with all of its batch")
+        raise ValueError(
+            f"the CLIP recipe runs on one worker, not {worker.count}: its loss compares all pairs of a batch"
+        )
     torch.manual_seed(recipe.seed)
     tokenizer = word_tokenizer(recipe.source.words(), recipe.window)
     clip = new_clip(recipe, tokenizer)
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        drawn = recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width)
-        captions = [caption for _, caption in drawn]
+        examples = recipe.source.examples(recipe.seed, step * recipe.batch, recipe.batch, recipe.width)
+        captions = [caption for _, caption in examples]
         tokens = torch.tensor(tokenizer(captions, padding="max_length", truncation=True).input_ids)
-        seen = clip(input_ids=worker.part(tokens), pixel_values=worker.part(pixels_of(drawn)))
-        scale = clip.logit_scale.exp().clamp_max(LARGEST_SCALE)
-        loss = contrastive_loss(seen.image_embeds, seen.text_embeds, scale)
-        found = (seen.image_embeds @ seen.text_embeds.T).argmax(1).cpu() == torch.arange(len(drawn))
-        return loss, {"found": found.float().mean().item(), "scale": scale.item()}
+        pixels = stack_pixels(examples)
+        output = clip(input_ids=worker.local_rows(tokens), pixel_values=worker.local_rows(pixels))
+        scale = clip.logit_scale.exp().clamp_max(MAX_LOGIT_SCALE)
+        loss = contrastive_loss(output.image_embeds, output.text_embeds, scale)
+        correct = (output.image_embeds @ output.text_embeds.T).argmax(1).cpu() == torch.arange(len(examples))
+        return loss, {"accuracy": correct.float().mean().item(), "scale": scale.item()}
 
     average = train(clip, step_loss, recipe.loop, output / "contrastive", worker)
     assert isinstance(average, CLIPModel)
-    average.cpu().half().save_pretrained(output / "clip")
-    save_tokenizer(tokenizer, output / "clip")
-    write_json(
-        output / "clip" / "preprocessor_config.json",
-        {
-            "image_processor_type": "CLIPImageProcessor",
-            "crop_size": {"height": recipe.width, "width": recipe.width},
-            "size": {"shortest_edge": recipe.width},
-            "image_mean": [MEAN] * 3,
-            "image_std": [DEVIATION] * 3,
-            "do_convert_rgb": True,
-            "do_center_crop": True,
-            "do_normalize": True,
-            "do_rescale": True,
-            "do_resize": True,
-            "rescale_factor": 1 / 255,
-            "resample": 3,
-        },
-    )
+    _save(average.cpu().half(), tokenizer, recipe.width, output / "clip")
 
 
-def load_image_features(folder: Path, device: str = "cpu") -> ImageFeatures:
-    """The image tower in `folder`, held still, as what a perceptual distance compares: every layer's tokens."""
-    tower = CLIPModel.from_pretrained(folder, dtype=torch.float32).vision_model
-    tower = tower.eval().requires_grad_(False).to(device)  # pyright: ignore[reportArgumentType]
-
-    def features(pixels: Tensor) -> list[Tensor]:
-        states = tower(pixel_values=pixels.contiguous(), output_hidden_states=True).hidden_states
-        return list(states[1:])
-
-    return features
+def _save(clip: CLIPModel, tokenizer: CLIPTokenizer, width: int, folder: Path) -> None:
+    """Write the CLIP, its tokenizer and the config of its image processor."""
+    clip.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    processor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": width, "width": width},
+        "size": {"shortest_edge": width},
+        "image_mean": [IMAGE_MEAN] * 3,
+        "image_std": [IMAGE_STD] * 3,
+        "do_convert_rgb": True,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+    }
+    write_json(folder / "preprocessor_config.json", processor)
