@@ -8,8 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.schema import FAILED, MAX_ROW_GROUP_ROWS
-from pipeline.stages.rows import ROW
+from pipeline.schema import FAILED, MAX_ROW_GROUP_ROWS, ROW
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 """Bytes of images in a data file, at most; a file with one image may be larger."""

@@ -13,8 +13,8 @@ from pipeline.config import Store, Task
 from pipeline.manifest.identity import hash_rows
 from pipeline.output.ledger import encode_entry, entry_url, part_key
 from pipeline.output.parquet import encode_data_file, encode_failed_file, split_by_size
-from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, IMAGE_TYPE, OK
-from pipeline.stages.rows import ROW, Report, output_schema
+from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, IMAGE_TYPE, OK, ROW
+from pipeline.stages.rows import Report, output_schema
 
 
 class LedgerDatasink(Datasink[tuple[int, int]]):
