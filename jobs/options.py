@@ -61,7 +61,7 @@ _TYPES_BY_NAME: Final[dict[str, click.ParamType]] = {"actors": ActorRangeType()}
 
 def run_options(command: str) -> Callable[[Function], Function]:
     """Return a decorator that adds to a command the options that the fields of a run's config give it."""
-    options = [made for config in _CONFIGS for made in _options(config, command)]
+    options = [option for config in _CONFIGS for option in _options(config, command)]
 
     def decorate(function: Function) -> Function:
         for option in reversed(options):
@@ -94,7 +94,7 @@ def _options(config: type, command: str) -> list[Callable[[Any], Any]]:
 
 
 def _click_option(name: str, hint: Any, default: Any, option: Option) -> Callable[[Any], Any]:
-    """Return the click option of a field, by the type of its annotation."""
+    """Return the click option of a field; its type follows from the annotation."""
     flag = option.flag or "--" + name.replace("_", "-")
     text = option.help if option.default_text is None else f"{option.help} [default: {option.default_text}]"
     kind = next((part for part in get_args(hint) if part is not NoneType), hint) if NoneType in get_args(hint) else hint

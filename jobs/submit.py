@@ -5,10 +5,12 @@ import os
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
+from ray.job_submission import JobSubmissionClient
 
 from jobs.classify import classify
 from jobs.generate import generate
@@ -61,17 +63,7 @@ def submit(
     command, values = rewritten(SUBMITTABLE[arguments[0]], list(arguments[1:]))
     settings = storage_settings(os.environ, environment, storage=not no_storage_env)
     client = connect(address)
-    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
-        size = pack(Path(folder), values["model"], values.get("clip_score"))
-        try:
-            job = client.submit_job(
-                entrypoint="python -m jobs.cli " + shlex.join(command),
-                submission_id=job_id,
-                runtime_env={"working_dir": folder, "env_vars": {**settings, **STOPPING}},
-                metadata={"task": arguments[0], **{name: values[name] for name in ("manifest", "output", "model")}},
-            )
-        except (RuntimeError, ValueError) as error:
-            raise JobError(_refusal(error, job_id)) from error
+    job, size = _submit(client, command, values, job_id, settings)
     if as_json:
         click.echo(json.dumps({"id": job, "bytes": size, "env": sorted(settings), "command": command}))
     else:
@@ -83,6 +75,28 @@ def submit(
     status = follow(client, job)
     click.echo(f"Job {job} ended: {find(client, job).status.value.lower()}, exit status {status}", err=True)
     return status
+
+
+def _submit(
+    client: JobSubmissionClient,
+    command: list[str],
+    values: Mapping[str, Any],
+    job_id: str | None,
+    variables: Mapping[str, str],
+) -> tuple[str, int]:
+    """Upload the code and start a job; return its id and the upload's size in bytes. JobError if it is refused."""
+    with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
+        size = pack(Path(folder), values["model"], values.get("clip_score"))
+        try:
+            job = client.submit_job(
+                entrypoint="python -m jobs.cli " + shlex.join(command),
+                submission_id=job_id,
+                runtime_env={"working_dir": folder, "env_vars": {**variables, **STOPPING}},
+                metadata={"task": command[0], **{name: values[name] for name in ("manifest", "output", "model")}},
+            )
+        except (RuntimeError, ValueError) as error:
+            raise JobError(_refusal(error, job_id)) from error
+    return job, size
 
 
 def _refusal(error: Exception, job_id: str | None) -> str:

@@ -65,7 +65,7 @@ class RowDefaults:
         None,
         "fixed",
         ("generate", "inpaint", "estimate"),
-        "How much a row's image is changed; 1 replaces it.",
+        "How far a row's image is changed; 1 replaces it.",
         metavar="PART",
         bounds=(0, 1),
         open=True,

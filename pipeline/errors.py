@@ -74,6 +74,8 @@ class Stopped(Exception):
 
 
 _ANSI_COLOR: Final = re.compile("\x1b\\[[0-9;]*m")
+_RAY_WRAPPER: Final = "UserCodeException"
+"""Ray Data raises it from a stage's exception, which is then only in the text of the traceback."""
 _OUTER_TRACEBACK: Final = "\n\nThe above exception was the direct cause"
 _OWN_ERRORS: Final = frozenset(
     kind.__name__
@@ -102,7 +104,7 @@ def one_line(error: BaseException) -> str:
     For an exception that Ray raised for a worker, it is the innermost reason. The type's name precedes the message,
     except for this module's errors, ValueError and OSError, whose messages are written for users."""
     cause = getattr(error, "cause", None)  # the worker's exception, if Ray could pickle it
-    if isinstance(cause, BaseException):
+    if isinstance(cause, BaseException) and type(cause).__name__ != _RAY_WRAPPER:
         return one_line(cause)
     kind = type(error).__name__
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -1,4 +1,4 @@
-"""Column names and Arrow schemas of manifests and outputs: their only home."""
+"""The column names and Arrow schemas of manifests and outputs."""
 
 from typing import Final
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 MANIFEST_VERSION: Final = 1
 
 IMAGE_TYPE: Final = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
-"""The Hugging Face `Image` convention, wide enough for blocks of over 2 GiB."""
+"""The Hugging Face `Image` convention, with 64-bit offsets for blocks of over 2 GiB."""
 
 PARAMETERS: Final[dict[str, pa.DataType]] = {
     "prompt": pa.string(),
@@ -23,13 +23,21 @@ PARAMETERS: Final[dict[str, pa.DataType]] = {
     "strength": pa.float64(),
     "noise_level": pa.int32(),
 }
-"""What a manifest may say of how one row's picture is made, and the provenance says was in force."""
+"""The parameters of a row's image: columns that a manifest may have, and that the provenance records."""
 
 SOURCES: Final = ("image", "mask")
-"""Manifest columns that hold pictures: a string URL, binary, or `struct<bytes, path>`."""
+"""Manifest columns that hold images: a string URL, binary, or `struct<bytes, path>`."""
 
-WORKING: Final = ("__pixels", "__row", "__tags", "__image", "__mask")
-"""Columns between two stages: pixels and tags of the pictures, the manifest's row, its decoded SOURCES."""
+ROW: Final = "__row"
+"""The manifest's row as JSON, for `failed/` and for the ledger's hash of the row."""
+PIXELS: Final = "__pixels"
+"""The row's image as raw uint8 (height, width, C), between the network and the encoder."""
+SOURCE_METADATA: Final = "__source_metadata"
+"""Color profile, EXIF, resolution and path of the row's source, for the encoder."""
+DECODED: Final = {"image": "__image", "mask": "__mask"}
+"""The column of the decoded pixels of each of SOURCES."""
+WORKING: Final = (ROW, PIXELS, SOURCE_METADATA, *DECODED.values())
+"""All columns that stand only between two stages."""
 
 OUTPUT: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),
@@ -64,7 +72,7 @@ PROVENANCE: Final[dict[str, pa.DataType]] = {
     "seconds": pa.float64(),
     "clip_score": pa.float64(),
 }
-"""How a picture was made; `clip_score`, where the run was asked for it, is how well it fits its prompt."""
+"""The provenance of an image. `clip_score` is null unless the run scores images against their prompts."""
 
 CLASSIFIED: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),
@@ -77,7 +85,7 @@ CLASSIFIED: Final[dict[str, pa.DataType]] = {
     },
     **{name: PROVENANCE[name] for name in ("threads", "run_id", "created_at")},
 }
-"""A picture's most probable label and its probability, those of all labels in the run's order, and the provenance."""
+"""An image's most probable label and its probability, the probabilities of all labels in order, and provenance."""
 
 FAILED: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),
@@ -85,7 +93,7 @@ FAILED: Final[dict[str, pa.DataType]] = {
     "error_message": pa.string(),
     "row": pa.string(),
 }
-"""A row that could not be made: `row` is the manifest's row as JSON (binary columns by their size)."""
+"""A failed row; `row` is the manifest's row as JSON, in which the size stands for a binary value."""
 
 LEDGER: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),
@@ -93,7 +101,7 @@ LEDGER: Final[dict[str, pa.DataType]] = {
     "file": pa.string(),
     "row": pa.binary(16),
 }
-"""`row` is a hash of the manifest's row, with which a changed one is found."""
+"""`row` is a hash of the manifest's row, by which a resumed run detects a changed row."""
 
 MAX_ROW_GROUP_ROWS: Final = 100
 
@@ -102,4 +110,4 @@ DATA, FAILED_FOLDER, LEDGER_FOLDER = "data", "failed", "ledger"
 OK, FAILED_STATUS = "ok", "failed"
 
 FILES: Final = "files"
-"""The folder of an output that holds pictures as files."""
+"""The folder of an output that holds images as files."""

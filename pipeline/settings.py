@@ -99,11 +99,11 @@ def option(
 
 def settings_in(config: type) -> dict[str, Setting]:
     """Return the metadata of a config's fields by name. TypeError if a field has none."""
-    found: dict[str, Setting] = {}
+    by_name: dict[str, Setting] = {}
     for each in fields(config):
         if _KEY not in each.metadata:
             raise TypeError(
                 f"{config.__name__}.{each.name} is in none of the lists; define it by option() or setting()"
             )
-        found[each.name] = each.metadata[_KEY]
-    return found
+        by_name[each.name] = each.metadata[_KEY]
+    return by_name

@@ -1,5 +1,7 @@
 """The rows that a run reads: those of its manifest, without other shards' rows and without committed rows."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import ray
 import ray.data
@@ -34,11 +36,11 @@ def _read_manifest(config: RunConfig, schema: pa.Schema) -> ray.data.Dataset:
     return rows.select_columns(schema.names) if excluded_columns(config.manifest) else rows
 
 
-def _keep_shard(shard: Shard):
+def _keep_shard(shard: Shard) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.filter(pa.array(in_shard(table, shard)))
 
 
-def _drop_committed(ledger: LedgerState):
+def _drop_committed(ledger: LedgerState) -> Callable[[pa.Table], pa.Table]:
     """The buckets of the ledger's hashes are Ray objects; a process reads one of them at a time."""
     buckets = [ray.put(bucket) for bucket in ledger.id_hashes]
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and the exit status that it leaves."""
+"""The command line: its output, its errors and its exit status."""
 
 import os
 import subprocess
@@ -31,23 +31,23 @@ def config(*arguments: str) -> RunConfig:
     return config_of("generate", options.pop("manifest"), options.pop("output"), options)
 
 
-def test_help_is_there_at_once() -> None:
+def test_help_is_fast_and_imports_neither_torch_nor_ray() -> None:
     started = time.perf_counter()
     code = "import sys; from jobs.cli import run; run(['--help']); assert not {'torch', 'ray'} & set(sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - started < 5
     for command in cli.COMMANDS:
-        assert f"  {command}" in shown.stdout
+        assert f"  {command}" in result.stdout
 
 
 def test_the_installed_command_runs() -> None:
     command = Path(sys.executable).parent / "latentmill"
-    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
-    assert shown.stdout.startswith("latentmill, version ")
+    result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("latentmill, version ")
 
 
 @pytest.mark.parametrize("command", ["generate", "manifest", "report", "train"])
-def test_the_list_of_commands_says_what_each_says_of_itself(capsys: Captured, command: str) -> None:
+def test_the_line_of_a_command_agrees_with_its_help(capsys: Captured, command: str) -> None:
     status, out, _ = run(capsys, command, "--help")
     assert status == 0
     assert cli.COMMANDS[command][1].split(":")[0].rstrip(".") in " ".join(out.split())
@@ -75,7 +75,7 @@ def test_a_template_is_built_from_the_command_line(capsys: Captured, tmp_path: P
     assert len({row["prompt"] for row in rows}) == 4
 
 
-def test_every_problem_is_printed_and_the_status_says_so(capsys: Captured, tmp_path: Path) -> None:
+def test_every_problem_is_printed_and_the_status_is_3(capsys: Captured, tmp_path: Path) -> None:
     table = pa.table({"id": ["a", "a", "c"], "prompt": ["x", "y", ""], "sampler": ["eulr", None, None]})
     pq.write_table(table, tmp_path / "m.parquet")
     status, out, err = run(capsys, "manifest", "validate", f"{tmp_path}/m.parquet")
@@ -123,7 +123,7 @@ def test_an_error_is_one_line_on_stderr_and_status_1(
     ("recipe", "maker"),
     [("shapes-inpainting", "shapes-diffusion"), ("shapes-diffusion-clip", "shapes-diffusion-frozen-clip")],
 )
-def test_a_recipe_that_trains_on_names_what_is_not_there_yet(
+def test_a_recipe_names_the_recipe_that_must_come_first(
     capsys: Captured, tmp_path: Path, recipe: str, maker: str
 ) -> None:
     for component in ("vae", "unet"):
@@ -139,7 +139,7 @@ def test_debug_shows_the_traceback(capsys: Captured, monkeypatch: pytest.MonkeyP
     assert "Traceback" in run(capsys, "manifest", "show", "absent.parquet")[2]
 
 
-def test_an_actor_s_error_is_told_by_its_cause() -> None:
+def test_an_error_of_an_actor_is_described_by_its_cause() -> None:
     class RayTaskError(Exception):
         cause = ValueError("the checkpoint has no unet\nmore")
 
@@ -187,7 +187,7 @@ def test_flags_become_the_config() -> None:
     )
 
 
-def test_a_reader_that_leaves_early_is_no_traceback(tmp_path: Path) -> None:
+def test_a_closed_pipe_gives_no_traceback(tmp_path: Path) -> None:
     rows = 20_000
     pq.write_table(pa.table({"id": [str(n) for n in range(rows)], "prompt": [""] * rows}), tmp_path / "m.parquet")
     command = f'"{sys.executable}" -m jobs.cli manifest validate "{tmp_path}/m.parquet" | head -n 1'
@@ -203,14 +203,14 @@ def test_actors_are_a_number_or_a_range(capsys: Captured) -> None:
     ranged = config("m", "o", "--actors", "2:8")
     assert (ranged.actors, ranged.max_actors) == (2, 8)
     for wrong in ("0", "3:2", "2:", "x", "-1"):
-        status, _, told = run(capsys, "generate", "m", "o", "--actors", wrong)
+        status, _, err = run(capsys, "generate", "m", "o", "--actors", wrong)
         assert status == 1
-        assert "give N, 1 or more, or MIN:MAX" in told
+        assert "give N, 1 or more, or MIN:MAX" in err
 
 
 def test_a_shard_is_one_of_a_count(capsys: Captured) -> None:
     assert config("m", "o", "--shard", "2/3").shard == Shard(2, 3)
     for wrong in ("0/3", "4/3", "2", "a/b", "2/"):
-        status, _, told = run(capsys, "generate", "m", "o", "--shard", wrong)
+        status, _, err = run(capsys, "generate", "m", "o", "--shard", wrong)
         assert status == 1
-        assert "give I/N, such as 1/4, with I from 1 to N" in told
+        assert "give I/N, such as 1/4, with I from 1 to N" in err

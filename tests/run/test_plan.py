@@ -24,7 +24,7 @@ CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"seed": 2}, "seed is 2, was 1"),
         ({"lanes": 4}, "lanes is 4, was 8"),
@@ -33,14 +33,14 @@ CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket
         ({"defaults": RowDefaults(guidance_scale=3.0)}, "guidance_scale is 3.0, was None"),
     ],
 )
-def test_options_that_change_the_pictures_are_refused_by_name(changes: dict[str, Any], told: str) -> None:
+def test_options_that_change_the_images_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     earlier = {"config": settings_of(CONFIG)}
     with pytest.raises(RunError, match="--new-run") as caught:
         refuse_differences(CONFIG, {"config": settings_of(replace(CONFIG, **changes))}, earlier)
-    assert told in str(caught.value) and "hidden" not in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "hidden" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_leaves_the_pictures_as_they_are_may_change() -> None:
+def test_options_that_leave_the_images_unchanged_may_change() -> None:
     later = replace(
         CONFIG, actors=7, address="ray://x", limit=3, stall_timeout=9.0, retry_failed=True, manifest="grown"
     )
@@ -69,7 +69,7 @@ def test_no_key_of_a_url_is_written_down() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"output": "hf://datasets/me/pictures"}, "each file is a commit"),
         ({"lanes": 1}, "a guided row takes two"),
@@ -77,15 +77,15 @@ def test_no_key_of_a_url_is_written_down() -> None:
         ({"task": "classify", "labels": ("a",)}, "give two or more"),
     ],
 )
-def test_what_cannot_be_run_is_refused_at_once(changes: dict[str, Any], told: str) -> None:
+def test_invalid_options_are_refused_before_the_run_starts(changes: dict[str, Any], message: str) -> None:
     config = replace(CONFIG, **changes)
-    with pytest.raises(RunError, match=told):
+    with pytest.raises(RunError, match=message):
         prepare_run(config, Lease(config.output), FACTS)
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """An output in which of four rows one is good and one failed."""
+    """A manifest of four rows and an output with one good and one failed row."""
     pq.write_table(pa.table({"id": list("abcd"), "prompt": ["x"] * 4}), tmp_path / "m.parquet")
     datasink(str(tmp_path / "out")).write([encoded_rows(["a", "b"], failed=("b",))], None)
     return RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
@@ -95,7 +95,7 @@ def config(tmp_path: Path) -> RunConfig:
     ("changes", "todo"),
     [({}, 2), ({"retry_failed": True}, 3), ({"new_run": True}, 4), ({"limit": 3}, 1), ({"shard": Shard(1, 1)}, 2)],
 )
-def test_what_is_left_to_do(config: RunConfig, changes: dict[str, Any], todo: int) -> None:
+def test_the_rows_that_are_left(config: RunConfig, changes: dict[str, Any], todo: int) -> None:
     lease = Lease(config.output)
     config = replace(config, **changes)
     try:
@@ -117,12 +117,12 @@ def test_a_run_into_a_held_output_is_refused_before_anything_is_touched(config: 
     holder.release()
 
 
-def test_a_manifest_may_grow_but_rows_that_are_done_may_not_change(tmp_path: Path) -> None:
+def test_a_manifest_may_grow_but_committed_rows_may_not_change(tmp_path: Path) -> None:
     config = RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
     rows = [{"id": name, "prompt": "x", "shelf": None} for name in "abcd"]
 
     def attempt(*changes: dict[str, Any], new_run: bool = False) -> int:
-        """What is left to do, of the manifest with changed and added rows."""
+        """Return the number of rows left after these changes of the manifest."""
         table = {row["id"]: row for row in (*rows, *changes)}
         pq.write_table(pa.Table.from_pylist(list(table.values())), config.manifest)
         lease = Lease(config.output)

@@ -1,4 +1,4 @@
-"""Progress: plain lines where there is no terminal, a bar where there is one."""
+"""Progress: a bar on a terminal, plain lines elsewhere."""
 
 import io
 import time
@@ -21,7 +21,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_BAR_SECONDS", 0.02)
 
 
-def shown_on(stream: io.StringIO) -> str:
+def progress_on(stream: io.StringIO) -> str:
     rows = iter([0, 0, 1, 3, 5, 6])
     state = {"rows": 0}
 
@@ -35,14 +35,14 @@ def shown_on(stream: io.StringIO) -> str:
 
 
 def test_lines_say_how_far_how_fast_and_how_long() -> None:
-    lines = shown_on(io.StringIO()).splitlines()
+    lines = progress_on(io.StringIO()).splitlines()
     assert lines[0] == "2 of 12 rows: loading the model"
     assert any(line.startswith("5 of 12 rows, ") and line.endswith(" left") for line in lines)
     assert len(lines) == len(set(lines))
 
 
 def test_a_terminal_gets_a_bar() -> None:
-    text = shown_on(Terminal())
+    text = progress_on(Terminal())
     assert "\x1b[" in text and "8/12" in text
 
 

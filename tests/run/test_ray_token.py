@@ -1,4 +1,4 @@
-"""Ray's token goes along where there is one, unless something else is said."""
+"""Ray's token is sent if there is one and RAY_AUTH_MODE is not set."""
 
 import os
 from pathlib import Path
