@@ -1,4 +1,4 @@
-"""Labels and scores by a CLIP, on a real local Ray: from pictures to labels, bad rows, the same command again."""
+"""Labels and scores by a CLIP on a real local Ray: labels, bad rows, a resumed run."""
 
 import io
 from pathlib import Path
@@ -32,8 +32,8 @@ def classify(manifest: Path, output: Path, *options: str) -> int:
     return cli.run(["classify", str(manifest), str(output), *labels, "--actors", "1", *options])
 
 
-def write_pictures(path: Path) -> dict[str, str]:
-    """Drawn scenes as a table of pictures, one of them cut short; the labels that they should get."""
+def write_images(path: Path) -> dict[str, str]:
+    """Write drawn scenes as a table of images, one of them truncated; return their expected labels."""
     wanted: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     for index in range(24):
@@ -48,8 +48,8 @@ def write_pictures(path: Path) -> dict[str, str]:
     return wanted
 
 
-def test_pictures_get_their_labels_and_a_bad_one_fails_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    wanted = write_pictures(tmp_path / "m.parquet")
+def test_images_get_their_labels_and_only_the_bad_one_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wanted = write_images(tmp_path / "m.parquet")
     assert classify(tmp_path / "m.parquet", tmp_path / "out") == 3
     found = rows_of(tmp_path / "out")
     assert {row_id: row["label"] for row_id, row in found.items()} == wanted
@@ -86,14 +86,14 @@ def test_a_picture_can_be_scored_against_its_prompt(tmp_path: Path) -> None:
         assert 0 <= row["clip_score"] <= 100
 
 
-def test_labels_that_cannot_be_told_apart_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    write_pictures(tmp_path / "m.parquet")
+def test_invalid_labels_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "m.parquet")
     command = ["classify", str(tmp_path / "m.parquet"), str(tmp_path / "out"), "--label", "a"]
     for options, reason in (
         ([], "give two or more"),
         (["--label", "b", "--label", "a"], "given more than once"),
         (["--label", "b", "--template", "a photo"], "must hold {}"),
-        (["--label", "b", "--model", "shapes"], "is no CLIP"),
+        (["--label", "b", "--model", "shapes"], "is not a CLIP"),
     ):
         assert cli.run([*command, *options]) == 1
         error = capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Whole runs on a real local Ray: pictures in the output, resume, bad rows, object storage, exit statuses."""
+"""Whole runs on a real local Ray: images in the output, resume, bad rows, object storage, exit statuses."""
 
 import io
 import json
@@ -86,7 +86,7 @@ def in_order(
     return manifest, folder / "out", run_job(config_for(manifest, folder / "out", model=str(checkpoint)))
 
 
-def test_a_run_says_where_its_time_went(in_order: tuple[str, Path, RunSummary]) -> None:
+def test_a_run_records_the_time_of_each_part(in_order: tuple[str, Path, RunSummary]) -> None:
     output = in_order[1]
     run = json.loads((output / "run.json").read_text())["last_attempt"]
     spent = run["seconds_in"]
@@ -99,7 +99,7 @@ def test_a_run_says_where_its_time_went(in_order: tuple[str, Path, RunSummary]) 
     assert sum(minute["network_seconds"] for minute in rates) == pytest.approx(spent["network"], abs=0.01)
 
 
-def test_every_row_becomes_a_picture_with_its_provenance(in_order: tuple[str, Path, RunSummary]) -> None:
+def test_every_row_becomes_an_image_with_its_provenance(in_order: tuple[str, Path, RunSummary]) -> None:
     _, output, summary = in_order
     assert (summary.ok, summary.failed, summary.already_done, summary.completed) == (ROWS, 0, 0, ROWS)
     table = pads.dataset(output / "data", format="parquet").to_table().sort_by("id").to_pylist()
@@ -115,7 +115,7 @@ def test_every_row_becomes_a_picture_with_its_provenance(in_order: tuple[str, Pa
     assert all(pq.ParquetFile(path).metadata.row_group(0).num_rows <= 100 for path in (output / "data").iterdir())
 
 
-def test_a_shuffled_manifest_and_more_actors_give_the_same_pictures(
+def test_a_shuffled_manifest_and_more_actors_give_the_same_images(
     tmp_path: Path, checkpoint: Path, in_order: tuple[str, Path, RunSummary]
 ) -> None:
     rows = mixed_rows()
@@ -127,7 +127,7 @@ def test_a_shuffled_manifest_and_more_actors_give_the_same_pictures(
     assert len(set(expected.values())) == ROWS
 
 
-def test_what_others_use_opens_the_output(tmp_path: Path, in_order: tuple[str, Path, RunSummary]) -> None:
+def test_other_libraries_open_the_output(tmp_path: Path, in_order: tuple[str, Path, RunSummary]) -> None:
     import datasets
 
     output = in_order[1]
@@ -139,7 +139,7 @@ def test_what_others_use_opens_the_output(tmp_path: Path, in_order: tuple[str, P
     assert Image.open(io.BytesIO(frame["image"][0]["bytes"])).size == (64, 64)
 
 
-def test_resume_makes_the_missing_rows_alone_and_the_same(
+def test_a_resumed_run_completes_only_the_missing_rows(
     tmp_path: Path, checkpoint: Path, in_order: tuple[str, Path, RunSummary]
 ) -> None:
     manifest, original, _ = in_order

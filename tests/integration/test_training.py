@@ -45,7 +45,7 @@ def trained(output: Path, *options: str, steps: int = 3) -> dict[str, torch.Tens
     return load_file(output / "vae" / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_table_in_a_bucket_is_trained_on_without_its_broken_pictures(s3_bucket: str, tmp_path: Path) -> None:
+def test_a_table_in_a_bucket_is_trained_on_without_its_broken_images(s3_bucket: str, tmp_path: Path) -> None:
     write_bytes(f"{s3_bucket}/own/part-0.parquet", table_of(20))
     trained(tmp_path, "--data", f"{s3_bucket}/own")
     assert torch.tensor(1e-40) * 1 > 0  # denormal numbers are as they were
@@ -67,7 +67,7 @@ def test_a_table_without_captions_is_refused_in_one_line(tmp_path: Path) -> None
     assert result.output.splitlines()[-1].endswith("has no column prompt; training needs image and prompt")
 
 
-def test_the_pictures_of_another_table_are_not_taken_for_these(tmp_path: Path) -> None:
+def test_the_images_of_another_table_are_refused(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / f"{name}.parquet").write_bytes(table_of(2))
     prepare_table(f"{tmp_path}/first.parquet", tmp_path / "data", 64)

@@ -1,4 +1,4 @@
-"""Upscaling on a real local Ray: sources of every kind, bad rows, provenance, and a chain from pictures made before."""
+"""Upscaling on a real local Ray: sources of every kind, bad rows, provenance, and an earlier run's output as the manifest."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def test_an_archive_of_any_sizes_and_kinds(tmp_path: Path, options: list[str]) -
     assert check_output(str(output)).count == 0
 
 
-def test_the_pictures_of_a_run_are_taken_up_by_the_next(
+def test_the_images_of_a_run_are_upscaled_by_the_next(
     tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"id": f"r{index}", "prompt": f"cat {index}", "seed": index + 3, "shelf": "top"} for index in range(3)]
