@@ -1,7 +1,7 @@
 """Inpainting and upscaling against diffusers' own pipelines, with the embedded weights, in one process.
 
-`python -m tests.benchmarks.bench_edits` prints images a second for both and their ratio, the peers taking turns, and
-tiles a second of an archive of mixed sizes: all pictures' tiles in shared lanes, against one picture at a time.
+`python -m tests.benchmarks.bench_edits` prints images per second for both and their ratio, the peers taking turns, and
+tiles per second for an archive of mixed sizes: the tiles of all images in shared lanes, against one image at a time.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.textures import texture
+from tests.benchmarks.attributes import held_out
 from tests.benchmarks.bench_engine import Row, Timing, generators, in_turns, run_engine, timed
-from tests.benchmarks.judge import held_out
 from tests.benchmarks.score_inpainting import hole
 
 INPAINTING: Row = {"num_inference_steps": 20, "guidance_scale": 4.0}
@@ -41,7 +41,7 @@ def holes(count: int) -> list[Row]:
 
 
 def pictures(sizes: list[tuple[int, int]]) -> list[Row]:
-    """Textures of these heights and widths."""
+    """Return rows of textures with these heights and widths."""
     drawn = [np.asarray(texture(random.Random(index), max(size))) for index, size in enumerate(sizes)]
     return [
         {"pixels": pixels[:height, :width].copy(), "seed": index, **UPSCALING}
@@ -50,7 +50,7 @@ def pictures(sizes: list[tuple[int, int]]) -> list[Row]:
 
 
 def diffusers(pipeline: Any, rows: list[Row], batch: int, arguments: Callable[[list[Row]], Row]) -> Timing:
-    """All rows through the pipeline, batch by batch."""
+    """Run all rows through the pipeline, batch by batch."""
 
     def run() -> None:
         for start in range(0, len(rows), batch):
@@ -80,6 +80,57 @@ def one_at_a_time(task: Upscale, rows: list[Row], lanes: int) -> Timing:
     return Timing(sum(turn.seconds for turn in turns), sum(turn.unet_seconds for turn in turns))
 
 
+def load_pipeline(pipeline_class: Any, name: str) -> Any:
+    pipeline = pipeline_class.from_pretrained(EMBEDDED / name, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def compare_inpainting(count: int, batch: int, repeats: int) -> None:
+    rows = holes(count)
+    task = Inpaint(load_stack(EMBEDDED / "shapes-inpainting"), RowDefaults(sampler="ddim"))
+    peer = load_pipeline(StableDiffusionInpaintPipeline, "shapes-inpainting")
+    run_engine(task, rows[:batch], 2 * batch)
+    diffusers(peer, rows[:batch], batch, inpaint_arguments)
+    in_turns(
+        "inpaint, 64x64",
+        ("latentmill", lambda: run_engine(task, rows, 2 * batch)),
+        ("diffusers", lambda: diffusers(peer, rows, batch, inpaint_arguments)),
+        len(rows),
+        repeats,
+    )
+
+
+def compare_upscaling(task: Upscale, count: int, batch: int, repeats: int) -> None:
+    rows = pictures([(64, 64)] * count)
+    peer = load_pipeline(StableDiffusionUpscalePipeline, "upscaler")
+    run_engine(task, rows[:batch], batch)
+    diffusers(peer, rows[:batch], batch, upscale_arguments)
+    in_turns(
+        "upscale, 64x64 to 256x256",
+        ("latentmill", lambda: run_engine(task, rows, batch)),
+        ("diffusers", lambda: diffusers(peer, rows, batch, upscale_arguments)),
+        len(rows),
+        repeats,
+    )
+
+
+def compare_shared_lanes(task: Upscale, count: int, batch: int, repeats: int) -> None:
+    """Compare all images of an archive in shared lanes with one image at a time."""
+    sizes = random.Random(1)
+    archive = pictures([(sizes.randint(40, 200), sizes.randint(40, 200)) for _ in range(count)])
+    tilings = [Tiling.of(*row["pixels"].shape[:2], task.tile, task.overlap) for row in archive]
+    in_turns(
+        f"archive of {len(archive)} sizes",
+        ("together", lambda: run_engine(task, archive, batch)),
+        ("one at a time", lambda: one_at_a_time(task, archive, batch)),
+        sum(tiling.count for tiling in tilings),
+        repeats,
+        unit="tiles/s",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -89,48 +140,11 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    batch, repeats = options.batch, options.repeats
-
-    def loaded(pipeline: Any, name: str) -> Any:
-        made = pipeline.from_pretrained(EMBEDDED / name, torch_dtype=torch.float32)
-        made.scheduler = DDIMScheduler.from_config(made.scheduler.config)
-        made.set_progress_bar_config(disable=True)
-        return made
-
-    rows, small = holes(options.rows), pictures([(64, 64)] * options.rows)
-    inpaint = Inpaint(load_stack(EMBEDDED / "shapes-inpainting"), RowDefaults(sampler="ddim"))
-    peer = loaded(StableDiffusionInpaintPipeline, "shapes-inpainting")
-    run_engine(inpaint, rows[:batch], 2 * batch)
-    diffusers(peer, rows[:batch], batch, inpaint_arguments)
-    in_turns(
-        "inpaint, 64x64",
-        ("latentmill", lambda: run_engine(inpaint, rows, 2 * batch)),
-        ("diffusers", lambda: diffusers(peer, rows, batch, inpaint_arguments)),
-        len(rows),
-        repeats,
-    )
+    sizes = (options.rows, options.batch, options.repeats)
+    compare_inpainting(*sizes)
     upscale = Upscale(load_stack(EMBEDDED / "upscaler"), RowDefaults(sampler="ddim", correct_colors=False))
-    peer = loaded(StableDiffusionUpscalePipeline, "upscaler")
-    run_engine(upscale, small[:batch], batch)
-    diffusers(peer, small[:batch], batch, upscale_arguments)
-    in_turns(
-        "upscale, 64x64 to 256x256",
-        ("latentmill", lambda: run_engine(upscale, small, batch)),
-        ("diffusers", lambda: diffusers(peer, small, batch, upscale_arguments)),
-        len(small),
-        repeats,
-    )
-    drawn = random.Random(1)
-    archive = pictures([(drawn.randint(40, 200), drawn.randint(40, 200)) for _ in range(options.rows)])
-    tiled = [Tiling.of(*row["pixels"].shape[:2], upscale.tile, upscale.overlap) for row in archive]
-    in_turns(
-        f"archive of {len(archive)} sizes",
-        ("together", lambda: run_engine(upscale, archive, batch)),
-        ("one at a time", lambda: one_at_a_time(upscale, archive, batch)),
-        sum(tiling.count for tiling in tiled),
-        repeats,
-        unit="tiles/s",
-    )
+    compare_upscaling(upscale, *sizes)
+    compare_shared_lanes(upscale, *sizes)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The lane engine against diffusers' own pipeline: same weights, sampler, steps, guidance and batch, in one process.
 
-`python tests/benchmarks/bench_engine.py` prints images a second for both, their ratio, and the U-Net's share of the
+`python tests/benchmarks/bench_engine.py` prints images per second for both, their ratio, and the U-Net's share of the
 time. The peers take turns, `--repeats` times, and the best of each counts. Uniform: one batch of equal rows. Mixed:
 rows of 10 to 50 steps, where diffusers must run one group of equal settings after the other. A mixed run ends with
 lanes that stand empty, so it has several times as many rows as fit into the lanes.
@@ -38,14 +38,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds for all rows, and the part of them that the U-Net took."""
+    """Seconds for all rows, and the seconds of them that the U-Net took."""
 
     seconds: float
     unet_seconds: float
 
 
 def sd15_scaled_down(folder: Path) -> Path:
-    """A random checkpoint of SD 1.5's shape with about 50 million U-Net parameters, 32x32 latents."""
+    """Write a random checkpoint of SD 1.5's shape with about 50 million U-Net parameters, 32x32 latents."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=32,
@@ -119,7 +119,7 @@ def generators(rows: list[Row]) -> list[torch.Generator]:
 
 
 def timed(pipeline: Any, run: Callable[[], None]) -> Timing:
-    """What `run` takes, and what of it the pipeline's U-Net."""
+    """Return the time of `run`, and the part of it that the pipeline's U-Net takes."""
     spent = [0.0]
     forward = pipeline.unet.forward
 
@@ -157,7 +157,7 @@ def mixed_rows(count: int) -> list[Row]:
 
 
 def race(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> None:
-    """The engine against diffusers' text-to-image pipeline."""
+    """Compare the engine with diffusers' text-to-image pipeline."""
     task = Generate(load_stack(folder), RowDefaults())
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -170,11 +170,11 @@ def race(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> 
 
 
 Runner = tuple[str, Callable[[], Timing]]
-"""A peer's name and its turn."""
+"""The name of a peer, and the function that runs it once."""
 
 
 def in_turns(name: str, ours: Runner, theirs: Runner, count: int, repeats: int, unit: str = "images/s") -> None:
-    """Print both peers' best of `repeats` turns over `count` things, and how many times faster the first is."""
+    """Print the best of `repeats` turns of both peers over `count` units, and the ratio of their times."""
     turns = [(ours[1](), theirs[1]()) for _ in range(repeats)]
     best = [min(timings, key=lambda timing: timing.seconds) for timings in zip(*turns, strict=True)]
     for (who, _), timing in zip((ours, theirs), best, strict=True):

@@ -1,7 +1,8 @@
-"""What autoencoders give back of held-out pictures: `python -m tests.benchmarks.score_autoencoder FOLDER ...`.
+"""The reconstruction quality of autoencoders on held-out images.
 
-Each FOLDER is a `vae` or a `vqvae`. PSNR in dB and SSIM (Wang et al. 2004) of 8-bit pictures; the perceptual distance
-in the features of the embedded CLIP's image tower; and, of a codebook, how many codes are used.
+`python -m tests.benchmarks.score_autoencoder FOLDER ...`, each FOLDER a `vae` or a `vqvae`, prints PSNR in dB and SSIM
+(Wang et al. 2004) of 8-bit images, the perceptual distance in the features of the embedded CLIP's image encoder, and
+the number of codes in use if there is a codebook.
 """
 
 import argparse
@@ -18,15 +19,15 @@ from pipeline.models.configs import EMBEDDED
 from pipeline.training.data.examples import SCENES, TEXTURES, stack_pixels
 from pipeline.training.image_features import load_image_features
 from pipeline.training.losses import perceptual_distance
-from tests.benchmarks.judge import HELD_OUT, psnr
+from tests.benchmarks.attributes import HELD_OUT, psnr
 
 _WINDOW, _DEVIATION = 11, 1.5
 
 
 def ssim(ours: Tensor, theirs: Tensor) -> float:
-    """The mean structural similarity of levels (B, 3, H, W) of 0 to 255 (Wang et al. 2004, equation 13)."""
-    places = torch.arange(_WINDOW) - _WINDOW // 2
-    line = torch.exp(-(places**2) / (2 * _DEVIATION**2))
+    """Return the mean structural similarity of levels (B, 3, H, W) of 0 to 255 (Wang et al. 2004, equation 13)."""
+    offsets = torch.arange(_WINDOW) - _WINDOW // 2
+    line = torch.exp(-(offsets**2) / (2 * _DEVIATION**2))
     kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
 
     def mean(values: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def ssim(ours: Tensor, theirs: Tensor) -> float:
 
 @torch.inference_mode()
 def score(folder: Path, pixels: Tensor) -> str:
-    """A row of the table."""
+    """Return a line of the table."""
     quantized = json.loads((folder / "config.json").read_text())["_class_name"] == "VQModel"
     autoencoder = (load_vq if quantized else load_autoencoder)(folder)
     latents = [autoencoder.encode(part) for part in pixels.split(16)]

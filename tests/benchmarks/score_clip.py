@@ -1,7 +1,7 @@
-"""How well the embedded CLIP tells captions apart, on held-out scenes: `python -m tests.benchmarks.score_clip`.
+"""The accuracy of the embedded CLIP on held-out scenes: `python -m tests.benchmarks.score_clip`.
 
-It picks a picture's caption among those of 32 scenes; and, of captions of one thing that differ in one word only, the
-right shape among 8, color among 10, size among 2; of two things, the right relation among 4.
+It picks the caption of an image among those of 32 scenes, and among captions that differ in one word: for one thing,
+the shape among 8, the color among 10 and the size among 2; for two things, the relation among 4.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from pipeline.models.configs import EMBEDDED
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes
 from pipeline.training.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene
-from tests.benchmarks.judge import HELD_OUT, one_word, other_relation, other_thing
+from tests.benchmarks.attributes import HELD_OUT, caption_accuracy, other_relation, other_thing
 
 CANDIDATES = 32
 
 
 def among_all(clip: Clip, drawn: Sequence[Scene]) -> float:
-    """How often the caption is found among those of as many scenes as CANDIDATES."""
+    """Return how often the right caption is picked among those of CANDIDATES scenes."""
     seen = clip.embed_images(np.stack([clip.crop(np.asarray(draw(scene, clip.side))) for scene in drawn]))
     texts = torch.stack([clip.embed_text(scene.caption()) for scene in drawn])
     right = 0
@@ -54,7 +54,7 @@ def main() -> None:
     ):
         part = found[: options.count]
         pictures = [np.asarray(draw(scene, clip.side)) for scene in part]
-        print(f"{name}: {one_word(clip, pictures, part, words, other):.1%} of {len(part)}", flush=True)
+        print(f"{name}: {caption_accuracy(clip, pictures, part, words, other):.1%} of {len(part)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What an inpainting checkpoint puts into holes, on held-out scenes of one thing.
+"""Scores an inpainting checkpoint on held-out scenes of one thing.
 
-Asked for another thing in its place, the judge looks for it; asked for nothing, the hole is compared with the scene
-drawn without the thing.
+With a prompt for another thing, the scene reader checks its color and shape. With an empty prompt, the masked area is
+compared with the scene drawn without the thing.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from pipeline.tasks.inpaint import Inpaint
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes
 from pipeline.training.data.scenes import COLORS, SHAPES, Scene
-from tests.benchmarks.judge import HELD_OUT, made, psnr
-from tests.benchmarks.trained_judge import held_out, judged, trained
+from tests.benchmarks.attributes import HELD_OUT, generate_images, psnr
+from tests.benchmarks.scene_reader import held_out, load_reader, read_attributes
 
 
 def hole(scene: Scene) -> NDArray[np.uint8]:
-    """A box over the scene's thing with a few pixels around it, white; (64, 64)."""
+    """Return a mask (64, 64): a white box over the scene's thing, with a margin of a few pixels."""
     thing, mask = scene.things[0], np.zeros((64, 64), np.uint8)
     reach = 1.12 * thing.radius + 0.05
     left, top, right, bottom = (
@@ -43,7 +43,7 @@ def row(scene: Scene, prompt: str) -> dict[str, Any]:
 
 
 def other_thing(scene: Scene, random: Random) -> Scene:
-    """The scene with a thing of another shape and color in its thing's place."""
+    """Return the scene with its thing replaced by one of another shape and color, at the same position."""
     thing = scene.things[0]
     shape = random.choice([name for name in SHAPES if name != thing.shape])
     color = random.choice([name for name in COLORS if name not in (thing.color, *scene.background.colors)])
@@ -51,13 +51,13 @@ def other_thing(scene: Scene, random: Random) -> Scene:
 
 
 def replaced(task: Inpaint, count: int) -> None:
-    random, judge = Random(HELD_OUT), trained()
+    random, reader = Random(HELD_OUT), load_reader()
     scenes_before = held_out(1, count)
     wanted = [other_thing(scene, random) for scene in scenes_before]
     rows = [row(before, after.caption()) for before, after in zip(scenes_before, wanted, strict=True)]
     found = Counter[str]()
-    for picture, scene in zip(made(task, rows), wanted, strict=True):
-        right = dict(judged(judge, picture, scene))
+    for picture, scene in zip(generate_images(task, rows), wanted, strict=True):
+        right = dict(read_attributes(reader, picture, scene))
         found.update(kind for kind in ("color", "shape") if right[kind])
         found["both"] += right["color"] and right["shape"]
     print(
@@ -68,18 +68,18 @@ def replaced(task: Inpaint, count: int) -> None:
 
 def removed(task: Inpaint, count: int) -> None:
     for pattern in ("plain", "striped"):
-        chosen = [
+        selected = [
             scene
             for scene in scenes(HELD_OUT, 0, 60 * count)
             if len(scene.things) == 1 and scene.background.pattern == pattern
         ][:count]
         errors: list[float] = []
-        for scene, picture in zip(chosen, made(task, [row(scene, "") for scene in chosen]), strict=True):
+        for scene, picture in zip(selected, generate_images(task, [row(scene, "") for scene in selected]), strict=True):
             empty = np.asarray(draw(replace(scene, things=())))
             inside = hole(scene) > 0
             errors.append(float(np.square(picture[inside].astype(float) - empty[inside]).mean()))
         mean, median = psnr(float(np.mean(errors))), psnr(float(np.median(errors)))
-        print(f"nothing, {len(chosen)} {pattern} scenes: {mean:.1f} dB PSNR in the hole, median {median:.1f}")
+        print(f"nothing, {len(selected)} {pattern} scenes: {mean:.1f} dB PSNR in the hole, median {median:.1f}")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""How often the embedded model's pictures hold what their captions say: `make bench-model`.
+"""The fraction of a caption's attributes that the embedded model's images have: `make bench-model`.
 
-The judge learned from the generator's pictures alone; its own errors stand first, on pictures that the generator drew.
-The captions are held out: their scenes come from a seed of their own.
+A trained scene reader checks the images; its own errors, on drawn scenes, are printed first. The captions are held
+out: their scenes come from a seed that no recipe uses.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import SCENES, stack_pixels
-from tests.benchmarks.judge import HELD_OUT, made, psnr
-from tests.benchmarks.trained_judge import held_out, table, trained
+from tests.benchmarks.attributes import HELD_OUT, generate_images, psnr
+from tests.benchmarks.scene_reader import held_out, load_reader, table
 
 
 def reconstruction(task: Generate, count: int) -> float:
-    """PSNR in dB of held-out pictures that the autoencoder encoded (mean) and decoded, as 8-bit pictures."""
+    """Return the PSNR in dB of held-out images after encoding (mean) and decoding, at 8 bits."""
     wanted = stack_pixels(SCENES.examples(HELD_OUT, 0, count, task.stack.native_size[0]))
     with torch.inference_mode():
         rebuilt = torch.cat([task.stack.decode(task.stack.autoencoder.encode(part)) for part in wanted.split(16)])
@@ -36,16 +36,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    task, judge = Generate(load_stack(options.model), RowDefaults()), trained()
+    task, reader = Generate(load_stack(options.model), RowDefaults()), load_reader()
     print(f"autoencoder, 256 held-out pictures: {reconstruction(task, 256):.1f} dB PSNR")
     print(f"attributes right, {options.count} held-out captions each")
     for things in (1, 2, 3):
         wanted = held_out(things, options.count)
         rows = [{"prompt": scene.caption()} for scene in wanted]
-        table(judge, f"{things} thing(s), the generator's own", [np.asarray(draw(scene)) for scene in wanted], wanted)
-        table(judge, f"{things} thing(s), model", made(task, rows), wanted)
-        unguided = made(task, [row | {"guidance_scale": 1.0} for row in rows])
-        table(judge, f"{things} thing(s), model, guidance 1", unguided, wanted)
+        table(reader, f"{things} thing(s), the generator's own", [np.asarray(draw(scene)) for scene in wanted], wanted)
+        table(reader, f"{things} thing(s), model", generate_images(task, rows), wanted)
+        unguided = generate_images(task, [row | {"guidance_scale": 1.0} for row in rows])
+        table(reader, f"{things} thing(s), model, guidance 1", unguided, wanted)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""How an upscaler does on held-out textures and scenes, 64 to 256 pixels, against bicubic.
+"""Compares an upscaler with bicubic enlarging, on held-out textures and scenes, from 64 to 256 pixels.
 
-PSNR, and the perceptual distance in the features of the embedded CLIP's image tower.
+Prints PSNR and the perceptual distance in the features of the embedded CLIP's image encoder.
 """
 
 import argparse
@@ -23,25 +23,25 @@ from pipeline.training.data.examples import scenes, stack_pixels
 from pipeline.training.data.textures import degrade, texture
 from pipeline.training.image_features import ImageFeatures, load_image_features
 from pipeline.training.losses import perceptual_distance
-from tests.benchmarks.judge import HELD_OUT, made, psnr
+from tests.benchmarks.attributes import HELD_OUT, generate_images, psnr
 
 LARGE, SMALL = 256, 64
 
 
 def averaged(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The picture at a quarter of its width, (64, 64, 3)."""
+    """Return the image averaged to a quarter of its width, (64, 64, 3)."""
     return pixels.reshape(SMALL, 4, SMALL, 4, 3).mean((1, 3))
 
 
 def perceived(features: ImageFeatures, picture: NDArray[np.uint8], target: NDArray[np.uint8]) -> float:
-    """The mean perceptual distance of their windows, which are as large as the embedded CLIP's pictures."""
-    windows = [
+    """Return the mean perceptual distance over crops of the embedded CLIP's image size."""
+    crops = [
         stack_pixels([Image.fromarray(pixels[top : top + SMALL, left : left + SMALL])])
         for pixels in (picture, target)
         for top in range(0, LARGE, SMALL)
         for left in range(0, LARGE, SMALL)
     ]
-    ours, theirs = torch.cat(windows).chunk(2)
+    ours, theirs = torch.cat(crops).chunk(2)
     with torch.inference_mode():
         return float(perceptual_distance(features(ours), features(theirs)).mean())
 
@@ -50,7 +50,7 @@ def score(name: str, task: Upscale, wanted: list[Image.Image], small: list[Image
     rows = [{"pixels": np.asarray(picture)} for picture in small]
     ours, bicubic, back, seen, seen_bicubic = [], [], [], [], []
     features = load_image_features(EMBEDDED / "shapes-clip")
-    for target, source, enlarged in zip(wanted, small, made(task, rows), strict=True):
+    for target, source, enlarged in zip(wanted, small, generate_images(task, rows), strict=True):
         truth, low = np.asarray(target).astype(float), np.asarray(source).astype(float)
         smooth = np.asarray(source.resize((LARGE, LARGE), Image.Resampling.BICUBIC))
         ours.append(psnr(float(np.square(enlarged - truth).mean())))
@@ -68,11 +68,11 @@ def score(name: str, task: Upscale, wanted: list[Image.Image], small: list[Image
 
 
 def seams(stack: Stack, name: str, wanted: Image.Image, tile: int) -> None:
-    """How error jumps where a tile begins or ends, against everywhere else, and what tiles change of the whole."""
+    """Print how much the error jumps at tile borders and elsewhere, and how tiled and untiled output differ."""
     small = wanted.reduce(4)
     rows = [{"pixels": np.asarray(small)}]
-    [whole] = made(Upscale(stack, RowDefaults(tile=small.width, overlap=0)), rows)
-    [tiled] = made(Upscale(stack, RowDefaults(tile=tile)), rows)
+    [whole] = generate_images(Upscale(stack, RowDefaults(tile=small.width, overlap=0)), rows)
+    [tiled] = generate_images(Upscale(stack, RowDefaults(tile=tile)), rows)
     tiling = Tiling.of(small.height, small.width, tile, tile // 4)
     borders = sorted({4 * edge for left in tiling.lefts for edge in (left, left + tile)} - {0, 4 * small.width})
     errors = tiled.astype(float) - np.asarray(wanted)

@@ -1,8 +1,8 @@
-"""What the guidance scale trades: how much of a caption is in the picture, against how much pictures of it differ.
+"""The trade-off of the guidance scale between the accuracy of a caption's attributes and the diversity of images.
 
     python -m tests.benchmarks.sweep_guidance --plot pipeline/checkpoints/shapes/guidance.svg
 
-Diversity is the mean distance between pictures of one caption and different seeds, in levels of 255.
+Diversity is the mean distance between images of one caption and different seeds, in levels of 255.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import EMBEDDED
 from pipeline.tasks.generate import Generate
 from pipeline.training.data.scenes import Scene
-from tests.benchmarks.judge import made
-from tests.benchmarks.trained_judge import held_out, judged, trained
+from tests.benchmarks.attributes import generate_images
+from tests.benchmarks.scene_reader import held_out, load_reader, read_attributes
 
 SCALES = (1.0, 3.0, 5.0, 7.0, 9.0, 13.0)
 SEEDS = 3
@@ -35,25 +35,25 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     task = Generate(load_stack(options.model), RowDefaults())
     scenes = held_out(1, options.count) + held_out(2, options.count)
-    found = [(scale, *measured(task, scenes, scale)) for scale in SCALES]
+    results = [(scale, *measured(task, scenes, scale)) for scale in SCALES]
     print("guidance  attributes right  diversity")
-    for scale, right, diversity in found:
+    for scale, right, diversity in results:
         print(f"{scale:8g}  {right:16.1%}  {diversity:9.1f}")
     if options.plot:
-        options.plot.write_text(plot(found))
+        options.plot.write_text(plot(results))
 
 
 def measured(task: Generate, scenes: list[Scene], scale: float) -> tuple[float, float]:
-    """The part of attributes that are right, and the diversity."""
+    """Return the fraction of attributes that are right, and the diversity."""
     rows = [
         {"prompt": scene.caption(), "seed": seed, "guidance_scale": scale} for scene in scenes for seed in range(SEEDS)
     ]
-    pictures, judge = made(task, rows), trained()
+    pictures, reader = generate_images(task, rows), load_reader()
     verdicts = [
         right
         for index, scene in enumerate(scenes)
         for picture in pictures[SEEDS * index : SEEDS * (index + 1)]
-        for _, right in judged(judge, picture, scene)
+        for _, right in read_attributes(reader, picture, scene)
     ]
     apart = [
         distance(*pair)
@@ -67,11 +67,11 @@ def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     return float(np.sqrt(np.square(one.astype(float) - other).mean()))
 
 
-def plot(found: list[tuple[float, float, float]]) -> str:
-    """Both curves over the scale, as SVG."""
-    most = max(diversity for _, _, diversity in found)
-    right = curve([(scale, part) for scale, part, _ in found], "#2a6fdb")
-    diverse = curve([(scale, diversity / most) for scale, _, diversity in found], "#d9822b")
+def plot(results: list[tuple[float, float, float]]) -> str:
+    """Return both curves over the guidance scale, as SVG."""
+    most = max(diversity for _, _, diversity in results)
+    right = curve([(scale, part) for scale, part, _ in results], "#2a6fdb")
+    diverse = curve([(scale, diversity / most) for scale, _, diversity in results], "#d9822b")
     ticks = "".join(f'<text x="{across(scale)}" y="268" text-anchor="middle">{scale:g}</text>' for scale in SCALES)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 300" font-family="sans-serif" font-size="12">
 <rect width="640" height="300" fill="#fff"/><path d="M50 50V250H590" fill="none" stroke="#888"/>
@@ -83,9 +83,9 @@ def plot(found: list[tuple[float, float, float]]) -> str:
 
 
 def curve(points: list[tuple[float, float]], color: str) -> str:
-    """A line through (scale, 0 to 1)."""
-    places = " ".join(f"{across(scale)},{250 - 200 * value:.1f}" for scale, value in points)
-    return f'<polyline fill="none" stroke="{color}" stroke-width="2.5" points="{places}"/>'
+    """Return a line through points (scale, value), values in 0 to 1."""
+    points_text = " ".join(f"{across(scale)},{250 - 200 * value:.1f}" for scale, value in points)
+    return f'<polyline fill="none" stroke="{color}" stroke-width="2.5" points="{points_text}"/>'
 
 
 def across(scale: float) -> float:

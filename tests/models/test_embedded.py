@@ -1,4 +1,4 @@
-"""The checkpoints that come with the code do what they are for: a few pictures each, judged."""
+"""The embedded checkpoints generate, inpaint and upscale as their captions and masks require."""
 
 from collections import Counter
 from dataclasses import replace
@@ -17,7 +17,7 @@ from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.upscale import Upscale
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.scenes import Scene
-from tests.benchmarks.judge import held_out, judge, made, psnr
+from tests.benchmarks.attributes import check_attributes, generate_images, held_out, psnr
 from tests.benchmarks.score_inpainting import hole, other_thing, row
 
 COUNT = 6
@@ -31,7 +31,9 @@ PEERS = {
 def right(pictures: list[Any], scenes: list[Scene]) -> float:
     """The part of the attributes that are right."""
     verdicts = Counter(
-        verdict for picture, scene in zip(pictures, scenes, strict=True) for _, verdict in judge(picture, scene)
+        verdict
+        for picture, scene in zip(pictures, scenes, strict=True)
+        for _, verdict in check_attributes(picture, scene)
     )
     return verdicts[True] / verdicts.total()
 
@@ -39,8 +41,8 @@ def right(pictures: list[Any], scenes: list[Scene]) -> float:
 @pytest.mark.parametrize(("things", "least"), [(1, 0.85), (2, 0.65)])
 def test_what_a_caption_says_is_in_the_picture(things: int, least: float) -> None:
     task, scenes = Generate(load_stack(EMBEDDED / "shapes"), RowDefaults()), held_out(things, COUNT)
-    assert right(made(task, [{"prompt": scene.caption()} for scene in scenes]), scenes) >= least
-    others = made(task, [{"prompt": scene.caption()} for scene in reversed(scenes)])
+    assert right(generate_images(task, [{"prompt": scene.caption()} for scene in scenes]), scenes) >= least
+    others = generate_images(task, [{"prompt": scene.caption()} for scene in reversed(scenes)])
     assert right(others, scenes) < 0.6
 
 
@@ -51,9 +53,9 @@ def test_a_hole_holds_what_is_asked_for_and_nothing_where_nothing_is_said() -> N
         Random(0),
     )
     wanted = [other_thing(scene, random) for scene in scenes]
-    asked = made(task, [row(scene, other.caption()) for scene, other in zip(scenes, wanted, strict=True)])
+    asked = generate_images(task, [row(scene, other.caption()) for scene, other in zip(scenes, wanted, strict=True)])
     assert right(asked, wanted) >= 0.7
-    emptied = made(task, [row(scene, "") for scene in scenes])
+    emptied = generate_images(task, [row(scene, "") for scene in scenes])
     errors = [
         np.abs(picture.astype(int) - np.asarray(draw(replace(scene, things=()))))[hole(scene) > 0].mean()
         for scene, picture in zip(scenes, emptied, strict=True)
@@ -66,7 +68,7 @@ def test_an_enlarged_scene_is_nearer_to_the_large_one_than_bicubic_makes_it() ->
     wanted = [draw(scene, 256) for scene in held_out(2, COUNT)]
     small = [picture.reduce(4) for picture in wanted]
     smooth = [np.asarray(picture.resize((256, 256), Image.Resampling.BICUBIC)) for picture in small]
-    enlarged = made(task, [{"pixels": np.asarray(picture)} for picture in small])
+    enlarged = generate_images(task, [{"pixels": np.asarray(picture)} for picture in small])
 
     def decibels(pictures: list[Any]) -> float:
         pairs = zip(pictures, wanted, strict=True)

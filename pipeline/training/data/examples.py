@@ -20,6 +20,8 @@ from pipeline.training.data.textures import texture
 
 FAMILY: Final = 4
 """The number of scenes in a family of hard negatives."""
+FAMILY_SEED: Final = "siblings"
+"""Part of the random seed of a family. The embedded CLIP was trained with it, so it must not change."""
 
 Example = tuple[Image.Image, str]
 """An RGB image and its caption."""
@@ -92,7 +94,7 @@ def scenes(seed: int, start: int, count: int) -> list[Scene]:
 def _family(seed: int, number: int) -> list[Scene]:
     """Return FAMILY scenes with distinct captions."""
     (first,) = scenes(seed, number, 1)
-    family, random = {first.caption(): first}, Random(f"{seed}/{number}/hard_negatives")
+    family, random = {first.caption(): first}, Random(f"{seed}/{number}/{FAMILY_SEED}")
     while len(family) < FAMILY:
         member = hard_negative(first, random)
         family.setdefault(member.caption(), member)

@@ -1,8 +1,8 @@
-"""The judge that learned: a small network that reads drawn scenes, trained on the generator's pictures alone.
+"""A small network that reads the attributes of scenes from images, trained on drawn scenes only.
 
-It is asked for one color at a time: is there a thing of it, of which shape and size, and where; and once for the
-background. `python -m tests.benchmarks.trained_judge` trains it, ten minutes on two cores, and prints how it does on
-held-out pictures; the weights are kept in work/judge.pt.
+For each color it predicts whether there is a thing of that color, its shape, size and center; and for each image the
+background. `python -m tests.benchmarks.scene_reader` trains it (ten minutes on two cores) and prints its accuracy on
+held-out drawn scenes; the weights are stored in work/scene_reader.pt.
 """
 
 import argparse
@@ -21,18 +21,18 @@ from torch.nn import functional as F
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes, stack_pixels
 from pipeline.training.data.scenes import COLORS, PATTERNS, POSITIONS, SHAPES, SIZES, Scene
-from tests.benchmarks.judge import HELD_OUT
+from tests.benchmarks.attributes import HELD_OUT
 
-WEIGHTS = Path("work/judge.pt")
-STEPS, SCENES_A_STEP, SEED = 2_000, 64, 7
+WEIGHTS = Path("work/scene_reader.pt")
+STEPS, SCENES_PER_STEP, SEED = 2_000, 64, 7
 NAMES, SIZE_NAMES = tuple(COLORS), tuple(SIZES)
 PIXELS = torch.tensor(list(COLORS.values())) / 127.5 - 1
 NEAR = 0.1
-"""A part of the picture's width: how far a thing may be from where it should, and what is `inside` another."""
+"""The tolerance for positions and for the relation `inside`, in image widths."""
 
 
-class Judge(nn.Module):
-    """What a picture (B, 3, 64, 64) in [-1, 1] holds of a color each (B,), and its background."""
+class SceneReader(nn.Module):
+    """Reads the thing of a given color, and the background, from pixels (B, 3, 64, 64) in [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,15 +41,14 @@ class Judge(nn.Module):
         self.background = _reader(3, len(PATTERNS) + len(NAMES))
 
     def of_things(self, pixels: Tensor, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits that a thing of the color is there (B,), of shapes and of sizes; its center (B, 2) in 0 to 1."""
+        """Return logits for the presence of a thing of the color (B,), for shapes and for sizes, and centers (B, 2)."""
         distance = (pixels - PIXELS[colors][:, :, None, None]).square().mean(1, keepdim=True).sqrt()
-        there, shapes, sizes, center = self.thing(torch.cat([pixels, distance], 1)).split(
-            [1, len(SHAPES), len(SIZES), 2], 1
-        )
-        return there[:, 0], shapes, sizes, center.sigmoid()
+        outputs = self.thing(torch.cat([pixels, distance], 1))
+        present, shapes, sizes, center = outputs.split([1, len(SHAPES), len(SIZES), 2], 1)
+        return present[:, 0], shapes, sizes, center.sigmoid()
 
     def of_backgrounds(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of patterns, and of each color."""
+        """Return logits for patterns and for each color."""
         patterns, colors = self.background(pixels).split([len(PATTERNS), len(NAMES)], 1)
         return patterns, colors
 
@@ -62,82 +61,82 @@ def _reader(channels: int, answers: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, answers))
 
 
-def loss_of(judge: Judge, pixels: Tensor, wanted: Sequence[Scene], random: Random) -> Tensor:
-    """For each scene, one thing's color is asked for, one of the background's, and one that is not there."""
+def loss_of(reader: SceneReader, pixels: Tensor, wanted: Sequence[Scene], random: Random) -> Tensor:
+    """Return the loss for three colors per scene: that of a thing, one of the background, and one that is absent."""
     things = [random.choice(scene.things) for scene in wanted]
     absent = []
     for scene in wanted:
-        there = {*scene.background.colors, *(thing.color for thing in scene.things)}
-        absent.append(random.choice([name for name in NAMES if name not in there]))
+        present = {*scene.background.colors, *(thing.color for thing in scene.things)}
+        absent.append(random.choice([name for name in NAMES if name not in present]))
     asked = [thing.color for thing in things] + [random.choice(scene.background.colors) for scene in wanted] + absent
     colors = torch.tensor([NAMES.index(name) for name in asked])
-    there, shapes, sizes, centers = judge.of_things(pixels.repeat(3, 1, 1, 1), colors)
+    presence, shapes, sizes, centers = reader.of_things(pixels.repeat(3, 1, 1, 1), colors)
     count = len(wanted)
-    is_there = torch.cat([torch.ones(count), torch.zeros(2 * count)])
+    is_present = torch.cat([torch.ones(count), torch.zeros(2 * count)])
     shape = torch.tensor([SHAPES.index(thing.shape) for thing in things])
     size = torch.tensor([SIZE_NAMES.index(thing.size) for thing in things])
     center = torch.tensor([[thing.x, thing.y] for thing in things])
-    patterns, background_colors = judge.of_backgrounds(pixels)
+    patterns, background_colors = reader.of_backgrounds(pixels)
     pattern = torch.tensor([PATTERNS.index(scene.background.pattern) for scene in wanted])
-    said = torch.tensor([[float(name in scene.background.colors) for name in NAMES] for scene in wanted])
+    color_labels = torch.tensor([[float(name in scene.background.colors) for name in NAMES] for scene in wanted])
     return (
-        F.binary_cross_entropy_with_logits(there, is_there)
+        F.binary_cross_entropy_with_logits(presence, is_present)
         + F.cross_entropy(shapes[:count], shape)
         + F.cross_entropy(sizes[:count], size)
         + 10 * F.mse_loss(centers[:count], center)
         + F.cross_entropy(patterns, pattern)
-        + 3 * F.binary_cross_entropy_with_logits(background_colors, said)
+        + 3 * F.binary_cross_entropy_with_logits(background_colors, color_labels)
     )
 
 
-def trained() -> Judge:
-    """Of a fixed seed; learned once, then read from WEIGHTS."""
+def load_reader() -> SceneReader:
+    """Return the reader: loaded from WEIGHTS, or trained with a fixed seed and saved there."""
     torch.manual_seed(SEED)
-    judge = Judge()
+    reader = SceneReader()
     if WEIGHTS.exists():
-        judge.load_state_dict(torch.load(WEIGHTS, weights_only=True))
-        return judge.eval()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01)
+        reader.load_state_dict(torch.load(WEIGHTS, weights_only=True))
+        return reader.eval()
+    optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     for step in range(STEPS):
-        wanted, random = scenes(SEED, step * SCENES_A_STEP, SCENES_A_STEP), Random(f"{SEED}/{step}")
+        wanted, random = scenes(SEED, step * SCENES_PER_STEP, SCENES_PER_STEP), Random(f"{SEED}/{step}")
         pixels = stack_pixels([draw(scene) for scene in wanted])
         pixels = pixels + random.uniform(0, 0.08) * torch.randn(pixels.shape)
-        loss = loss_of(judge, pixels, wanted, random)
+        loss = loss_of(reader, pixels, wanted, random)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         if (step + 1) % 200 == 0:
-            print(f"the judge learns: step {step + 1} of {STEPS}, loss {loss.item():.3f}", flush=True)
+            print(f"training the reader: step {step + 1} of {STEPS}, loss {loss.item():.3f}", flush=True)
     WEIGHTS.parent.mkdir(exist_ok=True)
-    torch.save(judge.state_dict(), WEIGHTS)
-    return judge.eval()
+    torch.save(reader.state_dict(), WEIGHTS)
+    return reader.eval()
 
 
 @torch.inference_mode()
-def judged(judge: Judge, picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
-    """What of a scene's caption is in the picture (64, 64, 3), attribute by attribute."""
+def read_attributes(reader: SceneReader, picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
+    """Yield the kind of each attribute of a scene's caption, and whether the image (64, 64, 3) has it."""
     pixels = stack_pixels([Image.fromarray(picture)])
-    patterns, colors = judge.of_backgrounds(pixels)
+    patterns, colors = reader.of_backgrounds(pixels)
     pattern = PATTERNS[int(patterns.argmax())]
-    said = scene.background.colors
-    seen = {NAMES[index] for index in colors[0].topk(len(said)).indices.tolist()}
-    yield "background", pattern == scene.background.pattern and seen == set(said)
+    expected = scene.background.colors
+    predicted = {NAMES[index] for index in colors[0].topk(len(expected)).indices.tolist()}
+    yield "background", pattern == scene.background.pattern and predicted == set(expected)
     asked = torch.tensor([NAMES.index(thing.color) for thing in scene.things])
-    there, shapes, sizes, centers = judge.of_things(pixels.expand(len(asked), -1, -1, -1), asked)
+    presence, shapes, sizes, centers = reader.of_things(pixels.expand(len(asked), -1, -1, -1), asked)
     for index, thing in enumerate(scene.things):
-        found = bool(there[index] > 0)
-        yield "color", found
-        yield "shape", found and SHAPES[int(shapes[index].argmax())] == thing.shape
+        present = bool(presence[index] > 0)
+        yield "color", present
+        yield "shape", present and SHAPES[int(shapes[index].argmax())] == thing.shape
         if thing.says_size and scene.relation != "inside":
-            yield "size", found and SIZE_NAMES[int(sizes[index].argmax())] == thing.size
+            yield "size", present and SIZE_NAMES[int(sizes[index].argmax())] == thing.size
     if scene.relation:
-        yield "relation", bool((there > 0).all()) and stands(scene, centers)
+        yield "relation", bool((presence > 0).all()) and relation_holds(scene, centers)
 
 
-def stands(scene: Scene, centers: Tensor) -> bool:
-    """Whether things stand as the scene's relation, or its place, says."""
+def relation_holds(scene: Scene, centers: Tensor) -> bool:
+    """Return whether the centers agree with the scene's relation or position."""
     first = centers[0].tolist()
     if scene.relation in POSITIONS:
         return max(abs(a - b) for a, b in zip(first, POSITIONS[scene.relation], strict=True)) < NEAR
@@ -151,9 +150,11 @@ def stands(scene: Scene, centers: Tensor) -> bool:
     }[scene.relation]
 
 
-def table(judge: Judge, name: str, seen: Sequence[NDArray[np.uint8]], wanted: Sequence[Scene]) -> None:
-    """Print what part of all attributes is right, and of each kind."""
-    verdicts = Counter(v for picture, scene in zip(seen, wanted, strict=True) for v in judged(judge, picture, scene))
+def table(reader: SceneReader, name: str, seen: Sequence[NDArray[np.uint8]], wanted: Sequence[Scene]) -> None:
+    """Print the accuracy over all attributes, and of each kind."""
+    verdicts = Counter(
+        v for picture, scene in zip(seen, wanted, strict=True) for v in read_attributes(reader, picture, scene)
+    )
     kinds = dict.fromkeys(kind for kind, _ in verdicts)
     rates = {kind: verdicts[kind, True] / (verdicts[kind, True] + verdicts[kind, False]) for kind in kinds}
     right = sum(verdicts[kind, True] for kind in kinds) / verdicts.total()
@@ -161,23 +162,23 @@ def table(judge: Judge, name: str, seen: Sequence[NDArray[np.uint8]], wanted: Se
 
 
 def held_out(things: int, count: int) -> list[Scene]:
-    """Scenes of so many things that no recipe has drawn."""
-    found: list[Scene] = []
+    """Return `count` held-out scenes of `things` things."""
+    selected: list[Scene] = []
     start = 0
-    while len(found) < count:
-        found += [scene for scene in scenes(HELD_OUT, start, 200) if len(scene.things) == things]
+    while len(selected) < count:
+        selected += [scene for scene in scenes(HELD_OUT, start, 200) if len(scene.things) == things]
         start += 200
-    return found[:count]
+    return selected[:count]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=500, help="scenes of one, two and three things each")
     options = parser.parse_args()
-    judge = trained()
+    reader = load_reader()
     for things in (1, 2, 3):
         wanted = held_out(things, options.count)
-        table(judge, f"{things} thing(s), the generator's own", [np.asarray(draw(scene)) for scene in wanted], wanted)
+        table(reader, f"{things} thing(s), the generator's own", [np.asarray(draw(scene)) for scene in wanted], wanted)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Quick judges of the embedded models' pictures, for tests, and what all scores need.
+"""Checks of generated images against their captions without a trained reader, and functions that all scores share.
 
-`judge` is no network: it gives each pixel the nearest color of the palette, takes the background from the border, each
-thing from the pixels of its color, and its shape from the outline that covers them best. `one_word` is a CLIP's
-opinion, which learned from the generator's pictures.
+`check_attributes` uses no network: it maps each pixel to the nearest color of the palette, reads the background from
+the border, each thing from the pixels of its color, and its shape from the outline that overlaps them best.
+`caption_accuracy` uses a CLIP.
 """
 
 from collections import Counter
@@ -30,14 +30,14 @@ PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 
 
 def nearest_colors(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The palette's index for each pixel, (H, W)."""
+    """Return the index of the nearest palette color for each pixel, (H, W)."""
     distances = np.square(picture[:, :, None].astype(np.float32) - PALETTE).sum(-1)
     return distances.argmin(-1)
 
 
 @cache
 def outline(shape: str) -> NDArray[np.bool_]:
-    """A shape's own pixels, cropped to it, at a size from which any is made."""
+    """Return the mask of a shape, cropped to it, at a size that can be scaled to any other."""
     scene = Scene((Thing(shape, "black", "large", 0.5, 0.5, 0.35),), Background("plain", ("white",)))
     return cropped(np.asarray(draw(scene, 128).convert("L")) < 128)
 
@@ -48,32 +48,32 @@ def cropped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def shape_of(mask: NDArray[np.bool_]) -> str:
-    """The shape whose outline, stretched to the mask's box, overlaps the mask best."""
-    seen = cropped(mask)
-    height, width = seen.shape
+    """Return the shape whose outline, stretched to the mask's box, overlaps the mask best."""
+    box = cropped(mask)
+    height, width = box.shape
 
     def overlap(shape: str) -> float:
         stretched = np.asarray(Image.fromarray(outline(shape)).resize((width, height))) > 0
-        return float((stretched & seen).sum() / (stretched | seen).sum())
+        return float((stretched & box).sum() / (stretched | box).sum())
 
     return max(SHAPES, key=overlap)
 
 
-def judge(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
-    """What of a caption with a plain background is in the picture, attribute by attribute."""
+def check_attributes(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
+    """Yield the kind of each attribute of a caption with a plain background, and whether the image has it."""
     colors = nearest_colors(picture)
     border = np.concatenate([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
     yield "background", NAMES[np.bincount(border).argmax()] == scene.background.colors[0]
     inner = colors[1:-1, 1:-1]
     others = Counter(inner[inner != NAMES.index(scene.background.colors[0])].tolist())
-    found = {NAMES[index] for index, _ in others.most_common(len(scene.things))}
+    colors_present = {NAMES[index] for index, _ in others.most_common(len(scene.things))}
     centers = []
     for thing in scene.things:
         mask = colors == NAMES.index(thing.color)
-        there = thing.color in found and mask.sum() >= 12
-        yield "color", there
-        yield "shape", there and shape_of(mask) == thing.shape
-        centers.append(np.argwhere(mask).mean(0) if there else None)
+        present = thing.color in colors_present and mask.sum() >= 12
+        yield "color", present
+        yield "shape", present and shape_of(mask) == thing.shape
+        centers.append(np.argwhere(mask).mean(0) if present else None)
     if scene.relation in ("left of", "right of", "above", "below"):
         axis, sign = (
             (1 if scene.relation in ("left of", "right of") else 0),
@@ -84,20 +84,20 @@ def judge(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]
 
 
 def held_out(things: int, count: int) -> list[Scene]:
-    """Scenes of so many things, on plain backgrounds, not one inside another."""
-    found: list[Scene] = []
+    """Return held-out scenes of `things` things, on plain backgrounds, none inside another."""
+    selected: list[Scene] = []
     start = 0
-    while len(found) < count:
+    while len(selected) < count:
         batch = scenes(HELD_OUT, start, 200)
         start += 200
-        found += [
+        selected += [
             s for s in batch if len(s.things) == things and s.background.pattern == "plain" and s.relation != "inside"
         ]
-    return found[:count]
+    return selected[:count]
 
 
-def made(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: int = 16) -> list[NDArray[np.uint8]]:
-    """The rows' pictures, by the lane engine; a row's seed is its number where it has none."""
+def generate_images(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: int = 16) -> list[NDArray[np.uint8]]:
+    """Return the images of the rows, computed by the lane engine; the default seed of a row is its index."""
     engine = LaneEngine(task.stack.denoise, lanes=lanes, device=task.stack.device, dtype=task.stack.dtype)
     prepared = [task.prepare(Row(**{"seed": index, **row})) for index, row in enumerate(rows)]
     pictures: dict[int, NDArray[np.uint8]] = {}
@@ -108,14 +108,14 @@ def made(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: int = 16) -> 
     return [pictures[index] for index in range(len(rows))]
 
 
-def one_word(
+def caption_accuracy(
     clip: Clip,
     pictures: Sequence[NDArray[np.uint8]],
     wanted: Sequence[Scene],
     words: Sequence[str],
     other: Callable[[Scene, str], Scene],
 ) -> float:
-    """How often a CLIP finds a picture's caption among those that `other` makes with each of the words."""
+    """Return how often a CLIP picks the right caption among those that `other` returns for each of the words."""
     right = 0
     for picture, scene in zip(pictures, wanted, strict=True):
         seen = clip.embed_images(clip.crop(picture)[None])[0]
@@ -125,12 +125,12 @@ def one_word(
     return right / len(wanted)
 
 
-def other_thing(attribute: str, place: int = 0) -> Callable[[Scene, str], Scene]:
-    """A scene with another shape, color or size of one of its things."""
+def other_thing(attribute: str, index: int = 0) -> Callable[[Scene, str], Scene]:
+    """Return a function that changes the shape, color or size of one thing of a scene."""
 
     def other(scene: Scene, word: str) -> Scene:
         changed = [*scene.things]
-        changed[place] = replace(changed[place], **{attribute: word})
+        changed[index] = replace(changed[index], **{attribute: word})
         return replace(scene, things=tuple(changed))
 
     return other
@@ -141,5 +141,5 @@ def other_relation(scene: Scene, word: str) -> Scene:
 
 
 def psnr(squared_error: float) -> float:
-    """In dB, of a mean squared error of 8-bit levels."""
+    """Return the PSNR in dB for a mean squared error of 8-bit levels."""
     return float(10 * np.log10(255**2 / squared_error))
