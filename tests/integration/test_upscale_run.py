@@ -1,4 +1,4 @@
-"""Upscaling on a real local Ray: sources of every kind, bad rows, provenance, and an earlier run's output as the manifest."""
+"""Upscaling on a real local Ray: all kinds of sources, bad rows, provenance, and a run's output as the manifest."""
 
 import io
 import json
