@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import RunConfig
-from pipeline.diffusion.engine import Denoise, DenoisingRequest, LaneEngine
+from pipeline.diffusion.engine import Denoiser, LaneEngine
 from pipeline.diffusion.guidance import Guidance
+from pipeline.diffusion.request import DenoisingRequest
 from pipeline.diffusion.samplers import sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.inference.checkpoint_info import CheckpointInfo
 from pipeline.inference.loaded_model import LoadedModel
+from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 
 SIDE = 64
 FACTS = CheckpointInfo(native_pixels=SIDE * SIDE)
@@ -32,26 +34,35 @@ class CheapTask:
         self.table = sampler_table(NoiseScheduleConfig(), "ddim", 1)
         self.embeds = torch.zeros(1, 1)
 
-    def prepare(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        return row
+    def prepare(self, row: Row) -> PreparedRow:
+        parameters = RowParameters(
+            prompt=row.prompt or "",
+            negative_prompt="",
+            seed=row.seed,
+            width=SIDE,
+            height=SIDE,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            guidance_rescale=0.0,
+            sampler="ddim",
+            eta=0.0,
+        )
+        return PreparedRow(parameters=parameters)
 
-    def parameters(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"prompt": row["prompt"], "seed": row["seed"], "width": SIDE, "height": SIDE, "num_inference_steps": 1}
-
-    def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest:
-        if row["prompt"] == "refuse":
+    def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:
+        if row.parameters.prompt == "refuse":
             raise ValueError("this prompt is refused")
         return DenoisingRequest(
             key=key,
             table=self.table,
-            latents=torch.full((1, 1, 1), float(row["seed"] % 251)),
+            latents=torch.full((1, 1, 1), float(row.parameters.seed % 251)),
             generator=torch.Generator(),
             prompt_embeds=self.embeds,
             negative_prompt_embeds=None,
             guidance=Guidance(scale=1.0),
         )
 
-    def pixels(self, latents: Tensor, row: Mapping[str, Any], beat: Callable[[], None]) -> NDArray[np.uint8]:
+    def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Callable[[], None]) -> NDArray[np.uint8]:
         return np.full((SIDE, SIDE, 3), int(latents.sum().abs()) % 256, np.uint8)
 
 
@@ -61,7 +72,7 @@ def zeros(
     return torch.zeros_like(latents)
 
 
-def loaded_model_of(config: RunConfig, network: Denoise = zeros) -> LoadedModel:
+def loaded_model_of(config: RunConfig, network: Denoiser = zeros) -> LoadedModel:
     """A cheap task on any network."""
     return LoadedModel(
         task=CheapTask(),
@@ -80,8 +91,8 @@ def load_cheap(config: RunConfig, device: str) -> LoadedModel:
 class DeadlyTask(CheapTask):
     """A row with the prompt "poison" kills its process."""
 
-    def request(self, key: Any, row: Mapping[str, Any]) -> DenoisingRequest:
-        if row["prompt"] == "poison":
+    def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:
+        if row.parameters.prompt == "poison":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().request(key, row)
 

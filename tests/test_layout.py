@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("models", "diffusion", "images"),
     "inference": ("tasks", "models", "diffusion", "images", "storage"),
     "output": (*DATA, "stages.rows"),
-    "stages": (*DATA, "inference", "models", "output.provenance"),
+    "stages": (*DATA, "inference", "tasks", "models", "output.provenance"),
     "run": (*DATA, "stages", "inference", "output", "diffusion", "models"),
     "report": (*DATA, "output", "run.progress", "stages.fetch"),
     "training": (*DATA, "models", "diffusion", "stages.fetch"),
