@@ -1,4 +1,4 @@
-"""Stages declare their columns: each runs with exactly the columns that it needs, and returns those that it declares."""
+"""Stages declare their columns: each runs with exactly those that it needs, and returns those that it declares."""
 
 from pathlib import Path
 from typing import Any
