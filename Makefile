@@ -30,7 +30,7 @@ check: $(STAMP)
 	$(BIN)/pyright
 
 chaos: $(STAMP)
-	$(BIN)/python -m tests.chaos --seeds 20 --rows 300 --faults 6
+	$(BIN)/python -m tests.chaos --seeds 100 --rows 300 --faults 5
 
 bench: $(STAMP)
 	for benchmark in engine edits pipeline; do $(BIN)/python -m tests.benchmarks.bench_$$benchmark || exit 1; done

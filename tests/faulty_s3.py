@@ -2,7 +2,9 @@
 
 import asyncio
 import random
+import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -40,6 +42,12 @@ class FaultyProxy:
     """Number of injected faults by kind."""
     on_request: Callable[[str, str, Moment, int], bool] = lambda method, path, moment, port: False
     """Called with method, path, moment and client port of each request; True drops the connection of a dead client."""
+    ledger_delay: float = 0.0
+    """Seconds by which a PUT of a ledger entry is delayed before it reaches the server."""
+    listing_delay: float = 0.0
+    """Seconds for which listings do not show a new key; reading the key itself works at once."""
+    written_at: dict[str, float] = field(default_factory=dict)
+    """When each path was written, on the monotonic clock."""
 
     @contextmanager
     def faulty(self, kind: Kind, *, chance: float = 1.0, times: int | None = None) -> Iterator[None]:
@@ -105,6 +113,10 @@ async def _serve(
     if kind in _ERRORS:
         writer.write(_error_reply(kind, method))
         return await writer.drain()
+    if method == "PUT":
+        proxy.written_at[path.partition("?")[0]] = time.monotonic()
+        if "/ledger/" in path:
+            await asyncio.sleep(proxy.ledger_delay)
     upstream, to_server = await asyncio.open_connection(*server)
     try:
         to_server.write(_without_keep_alive(head) + body[: len(body) // 2])
@@ -118,10 +130,42 @@ async def _serve(
     if kind == "reply lost" or proxy.on_request(method, path, "after", port):
         return writer.transport.abort()
     start = reply.index(b"\r\n\r\n") + 4
+    if proxy.listing_delay and method == "GET" and "list-type=2" in path:
+        reply, start = _without_new_keys(reply, start, path, proxy)
     if kind == "short":
         reply = reply[: start + (len(reply) - start) // 2]
     writer.write(_without_keep_alive(reply[:start]) + reply[start:])
     return await writer.drain()
+
+
+def _without_new_keys(reply: bytes, start: int, path: str, proxy: FaultyProxy) -> tuple[bytes, int]:
+    """Return a listing without the keys of the last `listing_delay` seconds, and where its body starts."""
+    bucket, now = path.partition("?")[0].strip("/"), time.monotonic()
+    head, body = reply[:start], reply[start:]
+    if b"transfer-encoding: chunked" in head.lower():
+        body = _unchunked(body)
+
+    def if_old(match: re.Match[bytes]) -> bytes:
+        key = match[1].decode()
+        is_new = now - proxy.written_at.get(f"/{bucket}/{key}", -proxy.listing_delay) < proxy.listing_delay
+        proxy.injected["late listing"] += is_new
+        return b"" if is_new else match[0]
+
+    body = re.sub(rb"<Contents>(?:(?!</Contents>).)*?<Key>([^<]*)</Key>.*?</Contents>", if_old, body, flags=re.DOTALL)
+    names = (b"content-length:", b"transfer-encoding:")
+    lines = [line for line in head.split(b"\r\n")[:-2] if not line.lower().startswith(names)]
+    head = b"\r\n".join([*lines, b"Content-Length: %d" % len(body), b"", b""])
+    return head + body, len(head)
+
+
+def _unchunked(body: bytes) -> bytes:
+    parts: list[bytes] = []
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size.split(b";")[0], 16)
+        parts.append(rest[:length])
+        body = rest[length + 2 :] if length else b""
+    return b"".join(parts)
 
 
 async def _read_body(head: bytes, reader: asyncio.StreamReader) -> bytes:

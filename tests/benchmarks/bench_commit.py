@@ -32,7 +32,7 @@ from pipeline.output.sink import LedgerDatasink
 from pipeline.run.job import run_job
 from pipeline.stages.rows import sha256_of
 from pipeline.tasks.rows import PreparedRow
-from tests.chaos import write_rows
+from tests.chaos.stories import write_rows
 from tests.cheap import CheapTask, loaded_model_of, zeros
 from tests.s3 import CREDENTIALS, s3_server
 

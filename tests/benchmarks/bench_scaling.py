@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.inference.loaded_model import LoadedModel
 from pipeline.run.job import run_job
-from tests.chaos import write_rows
+from tests.chaos.stories import write_rows
 from tests.cheap import FACTS, loaded_model_of, zeros
 
 LANES = 4

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import ENVIRONMENTS, chaos
+from tests.chaos.environments import ENVIRONMENTS
+from tests.chaos.stories import chaos
 
 
 @pytest.mark.slow
