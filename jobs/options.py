@@ -137,7 +137,7 @@ def _check(task: Task, defaults: RowDefaults, options: Mapping[str, Any], manife
         raise click.UsageError(f"--guidance-interval {start} {end}: the first must be smaller")
     if defaults.guidance_scale is not None and not math.isfinite(defaults.guidance_scale):
         raise click.UsageError("--guidance-scale must be a finite number")
-    if task != "classify" and options["lanes"] < 2 and defaults.guidance_scale not in (0.0, 1.0):
+    if task != "classify" and options["lanes"] < 2 and (defaults.guidance_scale is None or defaults.guidance_scale > 1):
         raise click.UsageError("--lanes 1 has no room for guidance; give --lanes 2 or more, or --guidance-scale 1")
     if output.rstrip("/") == manifest.rstrip("/"):
         raise click.UsageError("OUTPUT is the manifest itself; give another folder")

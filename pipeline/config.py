@@ -41,7 +41,7 @@ class RowDefaults:
         None, "fixed", _IMAGES, "Denoising steps.", metavar="N", bounds=(1, 1000), default_text=_MODEL
     )
     guidance_scale: float | None = option(
-        None, "fixed", _IMAGES, "Guidance scale; 1 is off.", metavar="W", bounds=(0, None), default_text=_MODEL
+        None, "fixed", _IMAGES, "Guidance scale; 0 to 1 is off.", metavar="W", bounds=(0, None), default_text=_MODEL
     )
     guidance_rescale: float | None = option(
         None, "fixed", _IMAGES, "Rescale guidance against overexposure, 0 to 1.", metavar="PART", bounds=(0, 1)

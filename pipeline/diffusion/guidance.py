@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guidance:
-    """The guidance of one row. A `scale` of 1.0 is off and costs no second evaluation."""
+    """The guidance of one row. A `scale` of 1.0 or less is off, as in diffusers, and costs no second evaluation."""
 
     scale: float = 1.0
     rescale: float = 0.0
@@ -18,12 +18,12 @@ class Guidance:
 
     @property
     def is_on(self) -> bool:
-        return self.scale != 1.0
+        return self.scale > 1.0
 
     def scale_at(self, index: int, count: int) -> float:
-        """Return the scale in force at evaluation `index` of `count`."""
+        """Return the scale in force at evaluation `index` of `count`; 1.0 where guidance is off."""
         first, last = self.interval
-        return self.scale if first * count <= index < last * count else 1.0
+        return self.scale if self.is_on and first * count <= index < last * count else 1.0
 
     def scales(self, count: int) -> list[float]:
         """Return the scale in force at each of `count` evaluations."""

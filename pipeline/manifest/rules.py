@@ -53,8 +53,8 @@ def _id_rule(value: Any, rules: Rules) -> str | None:
 
 
 def _prompt_rule(value: Any, rules: Rules) -> str | None:
-    missing = rules.task == "generate" and (value is None or not str(value).strip())
-    return "it has no prompt; say what to make" if missing else None
+    missing = rules.task == "generate" and value is None
+    return 'its prompt is null; give a text, or "" for an image without a prompt' if missing else None
 
 
 def _size_rule(name: str) -> Rule:
@@ -103,7 +103,7 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     ),
     (
         "guidance_scale",
-        _range_rule("guidance_scale", lambda w: math.isfinite(w) and w >= 0, "a number of 0 or more (1 is off)"),
+        _range_rule("guidance_scale", lambda w: math.isfinite(w) and w >= 0, "a number of 0 or more (0 to 1 is off)"),
     ),
     ("guidance_rescale", _range_rule("guidance_rescale", lambda part: 0 <= part <= 1, "0 to 1")),
     ("sampler", _sampler_rule),

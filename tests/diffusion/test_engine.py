@@ -115,8 +115,9 @@ def test_every_call_has_the_one_batch_shape() -> None:
     assert set(network.batches) == {(6, 4, 8, 8)}
 
 
-def test_guidance_one_takes_one_lane_and_no_second_evaluation() -> None:
-    for guidance, lanes_filled in ((Guidance(scale=1.0), 40), (Guidance(scale=2.0), 80)):
+def test_guidance_of_one_or_less_takes_one_lane_and_no_second_evaluation() -> None:
+    for scale, lanes_filled in ((0.0, 40), (0.5, 40), (1.0, 40), (2.0, 80)):
+        guidance = Guidance(scale=scale)
         engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
         list(engine.run([request(key, steps=5, guidance=guidance) for key in range(8)]))
         assert engine.stats.lanes_filled == lanes_filled

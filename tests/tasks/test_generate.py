@@ -97,15 +97,19 @@ def test_image_to_image_is_diffusers_picture(folder: Path, sampler: str) -> None
     assert levels_apart(picture(folder, row), expected.images[0]) <= 1
 
 
-def test_a_picture_of_another_size_and_without_guidance_is_diffusers_picture(folder: Path) -> None:
-    row = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 4, "guidance_scale": 1.0, "sampler": "ddim"}
+@pytest.mark.parametrize("guidance_scale", [0.0, 0.5, 1.0])
+def test_a_picture_of_another_size_and_without_guidance_is_diffusers_picture(
+    folder: Path, guidance_scale: float
+) -> None:
+    row = {"prompt": "a red circle", "seed": 1, "num_inference_steps": 4, "sampler": "ddim"}
+    row |= {"guidance_scale": guidance_scale}
     row |= {"width": 96, "height": 72}
     expected = reference(folder, "ddim")(
         "a red circle",
         width=96,
         height=72,
         num_inference_steps=4,
-        guidance_scale=1.0,
+        guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(1),
     )
     assert levels_apart(picture(folder, row), expected.images[0]) <= 1
