@@ -33,9 +33,10 @@ def _column_problem(name: str, column_type: pa.DataType, rules: Rules) -> str | 
         column_type = column_type.value_type
     if name == "id" or (name in PARAMETERS and rules.task != "classify"):
         expected = pa.string() if name == "id" else PARAMETERS[name]
-        if _is_accepted(column_type, expected):
+        if _is_accepted(column_type, expected) or (name == "id" and pa.types.is_integer(column_type)):
             return None
-        return f'the column "{name}" is {column_type}; it must be {expected}'
+        hint = ", or integers, which are taken as text; cast it" if name == "id" else ""
+        return f'the column "{name}" is {column_type}; it must be {expected}{hint}'
     if name in SOURCES:
         if _is_image_type(column_type):
             return None
@@ -69,5 +70,7 @@ def _is_image_type(column_type: pa.DataType) -> bool:
         pa.types.is_large_string,
         pa.types.is_binary,
         pa.types.is_large_binary,
+        pa.types.is_string_view,
+        pa.types.is_binary_view,
     )
     return any(is_type(column_type) for is_type in accepted)

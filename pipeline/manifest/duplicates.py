@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.manifest.read import read_batches, take_rows
+from pipeline.manifest.read import read_ids
 from pipeline.manifest.rules import DUPLICATE, Problem
 
 
@@ -37,8 +37,7 @@ def hash_column(values: pa.Array) -> NDArray[np.uint64]:
 
 def _rows_of_duplicates(path: str, limit: int | None) -> dict[str, list[int]]:
     """Return the row numbers of each id that is not unique: candidates by their hashes, then by the ids."""
-    batches = take_rows(read_batches(path, ["id"]), limit)
-    hashes = np.concatenate([np.zeros(0, np.uint64), *(hash_column(batch["id"]) for batch in batches)])
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(hash_column(ids) for ids in read_ids(path, limit))])
     ordered = np.sort(hashes)
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
@@ -46,12 +45,12 @@ def _rows_of_duplicates(path: str, limit: int | None) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     candidates = np.flatnonzero(np.isin(hashes, repeated))
     first = 0
-    for batch in take_rows(read_batches(path, ["id"]), limit):
-        inside = candidates[(candidates >= first) & (candidates < first + batch.num_rows)]
-        for index, row_id in zip(inside, batch["id"].take(pa.array(inside - first)).to_pylist(), strict=True):
+    for ids in read_ids(path, limit):
+        inside = candidates[(candidates >= first) & (candidates < first + len(ids))]
+        for index, row_id in zip(inside, ids.take(pa.array(inside - first)).to_pylist(), strict=True):
             if row_id is not None:
                 rows.setdefault(row_id, []).append(int(index))
-        first += batch.num_rows
+        first += len(ids)
     return {row_id: indices for row_id, indices in rows.items() if len(indices) > 1}
 
 

@@ -1,88 +1,71 @@
-"""Reading manifests: a Parquet file, a folder of Parquet files, or the output of a finished run.
+"""Reading manifests: one schema for all files, rows in that schema, counts and fingerprints.
 
 Rows are counted from 0 over all files, in the order of the files' names.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator
-from typing import Final, cast
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, TypeVar, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ManifestError
-from pipeline.schema import DATA, OUTPUT, PARAMETERS, PROVENANCE
+from pipeline.manifest.files import ManifestFile, excluded_columns, manifest_files, partition_types
+from pipeline.manifest.unify import unify_schemas
 
 BATCH_ROWS: Final = 16_384
-_REUSED_COLUMNS: Final = frozenset({"id", "image", "prompt", "negative_prompt", "seed"})
-"""The columns of a run's output that are read when it serves as a manifest, besides those that no run writes."""
+_BATCH_BYTES: Final = 32 * 2**20
+_SLICE_BYTES: Final = 64 * 2**20
+_READERS: Final = 16
+Result = TypeVar("Result")
 
 
-def manifest_files(path: str) -> list[str]:
-    """Return the Parquet files of a manifest, sorted. ManifestError if there is none."""
-    try:
-        location = storage.join(path, DATA) if is_run_output(path) else path
-        files = storage.list_files(location, ".parquet") if storage.is_folder(location) else [location]
-        if not files:
-            raise ManifestError(f"{storage.redact_url(path)}: the folder contains no .parquet file")
-        if files == [location] and not storage.exists(path):
-            raise ManifestError(f"{storage.redact_url(path)}: there is no such file or folder")
-    except storage.StorageError as error:
-        raise ManifestError(str(error)) from error
-    return files
+@dataclass(frozen=True, slots=True)
+class ManifestSlice:
+    """Successive row groups of one file of a manifest: what one task reads."""
 
-
-def is_run_output(path: str) -> bool:
-    """Return True if a manifest is the output of a finished run. ManifestError if the run has not finished."""
-    run = storage.join(path, "run.json")
-    if path.endswith(".parquet") or not storage.exists(run) or not storage.is_folder(storage.join(path, DATA)):
-        return False
-    try:
-        status = json.loads(storage.read_bytes(run))["status"]
-    except (ValueError, KeyError, TypeError):
-        status = None
-    if status != "finished":
-        raise ManifestError(
-            f"{storage.redact_url(path)}: the run of this output has not finished; repeat its command to finish it"
-        )
-    return True
-
-
-def excluded_columns(path: str) -> frozenset[str]:
-    """Return the columns that are not read: those of a run's output that record how its images were made."""
-    return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _REUSED_COLUMNS) if is_run_output(path) else frozenset()
+    file: ManifestFile
+    row_groups: tuple[int, ...]
+    rows: int
+    """Rows that are read: those of the row groups, or the first ones of them."""
+    size_bytes: int
 
 
 def read_schema(path: str) -> pa.Schema:
-    """Return the columns of a manifest: the union over its files. ManifestError if their types differ."""
-    try:
-        schema = pa.unify_schemas([_open_file(file).schema_arrow for file in manifest_files(path)])
-        excluded = excluded_columns(path)
-        return pa.schema([field for field in schema if field.name not in excluded]) if excluded else schema
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ManifestError(f"{storage.redact_url(path)}: its files differ in their columns: {reason}") from error
+    """Return the columns of a manifest: the union over its files, and the columns that its folders give.
+
+    ManifestError if the files do not fit together."""
+    return _schema_of(path, manifest_files(path))
 
 
 def count_rows(path: str) -> int:
     """Return the number of rows, from the files' footers."""
-    return sum(_open_file(file).metadata.num_rows for file in manifest_files(path))
+    return sum(_read_footers(manifest_files(path), lambda footer: footer.metadata.num_rows))
 
 
 def read_batches(path: str, columns: list[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
-    """Yield batches of at most `rows` rows. A batch lacks the columns that its file lacks."""
-    excluded = excluded_columns(path)
-    for file in manifest_files(path):
-        opened = _open_file(file)
-        names = [name for name in opened.schema_arrow.names if name not in excluded]
-        selected = names if columns is None else [name for name in columns if name in names]
-        try:
-            yield from opened.iter_batches(batch_size=rows, columns=selected)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise ManifestError(f"{storage.redact_url(file)}: the file is damaged: {reason}") from error
+    """Yield batches of at most `rows` rows and about 32 MB, all in the schema of `read_schema`.
+
+    Of `columns`, those that the manifest lacks are left out."""
+    files = manifest_files(path)
+    schema = _schema_of(path, files)
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns if name in schema.names], metadata=schema.metadata)
+    for file in files:
+        yield from _read_file(file, schema, rows=rows)
+
+
+def read_ids(path: str, limit: int | None = None) -> Iterator[pa.Array]:
+    """Yield the ids of all rows, or of the first `limit`. ManifestError if the manifest has no column `id`."""
+    for batch in take_rows(read_batches(path, ["id"]), limit):
+        if "id" not in batch.schema.names:
+            raise ManifestError(f'{storage.redact_url(path)}: there is no column "id"')
+        yield batch["id"]
 
 
 def take_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
@@ -95,28 +78,128 @@ def take_rows(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[
         yield batch
 
 
+def manifest_slices(path: str, limit: int | None = None) -> list[ManifestSlice]:
+    """Return the slices that hold the rows of a manifest, or its first `limit` rows, in order."""
+    files = manifest_files(path)
+    slices: list[ManifestSlice] = []
+    left = 2**63 if limit is None else limit
+    for file, metadata in zip(files, _read_footers(files, lambda footer: footer.metadata), strict=True):
+        for slice_ in _slices_of(file, metadata):
+            if left > 0:
+                slices.append(ManifestSlice(file, slice_.row_groups, min(slice_.rows, left), slice_.size_bytes))
+            left -= slice_.rows
+    return slices
+
+
+def read_slice(part: ManifestSlice, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a slice in the schema of its manifest."""
+    yield from take_rows(_read_file(part.file, schema, row_groups=part.row_groups), part.rows)
+
+
 def fingerprint(path: str) -> str:
     """Return the sha256, in hexadecimal, over the sha256 digests of the files in the order of their names."""
     digest = hashlib.sha256()
     for file in manifest_files(path):
-        filesystem, inner = storage.locate(file)
+        filesystem, inner = storage.locate(file.url)
         content = hashlib.sha256()
         with filesystem.open(inner, "rb") as stream:
             while block := cast(bytes, stream.read(2**22)):
                 content.update(block)
         digest.update(content.digest())
+        if file.partition:
+            digest.update(repr(file.partition).encode())
     return digest.hexdigest()
 
 
-def _open_file(path: str) -> pq.ParquetFile:
+def _schema_of(path: str, files: Sequence[ManifestFile]) -> pa.Schema:
+    partitions, excluded = partition_types(files), excluded_columns(path)
+    schemas = _read_footers(files, lambda footer: footer.schema_arrow)
+    with_id = [file for file, schema in zip(files, schemas, strict=True) if "id" in (*schema.names, *partitions)]
+    for file, schema in zip(files, schemas, strict=True):
+        if with_id and file not in with_id:
+            raise ManifestError(f'{storage.redact_url(file.url)}: there is no column "id", which other files have')
+        if both := next((name for name in partitions if name in schema.names), None):
+            raise ManifestError(
+                f'{storage.redact_url(file.url)}: the column "{both}" is in the file, and folders give it too '
+                f"({both}=...); keep one of them"
+            )
+    try:
+        schema = unify_schemas(schemas)
+    except ManifestError as error:
+        raise ManifestError(f"{storage.redact_url(path)}: {error}") from error
+    fields = [field for field in schema if field.name not in excluded]
+    return pa.schema([*fields, *(pa.field(*pair) for pair in partitions.items())], metadata=schema.metadata)
+
+
+def _read_file(
+    file: ManifestFile, schema: pa.Schema, *, rows: int = BATCH_ROWS, row_groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    opened = _open_file(file.url)
+    partition = dict(file.partition)
+    selected = [name for name in schema.names if name in opened.schema_arrow.names]
+    rows = min(rows, _rows_of_batch(opened.metadata))
+    try:
+        for batch in opened.iter_batches(batch_size=rows, columns=selected, row_groups=row_groups):
+            arrays = [_column(batch, field, partition) for field in schema]
+            yield pa.RecordBatch.from_arrays(arrays, schema=schema) if schema.names else batch
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ManifestError(f"{storage.redact_url(file.url)}: the file is damaged: {reason}") from error
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field, partition: dict[str, str | None]) -> pa.Array:
+    if field.name in batch.schema.names:
+        column = batch.column(field.name)
+        if column.type == field.type:
+            return column
+        while pa.types.is_dictionary(column.type) or pa.types.is_run_end_encoded(column.type):
+            is_dictionary = pa.types.is_dictionary(column.type)
+            column = column.dictionary_decode() if is_dictionary else pc.call_function("run_end_decode", [column])
+        return column.cast(field.type)
+    if partition.get(field.name) is not None:
+        return pa.repeat(pa.scalar(partition[field.name]).cast(field.type), batch.num_rows)
+    if isinstance(field.type, pa.BaseExtensionType):
+        nulls = pa.nulls(batch.num_rows, field.type.storage_type)
+        return pa.ExtensionArray.from_storage(field.type, nulls)
+    return pa.nulls(batch.num_rows, field.type)
+
+
+def _rows_of_batch(metadata: pq.FileMetaData) -> int:
+    """Return the rows of a file that take about _BATCH_BYTES."""
+    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    return max(1, int(_BATCH_BYTES * metadata.num_rows / size)) if size else BATCH_ROWS
+
+
+def _slices_of(file: ManifestFile, metadata: pq.FileMetaData) -> Iterator[ManifestSlice]:
+    groups: list[int] = []
+    rows = size = 0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        if groups and (rows + group.num_rows > BATCH_ROWS or size + group.total_byte_size > _SLICE_BYTES):
+            yield ManifestSlice(file, tuple(groups), rows, size)
+            groups, rows, size = [], 0, 0
+        groups.append(index)
+        rows, size = rows + group.num_rows, size + group.total_byte_size
+    if rows:
+        yield ManifestSlice(file, tuple(groups), rows, size)
+
+
+def _read_footers(files: Sequence[ManifestFile], read: Callable[[pq.ParquetFile], Result]) -> list[Result]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda file: read(_open_file(file.url)), files))
+
+
+def _open_file(url: str) -> pq.ParquetFile:
     """Open a Parquet file and read its footer."""
     try:
-        filesystem, inner = storage.arrow_filesystem(path)
+        filesystem, inner = storage.arrow_filesystem(url)
         return pq.ParquetFile(inner, filesystem=filesystem)
     except pa.ArrowInvalid as error:
+        if "file size is 0 bytes" in str(error):
+            raise ManifestError(f"{storage.redact_url(url)}: the file is empty (0 bytes); write it again") from error
         raise ManifestError(
-            f"{storage.redact_url(path)}: not a Parquet file; `latentmill manifest build` makes one "
+            f"{storage.redact_url(url)}: not a Parquet file; `latentmill manifest build` makes one "
             "from CSV, JSONL or text"
         ) from error
     except OSError as error:
-        raise ManifestError(f"{storage.redact_url(path)}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise ManifestError(f"{storage.redact_url(url)}: cannot be read: {str(error).splitlines()[0]}") from error

@@ -54,7 +54,7 @@ def _id_rule(value: Any, rules: Rules) -> str | None:
 
 def _prompt_rule(value: Any, rules: Rules) -> str | None:
     missing = rules.task == "generate" and value is None
-    return 'its prompt is null; give a text, or "" for an image without a prompt' if missing else None
+    return 'it has no prompt (null); give a text, or "" for an unconditional image' if missing else None
 
 
 def _size_rule(name: str) -> Rule:

@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.manifest.columns import schema_problems
 from pipeline.manifest.duplicates import duplicate_problems
-from pipeline.manifest.read import BATCH_ROWS, count_rows, read_batches, read_schema, take_rows
+from pipeline.manifest.read import count_rows, read_batches, read_schema, take_rows
 from pipeline.manifest.rules import Problem, Rule, Rules, column_rules, row_problems
 from pipeline.schema import PARAMETERS, SOURCES
-
-_EMBEDDED_IMAGE_BATCH_ROWS = 128
 
 
 def validate(path: str, rules: Rules, *, limit: int | None = None) -> Iterator[Problem]:
@@ -29,7 +27,7 @@ def validate(path: str, rules: Rules, *, limit: int | None = None) -> Iterator[P
     if count_rows(path) == 0:
         yield Problem(message="there are no rows")
     first = 0
-    for batch in take_rows(read_batches(path, _columns_to_read(rules, schema), _batch_rows(schema)), limit):
+    for batch in take_rows(read_batches(path, _columns_to_read(rules, schema)), limit):
         yield from _batch_problems(batch, first, rules)
         first += batch.num_rows
     yield from duplicate_problems(path, limit)
@@ -82,8 +80,3 @@ def _columns_to_read(rules: Rules, schema: pa.Schema) -> list[str]:
     """Return the columns that the rules apply to; those of images only if a missing image would be a problem."""
     needs_sources = rules.task != "generate" or "strength" in schema.names
     return ["id", *PARAMETERS, *(SOURCES if needs_sources else ())]
-
-
-def _batch_rows(schema: pa.Schema) -> int:
-    embedded = any(name in schema.names and not pa.types.is_string(schema.field(name).type) for name in SOURCES)
-    return _EMBEDDED_IMAGE_BATCH_ROWS if embedded else BATCH_ROWS

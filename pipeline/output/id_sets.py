@@ -7,10 +7,12 @@ from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.manifest.identity import DIGEST_BYTES, Shard, hash_ids
-from pipeline.manifest.read import read_batches, take_rows
+from pipeline.manifest.identity import DIGEST_BYTES, Shard, hash_ids, in_shard
+from pipeline.manifest.read import read_batches, read_ids, take_rows
+from pipeline.stages.rows import row_ids
 
 BUCKETS: Final = 64
 _BUFFERED_HASHES: Final = 2**16
@@ -92,9 +94,17 @@ class HashBuckets:
 
 
 def read_manifest_ids(url: str, limit: int | None = None, shard: Shard | None = None) -> HashBuckets:
-    """Return the hashes of a manifest's ids: of all rows or of the first `limit` rows, and of one shard of these."""
+    """Return the hashes of a manifest's ids: of all rows or of the first `limit` rows, and of one shard of these.
+
+    A row without an id counts under the id under which a run commits it as failed."""
     buckets = HashBuckets()
-    for batch in take_rows(read_batches(url, ["id"]), limit):
-        hashes = hash_ids(row_id for row_id in batch["id"].to_pylist() if row_id is not None)
-        buckets.add_hashes(hashes if shard is None else hashes[shard.selects(hashes)])
+    for batch in take_rows(_batches_with_ids(url), limit):
+        rows = batch if shard is None else batch.filter(pa.array(in_shard(batch, shard)))
+        buckets.add(row_ids(pa.Table.from_batches([rows])))
     return buckets
+
+
+def _batches_with_ids(url: str) -> Iterator[pa.RecordBatch]:
+    """Yield the manifest's ids; whole rows if some have no id, since that id depends on the row's content."""
+    complete = any(ids.null_count for ids in read_ids(url))
+    return read_batches(url, None if complete else ["id"])

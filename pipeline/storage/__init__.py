@@ -18,7 +18,7 @@ from pipeline.storage.files import (
     read_bytes,
     write_bytes,
 )
-from pipeline.storage.filesystem import locate
+from pipeline.storage.filesystem import locate, path_below
 from pipeline.storage.retry import take_fault_counts
 from pipeline.storage.urls import is_local, join, parent, redact_url
 
@@ -38,6 +38,7 @@ __all__ = [
     "list_files",
     "locate",
     "parent",
+    "path_below",
     "put_file",
     "read_bytes",
     "redact_url",

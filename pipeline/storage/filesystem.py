@@ -53,3 +53,10 @@ def _filesystem(scheme: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
 def url_of(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     """Return the URL of a path inside a filesystem; a local path stays as it is."""
     return path if isinstance(filesystem, LocalFileSystem) else filesystem.unstrip_protocol(path)
+
+
+def path_below(url: str, folder: str) -> str:
+    """Return the path, inside a folder, of a file that `list_files` found below it: `shelf/a.png`."""
+    filesystem, root = locate(folder)
+    path = url if isinstance(filesystem, LocalFileSystem) else str(filesystem._strip_protocol(url))
+    return path.removeprefix(root.rstrip("/") + "/")

@@ -76,13 +76,13 @@ def test_a_template_is_built_from_the_command_line(capsys: Captured, tmp_path: P
 
 
 def test_every_problem_is_printed_and_the_status_is_3(capsys: Captured, tmp_path: Path) -> None:
-    table = pa.table({"id": ["a", "a", "c"], "prompt": ["x", "y", ""], "sampler": ["eulr", None, None]})
+    table = pa.table({"id": ["a", "a", "c"], "prompt": ["x", "y", None], "sampler": ["eulr", None, None]})
     pq.write_table(table, tmp_path / "m.parquet")
     status, out, err = run(capsys, "manifest", "validate", f"{tmp_path}/m.parquet")
     assert (status, err) == (3, "")
     assert out.splitlines() == [
         'row 0 (id "a"): sampler is "eulr", which does not exist; did you mean "euler"?',
-        'row 2 (id "c"): it has no prompt; say what to make',
+        'row 2 (id "c"): it has no prompt (null); give a text, or "" for an unconditional image',
         'row 0 (id "a"): its id is not unique: row 1 has it too',
         'row 1 (id "a"): its id is not unique: row 0 has it too',
         "3 rows, 4 problems",
@@ -189,7 +189,9 @@ def test_flags_become_the_config() -> None:
 
 def test_a_closed_pipe_gives_no_traceback(tmp_path: Path) -> None:
     rows = 20_000
-    pq.write_table(pa.table({"id": [str(n) for n in range(rows)], "prompt": [""] * rows}), tmp_path / "m.parquet")
+    pq.write_table(
+        pa.table({"id": [str(n) for n in range(rows)], "prompt": pa.nulls(rows, pa.string())}), tmp_path / "m.parquet"
+    )
     command = f'"{sys.executable}" -m jobs.cli manifest validate "{tmp_path}/m.parquet" | head -n 1'
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=root, env=os.environ, check=True)

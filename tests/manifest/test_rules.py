@@ -10,8 +10,7 @@ from pipeline.manifest.rules import row_problems
 from tests.sample_manifests import RULES, VALID_ROW, messages, write_manifest
 
 INVALID: list[tuple[dict[str, Any], str]] = [
-    ({"prompt": None}, "it has no prompt; say what to make"),
-    ({"prompt": "  "}, "it has no prompt; say what to make"),
+    ({"prompt": None}, 'it has no prompt (null); give a text, or "" for an unconditional image'),
     ({"id": None}, "it has no id; give each row a unique one"),
     ({"num_inference_steps": 0}, "num_inference_steps is 0; give 1 to 1000"),
     ({"num_inference_steps": 1001}, "num_inference_steps is 1001; give 1 to 1000"),
