@@ -2,9 +2,10 @@
 
 import os
 import posixpath
-from urllib.parse import urlsplit
+from functools import lru_cache
 
 from pipeline.errors import StorageError
+from pipeline.storage.files import exists, is_folder
 from pipeline.storage.filesystem import locate
 from pipeline.storage.urls import is_local, join, parent, redact_url, split_url
 
@@ -14,7 +15,7 @@ class AllowedRoots:
 
     def __init__(self, manifest: str, allow_roots: tuple[str, ...] = ()) -> None:
         """`manifest` is empty for rows that are in no file; then relative references start from the first root."""
-        folders = [manifest if not _looks_like_file(manifest) else parent(manifest)] if manifest else []
+        folders = [_folder_of(manifest)] if manifest else []
         folders += allow_roots
         self.base = folders[0] if folders else None
         self.roots = tuple(_resolved_location(root) for root in folders)
@@ -59,10 +60,10 @@ def is_below(url: str, folder: str) -> bool:
     return scheme == folder_scheme and path.startswith(root.rstrip("/") + "/")
 
 
-def _looks_like_file(url: str) -> bool:
-    return posixpath.splitext(urlsplit(url).path if "://" in url else url)[1] != "" and not (
-        is_local(url) and os.path.isdir(locate(url)[1])
-    )
+@lru_cache
+def _folder_of(manifest: str) -> str:
+    """Return the folder that a manifest is, or that contains it if it is a file; storage decides, not the name."""
+    return parent(manifest) if not is_folder(manifest) and exists(manifest) else manifest
 
 
 def _resolved_location(url: str) -> tuple[str, str]:

@@ -37,6 +37,7 @@ def test_files_are_named_like_their_sources_and_rows_have_their_paths(tmp_path: 
         "embedded": {"bytes": buffer.getvalue()},
         "own": {"path": "out/files/c.png"},
     }
+    (tmp_path / "m.parquet").touch()
     table = pa.table({"id": list(sources), "prompt": [""] * 4, "image": pa.array(sources.values(), IMAGE)})
     config = RunConfig(task="upscale", manifest=str(tmp_path / "m.parquet"), output=str(output), store="files")
     rows = PrepareRows(config=config, rules=Rules(task="upscale"), manifest=table.schema)(table)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import storage
 from pipeline.errors import StorageError
 from pipeline.storage import AllowedRoots
 
@@ -63,6 +64,36 @@ def test_a_root_may_be_relative_to_the_working_directory(tmp_path: Path, monkeyp
     roots = AllowedRoots("../m", ("../pictures",))
     assert roots.resolve(f"{tmp_path}/pictures/a.png") == f"{tmp_path}/pictures/a.png"
     assert roots.resolve("a.png") == f"{tmp_path}/m/a.png"
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "memory":
+        return f"memory://roots/{tmp_path.name}"
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("s3_bucket")
+
+
+@pytest.mark.parametrize("name", ["manifest", "manifest-2025.11.25", "prompts.parquet", "v1.2/m.x"])
+def test_a_folder_is_the_root_whatever_its_name_is(store: str, name: str) -> None:
+    storage.write_bytes(storage.join(store, name, "part-0"), b"")
+    storage.write_bytes(storage.join(store, "theirs", "a.png"), b"")
+    for url in (storage.join(store, name), storage.join(store, name) + "/"):
+        roots = AllowedRoots(url)
+        assert roots.resolve("a.png") == storage.join(store, name, "a.png")
+        with pytest.raises(StorageError):
+            roots.resolve(storage.join(store, "theirs", "a.png"))
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.parquet", "rows.v2"])
+def test_the_root_of_a_file_is_its_folder_whatever_its_name_is(store: str, name: str) -> None:
+    storage.write_bytes(storage.join(store, "m", name), b"")
+    assert AllowedRoots(storage.join(store, "m", name)).resolve("a.png") == storage.join(store, "m", "a.png")
+
+
+def test_a_manifest_that_does_not_exist_allows_nothing_beside_it(store: str) -> None:
+    storage.write_bytes(storage.join(store, "theirs", "a.png"), b"")
+    with pytest.raises(StorageError):
+        AllowedRoots(storage.join(store, "absent.parquet")).resolve(storage.join(store, "theirs", "a.png"))
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "link", "~", "%2e%2e", "...", "", "file:", "\\.."]), max_size=6))
