@@ -1,6 +1,7 @@
 """Small images and image files for tests."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -17,3 +18,18 @@ def ramp(width: int = 20, height: int = 12) -> np.ndarray:
     """Return a color gradient, uint8 (height, width, 3)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack((x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)), -1).astype(np.uint8)
+
+
+def tiff_of(levels: np.ndarray, *, white_is_zero: bool = False, bits: int | None = None) -> bytes:
+    """Return an uncompressed TIFF of gray levels (H, W) of any dtype, stored as they are.
+
+    `bits` is the number of bits per sample that the header gives, if it is not the dtype's."""
+    content = levels.astype(levels.dtype.newbyteorder("<")).tobytes()
+    sample_format = {"u": 1, "i": 2, "f": 3}[levels.dtype.kind]
+    height, width = levels.shape
+    tags = {256: width, 257: height, 258: bits or 8 * levels.itemsize, 259: 1, 262: 0 if white_is_zero else 1, 273: 8}
+    tags |= {277: 1, 278: height, 279: len(content), 339: sample_format}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    padding = b"\0" * (len(content) % 2)
+    directory = struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8 + len(content) + len(padding)) + content + padding + directory

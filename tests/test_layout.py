@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 
 RAY = ("run", "output/sink.py", "training/ray_train.py")
 NO_TORCH = ("errors", "config", "settings", "schema", "storage", "manifest", "output", "report", "images")
-TORCH_IMAGES = ("images/colors.py", "images/masks.py")
+TORCH_IMAGES = ("images/colors.py", "images/masks.py", "images/visible_colors.py")
 PURE = ("models", "diffusion", "tasks", "images")
 IMPURE_MODULES = ("fsspec", "s3fs", "click", "rich", "pipeline.storage")
 NEVER_AT_RUN_TIME = ("diffusers", "accelerate", "datasets", "pandas", "pytest", "hypothesis")

@@ -10,10 +10,13 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import ExifTags, Image
 
 from pipeline.errors import ImageError, one_line
+from pipeline.images.alpha import flatten
+from pipeline.images.channels import highest_level, read_channels
 from pipeline.images.metadata import ImageMetadata, read_metadata
+from pipeline.images.resize import to_gray
 
 MAX_BYTES: Final = 64 * 2**20
 """Limit on the size of an image file."""
@@ -21,12 +24,33 @@ MAX_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64 * 10**6
 """Limit on width times height of an image: 192 MB as decoded RGB."""
 
-MAX_SIDE: Final = 16_384
-"""Limit on the width and on the height of an image, in pixels."""
+_MIN_COUNTED_SIDE: Final = 64
+"""A shorter side counts as this many pixels against MAX_PIXELS, since networks work on squares of about this size."""
 
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000")
 """The Pillow decoders that are used. Others (PSD, ICNS, EPS, which starts a program, ...) are never tried."""
-_SIXTEEN_BIT_MODES: Final = ("I;16", "I;16B", "I;16L", "I")
+
+_ROTATIONS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+_NEW_SUBFILE_TYPE: Final = 254
+"""TIFF tag of a page."""
+_REDUCED, _TRANSPARENCY_MASK = 1, 4
+_MAX_PAGES: Final = 16
+"""Pages of a TIFF among which its main picture is searched."""
+
+
+def counted_pixels(width: int, height: int) -> int:
+    """Return the number of pixels that counts against MAX_PIXELS: very thin images count as 64 pixels thick."""
+    return max(width, _MIN_COUNTED_SIDE) * max(height, _MIN_COUNTED_SIDE)
 
 
 def decode_image(
@@ -34,17 +58,24 @@ def decode_image(
 ) -> NDArray[np.uint8]:
     """Decode an image file to RGB, uint8 (H, W, 3), rotated as its EXIF orientation says.
 
-    Transparent pixels are blended with a gray of level `background`; 16-bit grays are reduced to their upper eight
-    bits. ImageError if the file is not one of FORMATS, has several frames, exceeds a limit, or is truncated or
-    damaged."""
+    Transparent pixels are blended with a gray of level `background`. Of several frames or pages the main picture is
+    taken: the first that is not a thumbnail. ImageError if the file is not one of FORMATS, exceeds a limit, is
+    truncated or damaged, or has floating-point, 32-bit or signed levels."""
     with _open(image_bytes, max_pixels, max_bytes) as picture:
-        return np.asarray(_to_rgb(_rotate_upright(picture), background), np.uint8)
+        return flatten(_pixels(_upright_channels(picture)), background)
 
 
 def decode_mask(image_bytes: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> NDArray[np.uint8]:
-    """Decode a mask file to gray levels, uint8 (H, W). Transparent pixels are black. ImageError as `decode_image`."""
+    """Decode a mask file to gray levels, uint8 (H, W). Transparent pixels are black.
+
+    ImageError as `decode_image`, and if its levels end at 1 of 255 (257 of 65,535): a mask of 0 and 1 in a file that
+    stores white as 255 would be black everywhere."""
     with _open(image_bytes, max_pixels, max_bytes) as picture:
-        return np.asarray(_to_rgb(_rotate_upright(picture), 0).convert("L"), np.uint8)
+        channels = _upright_channels(picture)
+        highest, white = highest_level(picture, channels)
+        if 0 < highest <= white // 255:
+            raise ImageError(f"the mask's levels are 0 to {highest}; black is 0, and white must be {white}")
+        return to_gray(flatten(_pixels(channels), 0))
 
 
 def decode_with_metadata(
@@ -52,19 +83,11 @@ def decode_with_metadata(
 ) -> tuple[NDArray[np.uint8], ImageMetadata]:
     """Decode an image file to uint8 (H, W, C) with its own channels, and return its metadata too.
 
-    C is 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGBA). Palettes become RGB or RGBA, CMYK becomes RGB by its color
-    profile, and 16-bit grays are reduced to their upper eight bits. ImageError as `decode_image`, and for
-    floating-point pixels."""
+    C is 1 (gray), 2 (gray and alpha), 3 (RGB) or 4 (RGBA). Palettes become RGB or RGBA. ImageError as `decode_image`.
+    """
     with _open(image_bytes, max_pixels, max_bytes) as picture:
-        upright = _rotate_upright(picture)
-        try:
-            converted = _to_eight_bit_mode(upright)
-        except ImageError:
-            raise
-        except Exception as error:
-            raise ImageError(f"the image is damaged: {one_line(error)}") from error
-        pixels = np.asarray(converted, np.uint8)
-        return pixels if pixels.ndim == 3 else pixels[..., None], read_metadata(upright, converted)
+        channels = _upright_channels(picture)
+        return _pixels(channels), read_metadata(picture, channels)
 
 
 def _open(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
@@ -77,7 +100,10 @@ def _open(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged tags, and about sizes, which have limits of our own
             picture = Image.open(io.BytesIO(image_bytes), formats=FORMATS)
-            _check_header(picture, max_pixels)
+            _check_size(picture, max_pixels)
+            if picture.format == "TIFF":
+                _seek_main_page(picture)
+                _check_size(picture, max_pixels)
             picture.load()
     except ImageError:
         raise
@@ -92,61 +118,45 @@ def _open(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
     return picture
 
 
-def _check_header(picture: Image.Image, max_pixels: int) -> None:
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
     width, height = picture.size
-    if width * height > max_pixels:
-        raise ImageError(f"the image has {width} x {height} pixels; at most {max_pixels:,} are decoded")
-    if max(width, height) > MAX_SIDE:
-        raise ImageError(f"the image has {width} x {height} pixels; at most {MAX_SIDE:,} per side are decoded")
-    if getattr(picture, "is_animated", False):  # n_frames would read all frames of a GIF
-        raise ImageError("the image has several frames; give an image with one frame")
+    if counted_pixels(width, height) > max_pixels:
+        thin = f", and a side under {_MIN_COUNTED_SIDE} counts as {_MIN_COUNTED_SIDE}" * (width * height <= max_pixels)
+        raise ImageError(f"the image has {width} x {height} pixels; at most {max_pixels:,} are decoded{thin}")
 
 
-def _rotate_upright(picture: Image.Image) -> Image.Image:
+def _seek_main_page(picture: Image.Image) -> None:
+    """Go to the first page of a TIFF that is neither a thumbnail nor a mask, or stay at the first page."""
+    for page in range(_MAX_PAGES):
+        try:
+            picture.seek(page)
+        except EOFError:
+            break
+        tags = getattr(picture, "tag_v2", {})
+        if not int(tags.get(_NEW_SUBFILE_TYPE, 0)) & (_REDUCED | _TRANSPARENCY_MASK):
+            return
+    picture.seek(0)
+
+
+def _upright_channels(picture: Image.Image) -> Image.Image:
+    """Return an image's channels with 8 bits each, rotated as its EXIF orientation says."""
     try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # noqa: BLE001 - the pixels are usable without the EXIF block
-        return picture
-
-
-def _to_rgb(picture: Image.Image, background: int) -> Image.Image:
-    """Convert to RGB; transparent pixels are blended with a gray of level `background`."""
-    try:
-        if picture.mode in _SIXTEEN_BIT_MODES:
-            return _to_eight_bits(picture).convert("RGB")
-        if picture.has_transparency_data:
-            layer = picture.convert("RGBA")
-            base = Image.new("RGBA", layer.size, (background, background, background, 255))
-            return Image.alpha_composite(base, layer).convert("RGB")
-        return picture.convert("RGB")
+        channels = read_channels(picture)
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"the image is damaged: {one_line(error)}") from error
+    rotation = _ROTATIONS.get(_orientation(picture))
+    return channels if rotation is None else channels.transpose(rotation)
 
 
-def _to_eight_bit_mode(picture: Image.Image) -> Image.Image:
-    """Convert to L, LA, RGB or RGBA, whichever loses no channel."""
-    if picture.mode in _SIXTEEN_BIT_MODES:
-        return _to_eight_bits(picture)
-    if picture.mode == "F":
-        raise ImageError("the image has floating-point pixels; give an image with 8 or 16 bits per channel")
-    if picture.mode == "CMYK":
-        return _cmyk_to_rgb(picture)
-    alpha = picture.has_transparency_data
-    if picture.mode in ("1", "L", "LA", "La"):
-        return picture.convert("LA" if alpha else "L")
-    return picture.convert("RGBA" if alpha else "RGB")
-
-
-def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    levels = np.asarray(picture).astype(np.int64)
-    return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8))
-
-
-def _cmyk_to_rgb(picture: Image.Image) -> Image.Image:
-    """Convert to sRGB by the image's color profile, or by simple subtraction if it has no usable one."""
+def _orientation(picture: Image.Image) -> int:
     try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
-        converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (KeyError, TypeError, OSError, ImageCms.PyCMSError):
-        converted = None
-    return picture.convert("RGB") if converted is None else converted
+        return int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - the pixels are usable without the EXIF block
+        return 1
+
+
+def _pixels(channels: Image.Image) -> NDArray[np.uint8]:
+    pixels = np.asarray(channels, np.uint8)
+    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import ImageError
-from pipeline.images.decode import MAX_PIXELS, decode_image
+from pipeline.images.decode import MAX_PIXELS, counted_pixels, decode_image
 from pipeline.manifest.identity import Shard
 from pipeline.output.id_sets import HashBuckets, isin_sorted, read_manifest_ids
 from pipeline.output.image_files import read_image_bytes
@@ -122,7 +122,7 @@ def _check_image(output: str, file: str, row: dict[str, Any], audit: Audit) -> N
         return audit.add_problem(f"{location}: {error}")
     if sha256_of(data) != row["sha256"]:
         return audit.add_problem(f"{location}: the sha256 of its image is not the one in its column sha256")
-    if row["width"] * row["height"] > MAX_PIXELS:
+    if counted_pixels(row["width"], row["height"]) > MAX_PIXELS:
         return None  # too large to decode; its sha256 shows that it is what was encoded
     try:
         height, width = decode_image(data).shape[:2]

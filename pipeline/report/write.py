@@ -1,6 +1,5 @@
 """Write the report of a run into OUTPUT/report: index.html and contact_sheet.png."""
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -10,7 +9,7 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.errors import RunError
-from pipeline.images.decode import MAX_PIXELS
+from pipeline.images.decode import MAX_PIXELS, counted_pixels, decode_image
 from pipeline.output.image_files import read_image_bytes
 from pipeline.output.run_record import read_run
 from pipeline.report.contact_sheet import THUMBNAIL_SIZE, render_contact_sheet, resize_image
@@ -50,10 +49,9 @@ def _sample_rows(files: Sequence[str], max_rows: int) -> list[dict[str, Any]]:
     if len(files) > max_rows:
         files = [files[index * len(files) // max_rows] for index in range(max_rows)]
     rows_per_file = -(-max_rows // max(1, len(files)))
-    rows = [
-        row for file in files for row in _read_rows(file, rows_per_file) if row["width"] * row["height"] <= MAX_PIXELS
-    ]
-    return sorted(rows, key=lambda row: str(row["id"]))[:max_rows]
+    rows = [row for file in files for row in _read_rows(file, rows_per_file)]
+    shown = [row for row in rows if counted_pixels(row["width"], row["height"]) <= MAX_PIXELS]
+    return sorted(shown, key=lambda row: str(row["id"]))[:max_rows]
 
 
 def _read_rows(file: str, max_rows: int) -> Iterator[dict[str, Any]]:
@@ -71,5 +69,5 @@ def _read_failures(files: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _thumbnail(data: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = Image.fromarray(decode_image(data, max_bytes=max(len(data), 1)))
     return resize_image(image, THUMBNAIL_SIZE) if max(image.size) > THUMBNAIL_SIZE else image

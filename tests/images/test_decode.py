@@ -30,9 +30,9 @@ def test_transparency_becomes_white_in_an_image_and_black_in_a_mask() -> None:
     assert decode_mask(file_of(picture)).tolist() == [[255, 0]]
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr", "F"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr"])
 def test_every_mode_is_converted_to_rgb(mode: str) -> None:
-    suffix = {"CMYK": "JPEG", "YCbCr": "JPEG", "F": "TIFF"}.get(mode, "PNG")
+    suffix = {"CMYK": "JPEG", "YCbCr": "JPEG"}.get(mode, "PNG")
     picture = Image.fromarray(ramp())
     picture = picture.convert("I").convert("I;16") if mode == "I;16" else picture.convert(mode)
     assert decode_image(file_of(picture, suffix)).shape == (12, 20, 3)
@@ -70,19 +70,15 @@ def test_an_image_keeps_its_channels() -> None:
     cmyk, tags = decode_with_metadata(file_of(Image.fromarray(rgb).convert("CMYK"), "TIFF", icc_profile=b"broken" * 40))
     assert np.abs(cmyk.astype(int) - rgb).max() <= 1
     assert tags.icc_profile is None
-    with pytest.raises(ImageError, match="floating-point pixels"):
-        decode_with_metadata(file_of(Image.fromarray(gray.astype(np.float32)), "TIFF"))
 
 
 def test_errors_give_the_reason_in_one_line() -> None:
     good = encode_image(ramp(64, 64))
-    frames = file_of(Image.new("L", (4, 4)), "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 9)])
     reasons = {
         b"": "empty",
         b"<svg xmlns='x'/>": "is not an image",
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n": "is not an image",
         good[: len(good) // 2]: "truncated|damaged",
-        frames: "several frames; give an image with one frame",
     }
     for content, reason in reasons.items():
         with pytest.raises(ImageError, match=reason) as caught:
