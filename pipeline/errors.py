@@ -4,8 +4,10 @@ The message of an exception of this module is one line for users: what is wrong,
 """
 
 import re
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+Result = TypeVar("Result")
 
 
 class StorageError(OSError):
@@ -71,6 +73,30 @@ class ProcessDied(RuntimeError):
 
 class Stopped(Exception):
     """The run stops before a row is processed; the row is neither done nor failed."""
+
+
+RUN_ERRORS: Final = (CheckpointError, RunError, OutputBusyError, StorageUnavailableError, ActorError, StageError)
+"""Exceptions that every row would meet: they end the run and are never written into a row."""
+_MEMORY: Final = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def attempt(action: Callable[[], Result]) -> Result | Exception:
+    """Return the result of an action on one row or a few rows, or the exception for which they have none.
+
+    Whatever a row's content or size causes is the row's failure. RUN_ERRORS and the errors of Ray are raised."""
+    try:
+        return action()
+    except RUN_ERRORS:
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] == "ray":
+            raise
+        return error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the memory of the process or of its device was not enough."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 _ANSI_COLOR: Final = re.compile("\x1b\\[[0-9;]*m")

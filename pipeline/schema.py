@@ -25,6 +25,14 @@ PARAMETERS: Final[dict[str, pa.DataType]] = {
 }
 """The parameters of a row's image: columns that a manifest may have, and that the provenance records."""
 
+
+def seed_type(columns: pa.Schema) -> pa.DataType:
+    """Return the type of an output's seeds: int64, or uint64 where the manifest's are, up to 2**64 - 1."""
+    kind = columns.field("seed").type if "seed" in columns.names else PARAMETERS["seed"]
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return kind if pa.types.is_uint64(kind) else PARAMETERS["seed"]
+
+
 SOURCES: Final = ("image", "mask")
 """Manifest columns that hold images: a string URL, binary, or `struct<bytes, path>`."""
 
@@ -73,6 +81,9 @@ PROVENANCE: Final[dict[str, pa.DataType]] = {
     "clip_score": pa.float64(),
 }
 """The provenance of an image. `clip_score` is null unless the run scores images against their prompts."""
+
+ACTOR_COLUMNS: Final[dict[str, pa.DataType]] = {**PARAMETERS, **PROVENANCE, "seed": pa.uint64()}
+"""PARAMETERS and PROVENANCE between the network and the encoder, which gives seeds the type of the output's."""
 
 CLASSIFIED: Final[dict[str, pa.DataType]] = {
     "id": pa.string(),

@@ -16,6 +16,9 @@ from pipeline.diffusion.tiled import TiledRow, TileKey
 MAX_WAIT_CALLS: Final = 256
 """Calls of other groups after which a group comes first, however few lanes it fills, until one of its rows finishes."""
 
+_PROBE_SIDE: Final = 64
+"""Latents per side with which a network that failed is tried again: those of 512 pixels."""
+
 
 class Denoiser(Protocol):
     """The network: (latents (B, C, h, w), timesteps (B,), text (B, T, D), labels (B,) or None) -> (B, C', h, w)."""
@@ -99,6 +102,12 @@ class LaneEngine:
         group = self._next_group()
         if group is None:
             return []
+        try:
+            return self._step_group(group)
+        except (RuntimeError, MemoryError) as error:
+            return self._fail_group(group, error)
+
+    def _step_group(self, group: LaneGroup) -> list[Result]:
         network_input, filled = group.next_input()
         self.stats.calls += 1
         self.stats.lanes_run += self.lanes
@@ -107,6 +116,24 @@ class LaneEngine:
         for key, value in group.accept(self._evaluate(network_input)):
             results += self._accept_tile(key, value) if isinstance(key, TileKey) else [(key, value)]
         self.stats.memory_bytes = _peak_memory(self.device)
+        return results
+
+    def _fail_group(self, group: LaneGroup, error: Exception) -> list[Result]:
+        """Return the error as the result of all rows of a group; raise it if smaller rows would meet it too."""
+        small = group.network_input(_PROBE_SIDE)
+        if small is None:
+            raise error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            self._call_network(small)
+        except (RuntimeError, MemoryError):
+            raise error from None
+        self._groups = {key: other for key, other in self._groups.items() if other is not group}
+        self._current = None
+        results: list[Result] = []
+        for key in group.request_keys():
+            results += self._accept_tile(key, error) if isinstance(key, TileKey) else [(key, error)]
         return results
 
     def run(self, requests: Iterable[DenoisingRequest]) -> Iterator[Result]:
@@ -122,12 +149,12 @@ class LaneEngine:
                     self.add(request)
             yield from self.step()
 
-    def _accept_tile(self, key: TileKey, value: Tensor | ValueError) -> list[Result]:
+    def _accept_tile(self, key: TileKey, value: Tensor | Exception) -> list[Result]:
         """Return the result of a tile's row if this tile completes it; a tile that fails fails its row."""
         row = key.row
         if row.failed:
             return []
-        if isinstance(value, ValueError):
+        if isinstance(value, Exception):
             row.failed = True
             for group in self._groups.values():
                 others = (one for one in group.waiting if not (isinstance(one.key, TileKey) and one.key.row is row))

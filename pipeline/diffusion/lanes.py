@@ -1,6 +1,7 @@
 """A lane group: rows of one shape that share calls of a fixed batch shape."""
 
 from collections import deque
+from collections.abc import Hashable
 from typing import Final, NamedTuple
 
 import torch
@@ -89,6 +90,18 @@ class LaneGroup:
                 break
             count += len(_sides(request.guidance.scale_at(0, len(request.table))))
         return min(count, self.lanes)
+
+    def request_keys(self) -> list[Hashable]:
+        """Return the keys of the requests that run or wait."""
+        return [*(row.request.key for row in self._running.values()), *(request.key for request in self.waiting)]
+
+    def network_input(self, side: int) -> NetworkInput | None:
+        """Return an input of the network like this group's with at most `side` latents per side; None if all are."""
+        if max(self._shape[1:]) <= side:
+            return None
+        labels = None if self._labels is None else torch.zeros_like(self._labels)
+        timesteps = torch.zeros(self.lanes, device=self.device)
+        return NetworkInput(torch.zeros_like(self._latents[..., :side, :side]), timesteps, self._hidden_states, labels)
 
     def next_input(self) -> tuple[NetworkInput, int]:
         """Return the network's next input and the number of lanes that hold a row; empty lanes repeat the first."""

@@ -10,7 +10,7 @@ from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.table import SamplerTable
 from pipeline.diffusion.tiles import Tiling
 
-Result = tuple[Hashable, Tensor | ValueError]
+Result = tuple[Hashable, Tensor | Exception]
 """A request's key, and its latents (C, h, w) in float32 on the engine's device, or the reason why there are none."""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +10,6 @@ from torch import Tensor
 
 from pipeline.diffusion.request import DenoisingRequest
 from pipeline.tasks.rows import PreparedRow, Row, RowParameters
-
-ROW_ERRORS: Final = (ValueError, TypeError, KeyError, OverflowError)
-"""Exceptions of a task that a row's own content causes; any other ends the actor."""
 
 
 class Task(Protocol):
@@ -37,4 +34,4 @@ class RowResult:
 
 
 Outcome = RowResult | Exception
-"""A row's result, or the exception for which it has none: one of ROW_ERRORS, ProcessDied, or Stopped."""
+"""A row's result, or the exception for which it has none: one of its own, ProcessDied, or Stopped."""

@@ -19,7 +19,8 @@ from pipeline.diffusion.request import Result
 from pipeline.errors import ActorError, ProcessDied, Stopped, one_line
 from pipeline.inference.call_guard import CallGuard
 from pipeline.inference.journal import MAX_DEATHS, Journal, RowJournal
-from pipeline.inference.task import ROW_ERRORS, Outcome, RowResult, Task
+from pipeline.inference.row_errors import attempt_on_device
+from pipeline.inference.task import Outcome, RowResult, Task
 from pipeline.tasks.rows import PreparedRow, Row
 
 _REPORT_SECONDS: Final = 0.5
@@ -173,29 +174,32 @@ class LaneWorker:
 
     def _start(self, row: _PendingRow) -> None:
         row.started_at = time.perf_counter()
-        try:
-            with self._timed("request"):
-                row.prepared = self._task.prepare(row.row)
-                request = self._task.request(self._next_key, row.prepared)
-            if isinstance(request, np.ndarray):
-                return self._resolve(row, self._result(row, row.prepared, request))
-        except ROW_ERRORS as error:
-            return self._resolve(row, error)
-        self._running[self._next_key] = row
-        self._next_key += 1
-        self._engine.add(request)
+        with self._timed("request"):
+            outcome = attempt_on_device(lambda: self._request(row), self._engine.device)
+        if outcome is not None:
+            self._resolve(row, outcome)
 
-    def _finish(self, row: _PendingRow, latents: Tensor | ValueError) -> None:
-        if isinstance(latents, ValueError):
+    def _request(self, row: _PendingRow) -> RowResult | None:
+        """Give the engine a row's request; return the row's result if there is nothing to denoise."""
+        key, self._next_key = self._next_key, self._next_key + 1
+        row.prepared = self._task.prepare(row.row)
+        request = self._task.request(key, row.prepared)
+        if isinstance(request, np.ndarray):
+            return self._result(row, row.prepared, request)
+        self._engine.add(request)
+        self._running[key] = row
+        return None
+
+    def _finish(self, row: _PendingRow, latents: Tensor | Exception) -> None:
+        if isinstance(latents, Exception):
             return self._resolve(row, latents)
-        assert row.prepared is not None
-        try:
-            with self._timed("decode"):
-                pixels = self._task.decode(latents, row.prepared, self._heartbeat)
-                outcome = self._result(row, row.prepared, pixels)
-        except ROW_ERRORS as error:
-            return self._resolve(row, error)
+        with self._timed("decode"):
+            outcome = attempt_on_device(lambda: self._decode(row, latents), self._engine.device)
         return self._resolve(row, outcome)
+
+    def _decode(self, row: _PendingRow, latents: Tensor) -> RowResult:
+        assert row.prepared is not None
+        return self._result(row, row.prepared, self._task.decode(latents, row.prepared, self._heartbeat))
 
     def _heartbeat(self) -> None:
         """Report a decoded part: a large image takes longer than a run may show no progress."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from pipeline.schema import PARAMETERS, PROVENANCE
+from pipeline.schema import ACTOR_COLUMNS
 
 PACKAGES: Final = ("latentmill", "torch", "transformers", "pillow", "numpy")
 """Packages whose version can change an image's bytes."""
@@ -40,13 +40,13 @@ def utc_now() -> datetime:
 
 
 def provenance_columns(actor: ActorProvenance, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-    """Return the columns of PROVENANCE, and `width` and `height`.
+    """Return the columns of ACTOR_COLUMNS.
 
     `rows` have the values that differ from row to row; a missing one becomes null. A failed row has no parameters, but
     still the provenance of its actor."""
     shared = asdict(actor)
     columns = {}
-    for name, kind in {**PARAMETERS, **PROVENANCE}.items():
+    for name, kind in ACTOR_COLUMNS.items():
         if name in shared:
             columns[name] = pa.repeat(pa.scalar(shared[name], kind), len(rows))
         else:

@@ -16,7 +16,7 @@ from pipeline.output.provenance import ActorProvenance, software_versions, utc_n
 from pipeline.schema import CLASSIFIED, DECODED, SOURCE_METADATA
 from pipeline.stages.contract import StageColumns, run_stage
 from pipeline.stages.loading import report_loading
-from pipeline.stages.rows import ERRORS, Report, good_rows
+from pipeline.stages.rows import ERRORS, Report, good_rows, updated_error_columns
 
 
 class Classify:
@@ -67,7 +67,7 @@ class Classify:
     def columns(self) -> StageColumns:
         return StageColumns(
             needs=frozenset({"id", DECODED["image"], "source_sha256", *ERRORS}),
-            adds=frozenset(CLASSIFIED),
+            adds=CLASSIFIED,
             removes=frozenset({*DECODED.values(), SOURCE_METADATA}),
         )
 
@@ -80,20 +80,31 @@ class Classify:
     def _process(self, table: pa.Table) -> pa.Table:
         good = good_rows(table)
         self._report({"rows": table.num_rows - len(good)})
-        scores: list[list[float] | None] = [None] * table.num_rows
+        outcomes: list[list[float] | Exception | None] = [None] * table.num_rows
         images = table[DECODED["image"]]
         for start in range(0, len(good), self._config.lanes):
             if self.stopping():
                 break
             batch, started = good[start : start + self._config.lanes], time.perf_counter()
-            for index, row in zip(batch, self._probabilities([images[index] for index in batch]), strict=True):
-                scores[index] = row.tolist()
+            for index, outcome in zip(batch, self._outcomes([images[index] for index in batch]), strict=True):
+                outcomes[index] = outcome
             self._report({"rows": len(batch), "network_seconds": time.perf_counter() - started})
         failed = [error is not None for error in table["error_type"].to_pylist()]
-        finished = [row is not None or error for row, error in zip(scores, failed, strict=True)]
-        return self._with_labels(table.filter(pa.array(finished, pa.bool_())), list(compress(scores, finished)))
+        finished = [outcome is not None or error for outcome, error in zip(outcomes, failed, strict=True)]
+        return self._with_labels(table.filter(pa.array(finished, pa.bool_())), list(compress(outcomes, finished)))
 
-    def _with_labels(self, table: pa.Table, scores: list[list[float] | None]) -> pa.Table:
+    def _outcomes(self, images: Sequence[pa.StructScalar]) -> "list[list[float] | Exception]":
+        """Return the labels' probabilities of each image, or its error; a batch that fails is tried one by one."""
+        from pipeline.inference.row_errors import attempt_on_device
+
+        outcome = attempt_on_device(lambda: self._probabilities(images).tolist(), self._text_embeds.device)
+        if not isinstance(outcome, Exception):
+            return outcome
+        return [outcome] if len(images) == 1 else [self._outcomes([image])[0] for image in images]
+
+    def _with_labels(self, table: pa.Table, outcomes: Sequence[list[float] | Exception | None]) -> pa.Table:
+        scores = [None if isinstance(outcome, Exception) else outcome for outcome in outcomes]
+        errors = [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
         best = [None if row is None else int(np.argmax(row)) for row in scores]
         values: dict[str, Sequence[object]] = {
             "label": [None if index is None else self._config.labels[index] for index in best],
@@ -104,9 +115,9 @@ class Classify:
         columns |= {name: pa.array(value, CLASSIFIED[name]) for name, value in values.items()}
         for name, value in {**self._provenance, "created_at": utc_now()}.items():
             columns[name] = pa.repeat(pa.scalar(value, CLASSIFIED[name]), table.num_rows)
-        return pa.table(columns)
+        return pa.table(columns | updated_error_columns(table, errors))
 
-    def _probabilities(self, images: list[pa.StructScalar]) -> NDArray[np.float64]:
+    def _probabilities(self, images: Sequence[pa.StructScalar]) -> NDArray[np.float64]:
         """Return the labels' probabilities (B, labels) for decoded images, at most as many as there are lanes."""
         side = self._clip.side
         pixels = np.zeros((self._config.lanes, side, side, 3), np.uint8)

@@ -1,7 +1,7 @@
 """GPU stage: prompts and seeds to pixels."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
@@ -11,12 +11,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
-from pipeline.errors import Stopped
+from pipeline.errors import Stopped, attempt
 from pipeline.inference.journal import Journal, RowJournal
 from pipeline.inference.node_cache import UNKNOWN_WEIGHTS, WeightHashes, check_weights
+from pipeline.manifest.arrow_values import column_values
 from pipeline.manifest.identity import derive_seed
 from pipeline.output.provenance import ActorProvenance, provenance_columns, software_versions, utc_now
-from pipeline.schema import DECODED, PARAMETERS, PIXELS, PROVENANCE
+from pipeline.schema import ACTOR_COLUMNS, DECODED, PARAMETERS, PIXELS
 from pipeline.stages.contract import StageColumns, run_stage
 from pipeline.stages.loading import report_loading
 from pipeline.stages.rows import ERRORS, Report, good_rows, updated_error_columns
@@ -82,7 +83,7 @@ class Denoise:
 
     @property
     def columns(self) -> StageColumns:
-        adds = frozenset({PIXELS, "width", "height", *PARAMETERS, *PROVENANCE})
+        adds = {**ACTOR_COLUMNS, PIXELS: pa.large_binary()}
         return StageColumns(needs=frozenset({"id", *ERRORS}), adds=adds, removes=frozenset(DECODED.values()))
 
     def stopping(self) -> bool:
@@ -100,37 +101,46 @@ class Denoise:
         for index, outcome in zip(good, self._worker.run(self._rows(table, good)), strict=True):
             outcomes[index] = outcome
         finished = [not isinstance(outcome, Stopped) for outcome in outcomes]
+        if all(finished):
+            return self._with_outcomes(table, outcomes)
         return self._with_outcomes(table.filter(pa.array(finished, pa.bool_())), list(compress(outcomes, finished)))
 
     def _rows(self, table: pa.Table, indices: Sequence[int]) -> "list[Row]":
         from pipeline.tasks.rows import Row
 
-        names = ["id", *(name for name in (*PARAMETERS, *DECODED.values()) if name in table.column_names)]
+        names = [name for name in ("id", *PARAMETERS) if name in table.column_names]
+        parameters = {name: column_values(table[name]) for name in names}
         rows: list[Row] = []
-        for values in table.select(names).take(pa.array(indices, pa.int64())).to_pylist():
-            image, mask = (values.pop(name, None) for name in (DECODED["image"], DECODED["mask"]))
+        for index in indices:
+            values = {name: column[index] for name, column in parameters.items()}
             if values.get("seed") is None:
                 values["seed"] = derive_seed(values["id"], self._config.seed)
-            pixels = None if image is None else _array_of(image).reshape(image["height"], image["width"], -1)
-            mask = None if mask is None else _array_of(mask).reshape(mask["height"], mask["width"])
-            rows.append(Row(**values, pixels=pixels, mask=mask))
+            image, mask = (_decoded_array(table, name, index) for name in (DECODED["image"], DECODED["mask"]))
+            rows.append(Row(**values, pixels=image, mask=None if mask is None else mask[..., 0]))
         return rows
 
     def _with_outcomes(self, table: pa.Table, outcomes: "Sequence[Outcome | None]") -> pa.Table:
         """Return the table with the outcomes' pixels, parameters and errors; None is the outcome of a failed row."""
-        results = [None if outcome is None or isinstance(outcome, Exception) else outcome for outcome in outcomes]
-        errors = [outcome if isinstance(outcome, Exception) else None for outcome in outcomes]
-        row_provenance = [{} if result is None else self._row_provenance(result) for result in results]
+        rows = [self._finished(outcome) for outcome in outcomes]
+        errors = [row if isinstance(row, Exception) else None for row in rows]
+        results = [(None, {}) if row is None or isinstance(row, Exception) else row for row in rows]
         for name in set(_SOURCE_HASHES) & set(table.column_names):
-            for values, digest in zip(row_provenance, table[name].to_pylist(), strict=True):
-                values[name] = digest
+            for (_, provenance), digest in zip(results, table[name].to_pylist(), strict=True):
+                provenance[name] = digest
+        sizes = [(None, None) if pixels is None else pixels.shape[:2] for pixels, _ in results]
+        for (_, provenance), (height, width) in zip(results, sizes, strict=True):
+            provenance |= {"height": height, "width": width}
         columns = {name: table[name] for name in table.column_names if name not in DECODED.values()}
-        columns |= provenance_columns(self._provenance, row_provenance)
-        sizes = [(None, None) if result is None else result.pixels.shape[:2] for result in results]
-        columns["height"] = pa.array([height for height, _ in sizes], pa.int32())
-        columns["width"] = pa.array([width for _, width in sizes], pa.int32())
-        columns[PIXELS] = _binary_column([None if result is None else result.pixels for result in results])
+        columns |= provenance_columns(self._provenance, [provenance for _, provenance in results])
+        columns[PIXELS] = _binary_column([pixels for pixels, _ in results])
         return pa.table(columns | updated_error_columns(table, errors))
+
+    def _finished(self, outcome: "Outcome | None") -> "tuple[NDArray[np.uint8], dict[str, Any]] | Exception | None":
+        """Return a row's pixels and the provenance that differs from row to row, or its error."""
+        if outcome is None or isinstance(outcome, Exception):
+            return outcome
+        provenance = attempt(lambda: self._row_provenance(outcome))
+        return provenance if isinstance(provenance, Exception) else (outcome.pixels, provenance)
 
     def _row_provenance(self, result: "RowResult") -> dict[str, Any]:
         values = {**asdict(result.parameters), "seconds": result.seconds, "created_at": utc_now()}
@@ -141,8 +151,13 @@ class Denoise:
         return values
 
 
-def _array_of(decoded: Mapping[str, Any]) -> NDArray[np.uint8]:
-    return np.frombuffer(decoded["pixels"], np.uint8).copy()  # torch needs memory of its own
+def _decoded_array(table: pa.Table, name: str, index: int) -> NDArray[np.uint8] | None:
+    """Return a row's decoded image (H, W, C); None if it has none."""
+    image = table[name][index] if name in table.column_names else None
+    if image is None or not image.is_valid:
+        return None
+    levels = np.frombuffer(image["pixels"].as_buffer(), np.uint8).copy()  # torch needs memory of its own
+    return levels.reshape(image["height"].as_py(), image["width"].as_py(), -1)
 
 
 def _binary_column(arrays: Sequence[NDArray[np.uint8] | None]) -> pa.Array:

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, attempt
 from pipeline.images.decode import MAX_BYTES, decode_image, decode_mask, decode_with_metadata
 from pipeline.images.resize import center_square
 from pipeline.stages.rows import sha256_of
@@ -39,7 +39,10 @@ class SourceReader:
         url = self.roots.resolve(source)
         if self.excluded_folder is not None and storage.is_below(url, self.excluded_folder):
             raise storage.StorageError(f"{storage.redact_url(url)}: lies where this run writes its pictures")
-        return storage.read_bytes(url, max_bytes=MAX_BYTES), self.roots.relative_path(url)
+        try:
+            return storage.read_bytes(url, max_bytes=MAX_BYTES), self.roots.relative_path(url)
+        except storage.StorageUnavailableError as error:  # of this row's source, which other rows need not share
+            raise storage.StorageError(str(error)) from error
 
 
 @dataclass
@@ -57,17 +60,16 @@ class DecodedColumn:
     metadata: list[dict[str, Any] | None] = field(default_factory=list)
 
     def append(self, source: Any) -> Exception | None:
-        """Append a row's decoded image, null for None; return the error if it cannot be read or decoded.
-
-        StorageUnavailableError is raised, since no row is to blame."""
+        """Append a row's decoded image, null for None; return the error if it cannot be read or decoded."""
         decoded = digest = error = metadata = None
         if source is not None:
-            try:
-                decoded, digest, metadata = self._decode(source)
-            except storage.StorageUnavailableError:
-                raise
-            except (ImageError, storage.StorageError) as reason:
-                error = type(reason)(f"{self.name}: {reason}")
+            outcome = attempt(lambda: self._decode(source))
+            if isinstance(outcome, ImageError | storage.StorageError):
+                error = type(outcome)(f"{self.name}: {outcome}")
+            elif isinstance(outcome, Exception):
+                error = outcome
+            else:
+                decoded, digest, metadata = outcome
         self.pixels.append(decoded)
         self.hashes.append(digest)
         self.metadata.append(metadata)

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from pipeline import storage
 from pipeline.config import RunConfig
-from pipeline.errors import InvalidRow, ProcessDied
+from pipeline.errors import InvalidRow, ProcessDied, attempt
 from pipeline.inference.journal import MAX_DEATHS, Journal, RowJournal
-from pipeline.manifest.identity import row_to_json
+from pipeline.manifest.arrow_values import column_values, plain_table, plain_type, rows_to_json, scalar_value
 from pipeline.manifest.rules import Rules, is_missing, row_problems
 from pipeline.schema import DECODED, FILES, PARAMETERS, ROW, SOURCE_METADATA, SOURCES
 from pipeline.stages.contract import StageColumns, run_stage
 from pipeline.stages.fetch import DECODED_TYPE, SOURCE_METADATA_TYPE, DecodedColumn, SourceReader
-from pipeline.stages.rows import ERRORS, Report, carried_columns, error_columns, row_ids
+from pipeline.stages.rows import ERRORS, Report, error_columns, row_ids
 
 _HASHES: Final = {"image": "source_sha256", "mask": "mask_sha256"}
 
@@ -40,12 +40,12 @@ class PrepareRows:
 
     @property
     def columns(self) -> StageColumns:
-        adds = {ROW, *ERRORS, *carried_columns(self.manifest, self.config.task).names}
+        adds = {"id": pa.string(), **self._carried, ROW: pa.string(), **ERRORS}
         for name in self._sources:
-            adds |= {DECODED[name], _HASHES[name]}
+            adds |= {DECODED[name]: DECODED_TYPE, _HASHES[name]: pa.string()}
         if self._with_metadata:
-            adds.add(SOURCE_METADATA)
-        return StageColumns(needs=frozenset({"id"}), adds=frozenset(adds), removes=frozenset(SOURCES))
+            adds[SOURCE_METADATA] = SOURCE_METADATA_TYPE
+        return StageColumns(needs=frozenset({"id"}), adds=adds, removes=frozenset(SOURCES))
 
     def stopping(self) -> bool:
         return self.journal.stopping()
@@ -63,41 +63,43 @@ class PrepareRows:
     def _with_metadata(self) -> bool:
         return self.config.task == "upscale"
 
+    @property
+    def _carried(self) -> dict[str, pa.DataType]:
+        """The manifest's columns that go through this stage, and their types."""
+        return {field.name: plain_type(field.type) for field in self.manifest if field.name not in ("id", *SOURCES)}
+
     def _process(self, table: pa.Table) -> pa.Table:
-        if self.stopping():
-            table = table.slice(0, 0)
-        rows = table.to_pylist()
-        errors = [self._problem(row) for row in rows]
+        table = plain_table(table.slice(0, 0) if self.stopping() else table)
         columns: dict[str, Any] = {"id": pa.array(row_ids(table), pa.string())}
-        columns |= {name: table[name] for name in PARAMETERS if name in table.column_names}
-        for carried in carried_columns(self.manifest, self.config.task):
-            present = carried.name in table.column_names
-            column = table[carried.name].cast(carried.type) if present else pa.nulls(len(rows), carried.type)
-            columns[carried.name] = column
+        for name, kind in self._carried.items():
+            present = name in table.column_names
+            columns[name] = table[name].cast(kind) if present else pa.nulls(table.num_rows, kind)
+        rows = _Rows(table)
+        errors = [self._problem(rows[index]) for index in range(table.num_rows)]
         if self._sources:
             columns |= self._decoded_columns(rows, errors)
-        columns[ROW] = pa.array([row_to_json(row) for row in rows], pa.string())
+        columns[ROW] = pa.array(rows_to_json(table), pa.string())
         return pa.table(columns | error_columns(errors))
 
     def _problem(self, row: Mapping[str, Any]) -> Exception | None:
-        problems = row_problems(row, self.rules, self.duplicates)
+        problems = attempt(lambda: row_problems(row, self.rules, self.duplicates))
+        if isinstance(problems, Exception):
+            return problems
         return InvalidRow("; ".join(problems)) if problems else None
 
-    def _decoded_columns(
-        self, rows: Sequence[Mapping[str, Any]], errors: list[Exception | None]
-    ) -> dict[str, pa.Array]:
+    def _decoded_columns(self, rows: "_Rows", errors: list[Exception | None]) -> dict[str, pa.Array]:
         """Return the columns of decoded images and of the sha256 of their files; set the errors of rows that fail."""
         roots = storage.AllowedRoots(self.config.manifest, self.config.allow_roots)
         own_files = storage.join(self.config.output, FILES) if self.config.output else None
         reader = SourceReader(roots, own_files)
         decoded = [DecodedColumn(name, reader, self._with_metadata, self.square) for name in self._sources]
-        caller, keys = uuid.uuid4().hex, [f"pictures of {row['id']}" for row in rows]
+        caller, keys = uuid.uuid4().hex, [f"pictures of {row_id}" for row_id in rows.values["id"]]
         deaths = self.journal.begin(caller, keys)
-        for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        for index, key in enumerate(keys):
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
             self.journal.started(caller, [key])
-            started = time.perf_counter()
+            started, row = time.perf_counter(), rows[index]
             for column in decoded:
                 reads = errors[index] is None and not is_missing(row.get(column.name))
                 errors[index] = column.append(row[column.name] if reads else None) or errors[index]
@@ -112,3 +114,16 @@ class PrepareRows:
         if self._with_metadata:
             columns[SOURCE_METADATA] = pa.array(decoded[0].metadata, SOURCE_METADATA_TYPE)
         return columns
+
+
+class _Rows:
+    """Rows with the values that rules and sources need; images are converted for one row at a time."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._sources = {name: table[name] for name in SOURCES if name in table.column_names}
+        names = [name for name in ("id", *PARAMETERS) if name in table.column_names]
+        self.values = {name: column_values(table[name]) for name in names}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = {name: values[index] for name, values in self.values.items()}
+        return row | {name: scalar_value(column[index]) for name, column in self._sources.items()}

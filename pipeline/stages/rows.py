@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from pipeline.config import Task
 from pipeline.errors import describe_error
-from pipeline.manifest.identity import row_to_json
-from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES
+from pipeline.manifest.arrow_values import column_values, plain_field, rows_to_json
+from pipeline.schema import CLASSIFIED, OUTPUT, PARAMETERS, PROVENANCE, SOURCES, seed_type
 
 Report = Callable[[Mapping[str, float]], None]
 """Adds up amounts by name: rows, ok, failed, evaluations, and seconds (`run.rates.SECONDS`)."""
@@ -19,24 +19,28 @@ ERRORS: Final[dict[str, pa.DataType]] = {"error_type": pa.string(), "error_messa
 
 
 def carried_columns(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
-    """Return the manifest's columns that go into the output unchanged."""
+    """Return the manifest's columns that go into the output unchanged; views become plain types (`plain_type`)."""
     named = {"id", *SOURCES} if task == "classify" else {"id", *PARAMETERS, *SOURCES}
-    return pa.schema([field for field in manifest if field.name not in named])
+    return pa.schema([plain_field(field) for field in manifest if field.name not in named])
+
+
+def provenance_types(manifest: pa.Schema) -> dict[str, pa.DataType]:
+    """Return PROVENANCE for a manifest: seeds of 64 unsigned bits stay what they are."""
+    return PROVENANCE | {"seed": seed_type(manifest)}
 
 
 def output_schema(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
     """Return the schema of the files in OUTPUT/data."""
-    own = CLASSIFIED if task == "classify" else {**OUTPUT, **PROVENANCE}
+    own = CLASSIFIED if task == "classify" else {**OUTPUT, **provenance_types(manifest)}
     return pa.schema([*own.items(), *carried_columns(manifest, task)])
 
 
 def row_ids(table: pa.Table) -> list[str]:
     """Return the rows' ids; a row without one gets an id made of a hash of its content, under which it fails."""
-    ids = table["id"].to_pylist()
-    for index, row_id in enumerate(ids):
-        if row_id is None:
-            row = row_to_json(table.slice(index, 1).to_pylist()[0])
-            ids[index] = f"no-id-{sha256_of(row.encode())[:16]}"
+    ids = column_values(table["id"])
+    for index in [index for index, row_id in enumerate(ids) if row_id is None]:
+        [row] = rows_to_json(table.slice(index, 1))
+        ids[index] = f"no-id-{sha256_of(row.encode())[:16]}"
     return ids
 
 

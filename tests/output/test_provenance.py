@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from pipeline.output.provenance import PACKAGES, ActorProvenance, provenance_columns, software_versions, utc_now
-from pipeline.schema import PARAMETERS, PROVENANCE
+from pipeline.schema import ACTOR_COLUMNS
 
 ACTOR = ActorProvenance(
     task="generate",
@@ -22,7 +22,7 @@ ACTOR = ActorProvenance(
 
 def test_every_column_of_the_schema_has_its_type() -> None:
     columns = provenance_columns(ACTOR, [{"prompt": "x", "seed": 7, "created_at": utc_now()}, {}])
-    assert {name: column.type for name, column in columns.items()} == {**PARAMETERS, **PROVENANCE}
+    assert {name: column.type for name, column in columns.items()} == ACTOR_COLUMNS
     table = pa.table(columns).to_pylist()
     assert (table[0]["prompt"], table[0]["seed"], table[0]["lanes"], table[0]["model"]) == ("x", 7, 8, "tiny")
     assert table[1]["prompt"] is None and table[1]["seed"] is None

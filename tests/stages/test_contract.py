@@ -30,6 +30,11 @@ def exactly(table: pa.Table, columns: StageColumns) -> pa.Table:
     return table.select([name for name in table.column_names if name in columns.needs])
 
 
+def names_of(columns: StageColumns, given: pa.Table | None = None) -> set[str]:
+    """The columns that a stage returns for those that it is given, or else for exactly those that it needs."""
+    return ((columns.needs if given is None else set(given.column_names)) | set(columns.adds)) - columns.removes
+
+
 def manifest_of(task: Task) -> pa.Table:
     rows: dict[str, Any] = {"id": ["a", "b"], "prompt": ["x", "y"], "label": [1, 2]}
     if task != "generate":
@@ -44,26 +49,26 @@ def test_each_stage_runs_with_exactly_the_columns_that_it_declares(tmp_path: Pat
     config, manifest = config_for(tmp_path, task), manifest_of(task)
     prepare = PrepareRows(config=config, rules=Rules(task=task), manifest=manifest.schema, square=64)
     prepared = prepare(manifest)
-    assert set(prepared.column_names) == (set(manifest.column_names) | prepare.columns.adds) - prepare.columns.removes
+    assert set(prepared.column_names) == names_of(prepare.columns, manifest)
     if task == "classify":
         classify = Classify(config, "run", "cpu", lambda amounts: None)
         labeled = classify(exactly(prepared, classify.columns))
-        assert set(labeled.column_names) == (classify.columns.needs | classify.columns.adds) - classify.columns.removes
+        assert set(labeled.column_names) == names_of(classify.columns)
         return
     denoise = Denoise(config, "run", "cpu", lambda amounts: None, load_cheap)
     bare = exactly(prepared, denoise.columns)
-    assert set(denoise(bare).column_names) == (denoise.columns.needs | denoise.columns.adds) - denoise.columns.removes
+    assert set(denoise(bare).column_names) == names_of(denoise.columns)
     encode = EncodeImages(config=config, manifest=manifest.schema)
     encoded = encode(exactly(denoise(prepared), encode.columns))
     denoise.close()
     assert encoded["error_type"].to_pylist() == [None, None]
-    assert set(encoded.column_names) == (encode.columns.needs | encode.columns.adds) - encode.columns.removes
+    assert set(encoded.column_names) == names_of(encode.columns)
 
 
 class Forgetful:
     """Loses its last row, or a column."""
 
-    columns = StageColumns(needs=frozenset({"id"}), adds=frozenset({"made"}))
+    columns = StageColumns(needs=frozenset({"id"}), adds={"made": pa.int64()})
 
     def stopping(self) -> bool:
         return False
