@@ -1,6 +1,6 @@
 """Tiles: latents of any size are cut into overlapping pieces of one size that add up without seams."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Self
 
@@ -29,6 +29,18 @@ class Tiling:
             tile_width=min(tile, width),
             tops=_starts(height, tile, overlap),
             lefts=_starts(width, tile, overlap),
+        )
+
+    def transposed(self) -> Self:
+        """Return the tiling of transposed latents (C, w, h)."""
+        return replace(
+            self,
+            height=self.width,
+            width=self.height,
+            tile_height=self.tile_width,
+            tile_width=self.tile_height,
+            tops=self.lefts,
+            lefts=self.tops,
         )
 
     @property

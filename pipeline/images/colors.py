@@ -20,6 +20,8 @@ _NOISE_LEVEL: Final = 8.0
 
 _STRIP_ROWS: Final = 64
 """Source rows that are processed at once, to bound memory."""
+_MAX_STRIP_WIDTH: Final = 16_384
+"""Width of the widest source that is processed in horizontal strips, in pixels; wider ones in vertical strips."""
 _MARGIN: Final = 3
 """Source rows above and below a strip that bicubic enlarging and the power window read."""
 _WINDOW: Final = 5
@@ -33,6 +35,9 @@ def correct_colors(
 
     Detail that is weaker than the networks' noise is replaced by the bicubically enlarged source. `heartbeat` is called
     once per iteration. Memory: a float32 difference of the source's size, and a strip of the enlarged image."""
+    if source.shape[1] > max(_MAX_STRIP_WIDTH, source.shape[0]):
+        transposed = correct_colors(enlarged.transpose(1, 0, 2), source.transpose(1, 0, 2), heartbeat)
+        return np.ascontiguousarray(transposed.transpose(1, 0, 2))
     projected = _back_project(enlarged, source, heartbeat)
     return _back_project(_filter_noise(projected, source), source, heartbeat)
 

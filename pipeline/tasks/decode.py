@@ -16,6 +16,9 @@ Heartbeat = Callable[[], None]
 UPSCALE_FACTOR: Final = 4
 """The factor of the upscaling networks: a latent per source pixel, decoded to 4x4 pixels."""
 
+MAX_BAND_WIDTH: Final = 16_384
+"""The widest latents that are decoded by rows of tiles; wider ones are decoded by columns."""
+
 
 def no_heartbeat() -> None:
     """A heartbeat that nobody listens to."""
@@ -32,7 +35,22 @@ def decode_tiled(
 ) -> NDArray[np.uint8]:
     """Return the image of latents (C, h, w), decoded tile by tile: uint8 (4 h, 4 w, 3).
 
-    `heartbeat` is called after each tile. Memory: the image, and one row of tiles in float32."""
+    `heartbeat` is called after each tile. Memory: the image, and one row of tiles in float32; of latents wider than
+    MAX_BAND_WIDTH, one column of tiles."""
+    if tiling.width > MAX_BAND_WIDTH and tiling.width > tiling.height:
+        image = _decode_bands(_transposed(decode), latents.transpose(1, 2), tiling.transposed(), heartbeat)
+        return np.ascontiguousarray(image.transpose(1, 0, 2))
+    return _decode_bands(decode, latents, tiling, heartbeat)
+
+
+def _transposed(decode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return a decoder of transposed latents to transposed pixels."""
+    return lambda latents: decode(latents.transpose(2, 3)).transpose(2, 3)
+
+
+def _decode_bands(
+    decode: Callable[[Tensor], Tensor], latents: Tensor, tiling: Tiling, heartbeat: Heartbeat
+) -> NDArray[np.uint8]:
     factor = UPSCALE_FACTOR
     rows, columns = tiling.weights(factor)
     image = np.empty((factor * tiling.height, factor * tiling.width, 3), np.uint8)

@@ -13,8 +13,10 @@ from pipeline.diffusion.request import DenoisingRequest
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
 from pipeline.errors import CheckpointError
+from pipeline.images.alpha import has_alpha
 from pipeline.images.colors import correct_colors
 from pipeline.images.resize import resize, to_float, to_gray
+from pipeline.images.visible_colors import visible_colors
 from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
 from pipeline.tasks.decode import UPSCALE_FACTOR, Heartbeat, decode_tiled, no_heartbeat
@@ -30,8 +32,9 @@ class Upscale:
     which has text, with noise of a level that is its class label; the paper's, which has no text, as it is.
 
     A row's `pixels` are uint8 (H, W, C) of any size: gray, gray and alpha, RGB or RGBA. Colors go through the
-    networks, alpha is resized beside them. Noise is drawn in the order of diffusers' pipelines, for the whole image
-    and never for a tile: the source's (with text), the first latents', then one per step where the sampler needs it.
+    networks, where hidden pixels get the colors around them; alpha is resized beside them. Noise is drawn in the order
+    of diffusers' pipelines, for the whole image and never for a tile: the source's (with text), the first latents',
+    then one per step where the sampler needs it.
     """
 
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
@@ -47,7 +50,7 @@ class Upscale:
         noise = stack.low_res_schedule_config
         self._alphas_cumprod = None if noise is None else NoiseScheduleConfig.from_dict(noise).alphas_cumprod()
         self._multiple = 2 ** (len(stack.unet.config.block_out_channels) - 1)
-        self.tile = stack.unet.config.sample_size if defaults.tile is None else defaults.tile
+        self.tile = min(stack.unet.config.latent_size) if defaults.tile is None else defaults.tile
         self.overlap = self.tile // 4 if defaults.overlap is None else defaults.overlap
         if self.tile < self._multiple or self.tile % self._multiple or not 0 <= self.overlap <= self.tile // 2:
             raise CheckpointError(
@@ -95,7 +98,7 @@ class Upscale:
         enlarged = resize(enlarged, self._scale * width, self._scale * height)
         if channels < 3:
             enlarged = to_gray(enlarged)[..., None]
-        if channels in (2, 4):
+        if has_alpha(source):
             alpha = resize(source[..., -1], self._scale * width, self._scale * height, "bicubic")
             enlarged = np.concatenate([enlarged, alpha[..., None]], axis=2)
         return enlarged
@@ -126,10 +129,12 @@ class Upscale:
         return signal**0.5 * source + (1 - signal) ** 0.5 * torch.randn(source.shape, generator=generator)
 
     def _network_source(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the RGB (H', W', 3) that the networks enlarge: for a scale above 4 the source enlarged before."""
+        """Return the RGB (H', W', 3) that the networks enlarge: for a scale above 4 the source enlarged before.
+
+        Hidden colors are replaced, so that neither networks nor resizing mix them into visible pixels."""
         scale = max(self._scale // UPSCALE_FACTOR, 1)
         height, width = source.shape[:2]
-        return resize(_rgb(source), scale * width, scale * height, "bicubic")
+        return resize(visible_colors(source), scale * width, scale * height, "bicubic")
 
     def _padded(self, source: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the source with sides below the tile mirrored to a multiple of the U-Net's downsampling."""
@@ -144,8 +149,3 @@ def _check_upscaler(stack: Stack) -> None:
         )
     if (stack.unet.config.num_class_embeds is None) != (stack.low_res_schedule_config is None):
         raise CheckpointError(f"{stack.name}: num_class_embeds and low_res_scheduler need each other")
-
-
-def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the colors of pixels (H, W, C) as RGB (H, W, 3)."""
-    return pixels[..., :3] if pixels.shape[2] >= 3 else np.repeat(pixels[..., :1], 3, axis=2)

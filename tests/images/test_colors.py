@@ -1,6 +1,7 @@
 """Color correction: block means follow the source, and weak detail is filtered out."""
 
 import numpy as np
+import pytest
 
 from pipeline.images.colors import block_means, correct_colors
 from pipeline.images.resize import resize
@@ -24,3 +25,12 @@ def test_only_detail_weaker_than_the_networks_noise_is_removed() -> None:
     detailed = (smooth + fine).clip(0, 255).astype(np.uint8)
     remaining = correct_colors(detailed, source).astype(float) - smooth
     assert np.abs(remaining[4:-4, 4:-4] / fine[:, 4:-4] - 1).max() < 0.1
+
+
+def test_a_wide_image_is_corrected_in_vertical_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = np.linspace(0, 200, 9 * 200 * 3).reshape(9, 200, 3).astype(np.uint8)
+    noise = np.random.default_rng(1).integers(-40, 40, (36, 800, 3))
+    enlarged = (source.repeat(4, 0).repeat(4, 1) + noise).clip(0, 255).astype(np.uint8)
+    expected = correct_colors(enlarged, source)
+    monkeypatch.setattr("pipeline.images.colors._MAX_STRIP_WIDTH", 100)
+    assert np.abs(correct_colors(enlarged, source).astype(int) - expected).max() <= 2

@@ -17,6 +17,7 @@ from pipeline.diffusion.tiles import Tiling
 from pipeline.errors import CheckpointError
 from pipeline.images.colors import block_means
 from pipeline.images.resize import resize
+from pipeline.images.visible_colors import visible_colors
 from pipeline.inference.task import Outcome, RowResult
 from pipeline.inference.worker import LaneWorker
 from pipeline.models.checkpoint.folder import load_stack
@@ -133,7 +134,7 @@ def test_eight_times_is_four_times_the_source_enlarged_twice(stack: Stack) -> No
     [made] = enlarged(stack, row, scale=8)
     assert made.pixels.shape == (72, 56, 4)
     assert (made.parameters.upscale_factor, made.parameters.width, made.parameters.height) == (8, 56, 72)
-    twice = resize(row["pixels"][..., :3], 14, 18, "bicubic")
+    twice = resize(visible_colors(row["pixels"]), 14, 18, "bicubic")
     [four] = enlarged(stack, {**row, "pixels": twice})
     assert (four.pixels == made.pixels[..., :3]).all()
 
@@ -159,6 +160,21 @@ def test_decoding_in_tiles_joins_to_the_whole_with_the_memory_of_a_tile() -> Non
     assert (tiled != whole).mean() < 0.01
 
 
+def test_a_wide_picture_is_decoded_with_the_memory_of_a_column_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nearest(latents: Tensor) -> Tensor:
+        return F.interpolate(latents[:, :3], scale_factor=4)
+
+    latents = torch.randn(3, 20, 90, generator=torch.Generator().manual_seed(0)) / 2
+    expected = decode_tiled(nearest, latents, tiling := Tiling.of(20, 90, 16, 5))
+    sizes: list[int] = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size: sizes.append(int(np.prod(size))) or zeros(*size))
+    monkeypatch.setattr("pipeline.tasks.decode.MAX_BAND_WIDTH", 80)
+    by_columns = decode_tiled(nearest, latents, tiling)
+    assert np.abs(by_columns.astype(int) - expected).max() <= 1
+    assert max(sizes) == 3 * (4 * 16) * (4 * 20)
+
+
 def test_corrected_colors_average_to_the_source(stack: Stack) -> None:
     row = row_of(37, 41)
     [plain] = enlarged(stack, row)
@@ -182,8 +198,17 @@ def test_gray_stays_gray_and_alpha_is_enlarged_beside_the_colors(stack: Stack, c
     assert made.pixels.shape == (96, 96, channels)
     if channels in (2, 4):
         assert (made.pixels[:, :40, -1] == 0).all() and (made.pixels[:, 56:, -1] == 255).all()
-        [opaque] = enlarged(stack, {**row, "pixels": row["pixels"][..., :-1]})
-        assert (made.pixels[..., :-1] == opaque.pixels).all()
+        hidden = row["pixels"].copy()
+        hidden[:, :12, :-1] = 0
+        [other] = enlarged(stack, {**row, "pixels": hidden})
+        assert (made.pixels == other.pixels).all()
+        opaque = np.full_like(hidden, 255)
+        opaque[..., :-1] = row["pixels"][..., :-1]
+        [solid], [plain] = (
+            enlarged(stack, {**row, "pixels": opaque}),
+            enlarged(stack, row | {"pixels": opaque[..., :-1]}),
+        )
+        assert (solid.pixels[..., :-1] == plain.pixels).all()
 
 
 def test_a_noise_level_that_the_checkpoint_does_not_know_fails_its_row_alone(stack: Stack) -> None:
