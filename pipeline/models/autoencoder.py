@@ -18,7 +18,7 @@ EPS = 1e-6
 class AutoencoderConfig(Config):
     """The options of an `AutoencoderKL`'s config.json."""
 
-    sample_size: int = 512
+    sample_size: int | tuple[int, int] | None = 512
     in_channels: int = 3
     out_channels: int = 3
     latent_channels: int = 4
@@ -28,7 +28,6 @@ class AutoencoderConfig(Config):
     layers_per_block: int = 1
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
-    shift_factor: float | None = None
     force_upcast: bool = True
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
@@ -36,8 +35,13 @@ class AutoencoderConfig(Config):
 
     CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu", "swish"),
+        "shift_factor": (None, 0),
         "latents_mean": (None,),
         "latents_std": (None,),
+    }
+    BLOCKS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
     }
 
     @property
@@ -187,11 +191,11 @@ class AutoencoderKL(nn.Module):
         """Return scaled latents (B, C, H/f, W/f): the posterior's sample for `noise`, or its mean without."""
         posterior = self.posterior(pixels)
         latents = posterior.mean if noise is None else posterior.sample(noise)
-        return (latents - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
+        return latents * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return pixels (B, 3, h f, w f), about [-1, 1], of scaled latents (B, C, h, w)."""
-        return self.decode_unscaled(latents / self.config.scaling_factor + (self.config.shift_factor or 0.0))
+        return self.decode_unscaled(latents / self.config.scaling_factor)
 
     def decode_unscaled(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))

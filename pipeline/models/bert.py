@@ -33,6 +33,10 @@ class BertConfig(Config):
         "activation_function": ("gelu",),
         "scale_embedding": (False,),
     }
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"dropout", "activation_dropout", "attention_dropout", "classifier_dropout", "encoder_layerdrop"}
+        | {"init_std", "use_cache"}
+    )
 
     @property
     def hidden_size(self) -> int:

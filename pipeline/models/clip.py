@@ -1,6 +1,7 @@
 """CLIP in the layout of transformers' CLIPModel: images and texts as unit vectors of one space."""
 
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
+from pipeline.errors import CheckpointError, one_line
 from pipeline.images.resize import center_square
 from pipeline.models.checkpoint.clip_config import check_clip, clip_colors, clip_side
-from pipeline.models.checkpoint.weights import load_weights, read_json
+from pipeline.models.checkpoint.layout import TRANSFORMERS_STEM
+from pipeline.models.checkpoint.weights import TensorNames, load_weights, match_tensors, read_json
 from pipeline.models.text import TextEncoder, load_tokenizer
+
+_NAMES: Final = TensorNames(ignored=(".position_ids",))
 
 
 class Clip:
@@ -52,10 +57,29 @@ class Clip:
 def load_clip(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Clip:
     """Load the CLIP in `folder`; CheckpointError names the file and what is wrong with it."""
     check_clip(folder)
-    values = read_json(folder / "config.json")
-    model = CLIPModel(CLIPConfig(**values))
-    load_weights(model, folder, half=dtype == torch.float16, ignored=(".position_ids",))
+    model = _build(folder)
+    half = dtype == torch.float16
+    load_weights(model, folder, TRANSFORMERS_STEM, half=half, names=_NAMES)
     target = torch.device(device)
     model = model.eval().requires_grad_(False).to(target, dtype)  # pyright: ignore[reportArgumentType]
     tokenizer = load_tokenizer(folder, model.text_model.config.vocab_size)
     return Clip(folder, model, TextEncoder(tokenizer, model.text_model), target)
+
+
+def check_clip_weights(folder: Path, *, half: bool = False) -> None:
+    """Raise CheckpointError if the CLIP in `folder` cannot be loaded; no weights are read."""
+    check_clip(folder)
+    clip_colors(folder)
+    with torch.device("meta"):
+        model = _build(folder)
+    match_tensors(model, folder, TRANSFORMERS_STEM, half=half, names=_NAMES)
+    load_tokenizer(folder, model.text_model.config.vocab_size)
+
+
+def _build(folder: Path) -> CLIPModel:
+    try:
+        return CLIPModel(CLIPConfig(**read_json(folder / "config.json")))
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - transformers raises many kinds for impossible values
+        raise CheckpointError(f"{folder / 'config.json'}: a CLIP cannot be built of it: {one_line(error)}") from None

@@ -1,9 +1,9 @@
-"""Typed configs of diffusers' `config.json` files: an option that is not understood is refused, not ignored."""
+"""Typed configs of diffusers' `config.json` files: an option that changes the image is honored or refused by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
 from pipeline.config import Task
 from pipeline.errors import CheckpointError
@@ -13,19 +13,64 @@ EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """A network's config: the fields are the supported options, CONSTANTS the options with only one supported value."""
+    """A network's config. Every option of the diffusers class is in one of the three.
+
+    The fields are the supported options. CONSTANTS are the options with only some supported values. WITHOUT_EFFECT are
+    options that the supported networks do not read, or read only in training. Other keys diffusers ignores too.
+    """
 
     CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset()
+    PER_LEVEL: ClassVar[tuple[str, ...]] = ()
+    """Options that are given once, or once per level of `block_out_channels`."""
+    BLOCKS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Options that name the class of each level, and the classes that are supported."""
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str) -> Self:
         """Return the config; CheckpointError for an unsupported value. `source` is the file's name, for errors."""
-        names = {field.name for field in fields(cls)}
         for key, allowed in cls.CONSTANTS.items():
             if key in config and config[key] not in allowed:
                 raise CheckpointError(f"{source}: {key} is {config[key]!r}; only {allowed[0]!r} is supported")
-        values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in names}
+        values: dict[str, Any] = {}
+        for field in fields(cls):
+            if field.name in config:
+                value = config[field.name]
+                values[field.name] = tuple(value) if isinstance(value, list) else value
+                if not _fits(values[field.name], field.type):
+                    kind = field.type.__name__ if isinstance(field.type, type) else field.type
+                    raise CheckpointError(f"{source}: {field.name} is {value!r}; must be {kind}")
         return cls(**values)
+
+
+def check_levels(config: Config, source: str) -> None:
+    """Raise CheckpointError for a level of an unknown class, or for an option with another number of levels."""
+    if not config.BLOCKS:
+        return
+    levels = len(getattr(config, "block_out_channels"))  # noqa: B009 - a field of each config with BLOCKS
+    for key in (*config.PER_LEVEL, *config.BLOCKS):
+        value = getattr(config, key)
+        if isinstance(value, tuple) and len(value) != levels:
+            raise CheckpointError(f"{source}: {key} has {len(value)} entries, block_out_channels {levels}")
+    for key, known in config.BLOCKS.items():
+        for name in getattr(config, key):
+            if name not in known:
+                raise CheckpointError(f"{source}: {key} has the unknown class {name}; known: {', '.join(known)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value of JSON is of a field's type; lists are tuples, and a float may be given as an integer."""
+    parts = get_args(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 Form = Literal["text to image", "inpainting", "upscaling", "an unknown use"]

@@ -57,6 +57,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int, *, states: int | None = None, bias: bool = False) -> None:
         super().__init__()
+        if channels % heads:
+            raise ValueError(f"{channels} channels of an attention cannot be divided among {heads} heads")
         self.heads = heads
         self.upcast = False
         self.to_q = nn.Linear(channels, channels, bias=bias)

@@ -44,8 +44,8 @@ class Stack:
     @property
     def native_size(self) -> tuple[int, int]:
         """Width and height in pixels of the images that the model was trained on."""
-        side = self.unet.config.sample_size * self.downsample_factor
-        return side, side
+        height, width = self.unet.config.latent_size
+        return width * self.downsample_factor, height * self.downsample_factor
 
     @torch.inference_mode()
     def denoise(

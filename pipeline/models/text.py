@@ -41,6 +41,11 @@ class TextEncoder:
         parts = [tokens[start : start + room] for start in range(0, len(tokens), room)] or [[]]
         return [self._padded(part) for part in parts]
 
+    def attention_mask(self, window: list[int]) -> Tensor:
+        """Return 1 for the tokens (1, T) of a window up to its end, 0 for padding."""
+        length = window.index(self.end, 1) + 1
+        return (torch.arange(len(window), device=self.model.device) < length).long()[None]
+
     def _padded(self, tokens: list[int]) -> list[int]:
         window = [self.start, *tokens, self.end]
         return window + [self.padding] * (self.window - len(window))
@@ -48,8 +53,14 @@ class TextEncoder:
     def _encode(self, prompt: str, chunks: int) -> Tensor:
         windows = self.token_ids(prompt)
         windows += [self._padded([])] * (chunks - len(windows))
-        states = [self.model(torch.tensor([ids], device=self.model.device)).last_hidden_state[0] for ids in windows]
-        return torch.cat(states)
+        return torch.cat([self._states(ids) for ids in windows])
+
+    def _states(self, window: list[int]) -> Tensor:
+        """Return the states (T, D) of a window; padding is masked where the model's config says so."""
+        ids = torch.tensor([window], device=self.model.device)
+        if isinstance(self.model, CLIPTextModel) and getattr(self.model.config, "use_attention_mask", False):
+            return self.model(ids, attention_mask=self.attention_mask(window)).last_hidden_state[0]
+        return self.model(ids).last_hidden_state[0]
 
 
 def load_tokenizer(

@@ -25,7 +25,8 @@ from pipeline.models.layers import (
 class UNetConfig(Config):
     """The options of a `UNet2DConditionModel`'s config.json."""
 
-    sample_size: int = 64
+    sample_size: int | tuple[int, int] | None = 64
+    """Latents per side, or height and width; None is 64."""
     in_channels: int = 4
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -33,12 +34,12 @@ class UNetConfig(Config):
     mid_block_type: str = "UNetMidBlock2DCrossAttn"
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     only_cross_attention: bool | tuple[bool, ...] = False
-    layers_per_block: int = 2
+    layers_per_block: int | tuple[int, ...] = 2
     transformer_layers_per_block: int | tuple[int, ...] = 1
     attention_head_dim: int | tuple[int, ...] = 8
     """The number of heads per level, in spite of the name."""
     num_attention_heads: int | tuple[int, ...] | None = None
-    cross_attention_dim: int = 1280
+    cross_attention_dim: int | tuple[int, ...] = 1280
     use_linear_projection: bool = False
     upcast_attention: bool = False
     norm_num_groups: int = 32
@@ -63,8 +64,51 @@ class UNetConfig(Config):
         "conv_in_kernel": (3,),
         "conv_out_kernel": (3,),
         "attention_type": ("default",),
-        "dropout": (0, 0.0),
+        "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "time_cond_proj_dim": (None,),
+        "class_embeddings_concat": (False,),
+        "reverse_transformer_layers_per_block": (None,),
     }
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {
+            "dropout",
+            "addition_time_embed_dim",
+            "addition_embed_type_num_heads",
+            "projection_class_embeddings_input_dim",
+            "resnet_skip_time_act",
+            "resnet_out_scale_factor",
+            "mid_block_only_cross_attention",
+            "cross_attention_norm",
+        }
+    )
+    PER_LEVEL: ClassVar[tuple[str, ...]] = (
+        "layers_per_block",
+        "transformer_layers_per_block",
+        "attention_head_dim",
+        "num_attention_heads",
+        "cross_attention_dim",
+        "only_cross_attention",
+    )
+    BLOCKS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Height and width of the latents that the model was trained on."""
+        size = 64 if self.sample_size is None else self.sample_size
+        return size if isinstance(size, tuple) else (size, size)
+
+    @property
+    def text_widths(self) -> set[int]:
+        """The widths of the text states that the attentions take."""
+        widths = self.per_level("cross_attention_dim")
+        down, up = self.down_block_types, self.up_block_types[::-1]
+        attends = ["Attn" in down[level] or "Attn" in up[level] for level in range(len(widths))]
+        return {widths[-1], *(width for width, does in zip(widths, attends, strict=True) if does)}
 
     def per_level(self, name: str) -> tuple:
         """Return an option for each level; the config gives it once, or once per level."""
@@ -80,7 +124,7 @@ class UNetConfig(Config):
         return SpatialTransformer(
             channels,
             self.heads[level],
-            self.cross_attention_dim,
+            self.per_level("cross_attention_dim")[level],
             self.per_level("transformer_layers_per_block")[level],
             self.norm_num_groups,
             linear=self.use_linear_projection,
@@ -115,8 +159,17 @@ class UnconditionalUNetConfig(UNetConfig):
         "add_attention": (True,),
         "class_embed_type": (None,),
         "num_class_embeds": (None,),
-        "dropout": (0, 0.0),
+        "mid_block_type": ("UNetMidBlock2D",),
     }
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"dropout", "num_train_timesteps"})
+    BLOCKS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+
+    @property
+    def text_widths(self) -> set[int]:
+        return set()
 
     def attention(self, level: int, channels: int, *, only_cross: bool | None = None) -> nn.Module:
         heads = channels // self.attention_head_dim if self.attention_head_dim else 1
@@ -221,7 +274,8 @@ class UNet(nn.Module):
         config, levels = self.config, []
         previous = config.block_out_channels[0]
         for index, channels in enumerate(config.block_out_channels):
-            widths = [(previous if layer == 0 else channels, channels) for layer in range(config.layers_per_block)]
+            layers = config.per_level("layers_per_block")[index]
+            widths = [(previous if layer == 0 else channels, channels) for layer in range(layers)]
             attends = "Attn" in config.down_block_types[index]
             level = DownLevel(config, index, widths, attends=attends, embedding=embedding)
             if index + 1 < len(config.block_out_channels):
@@ -237,7 +291,7 @@ class UNet(nn.Module):
         for step, channels in enumerate(reverse):
             index = len(reverse) - 1 - step
             below = reverse[min(step + 1, len(reverse) - 1)]
-            layers = config.layers_per_block + 1
+            layers = config.per_level("layers_per_block")[index] + 1
             skips = [below if layer == layers - 1 else channels for layer in range(layers)]
             widths = [((previous if layer == 0 else channels) + skips[layer], channels) for layer in range(layers)]
             attends = "Attn" in config.up_block_types[step]

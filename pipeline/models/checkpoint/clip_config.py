@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.layout import TRANSFORMERS_STEM
 from pipeline.models.checkpoint.weights import read_json, weight_files
 
 _MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
@@ -17,7 +18,7 @@ def check_clip(folder: Path) -> None:
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if not {"text_config", "vision_config"} <= config.keys():
         raise CheckpointError(f"{folder}: is not a CLIP: its config.json needs text_config and vision_config")
-    weight_files(folder, half=False)
+    weight_files(folder, TRANSFORMERS_STEM, half=False)
 
 
 def clip_side(folder: Path) -> int:

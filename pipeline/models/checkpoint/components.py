@@ -1,20 +1,22 @@
-"""Loading the components of a checkpoint folder."""
+"""Loading the components of a checkpoint folder. A class of network is a row of NETWORK_CLASSES."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+import torch
+from torch import nn
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, one_line
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
 from pipeline.models.bert import BertConfig, BertModel
-from pipeline.models.checkpoint.weights import empty_module, load_weights, read_json
+from pipeline.models.checkpoint.layout import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from pipeline.models.checkpoint.weights import PLAIN_NAMES, TensorNames, load_weights, match_tensors, read_json
+from pipeline.models.configs import Config, check_levels
 from pipeline.models.text import TextEncoder, load_tokenizer
 from pipeline.models.unet import UnconditionalUNetConfig, UNet, UNetConfig
-
-ConfigKind = TypeVar("ConfigKind", bound=AutoencoderConfig)
-AutoencoderKind = TypeVar("AutoencoderKind", AutoencoderKL, VQModel)
 
 CLASSES: Final = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
@@ -30,16 +32,6 @@ NETWORKS: Final = (("unet",), ("vae", "vqvae"))
 TEXT: Final = (("text_encoder", "bert"), ("tokenizer",))
 """The components of a checkpoint, with the names that the paper's own models use; a UNet2DModel has no text."""
 
-UNET_BLOCKS: Final = {
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
-UNCONDITIONAL_BLOCKS: Final = {
-    "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}
-AUTOENCODER_BLOCKS: Final = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
-
 OLD_ATTENTION: Final = (
     (".query.", ".to_q."),
     (".key.", ".to_k."),
@@ -49,80 +41,121 @@ OLD_ATTENTION: Final = (
 """Names of the autoencoder's attention tensors before and after diffusers 0.16."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkClass:
+    """How the networks of one class are built from config.json, and loaded."""
+
+    build: Callable[[Mapping[str, Any], str], nn.Module]
+    """Builds the network from the config and the config's file name, which errors name."""
+    stem: str = DIFFUSERS_STEM
+    names: TensorNames = PLAIN_NAMES
+    has_buffers: bool = False
+    """Whether the network computes tensors that no file holds."""
+
+
+def _network(config: type[Config], network: Callable[[Any], nn.Module]) -> Callable[..., nn.Module]:
+    def build(values: Mapping[str, Any], source: str) -> nn.Module:
+        typed = config.from_dict(values, source)
+        check_levels(typed, source)
+        return network(typed)
+
+    return build
+
+
+NETWORK_CLASSES: Final[Mapping[str, NetworkClass]] = {
+    "UNet2DConditionModel": NetworkClass(build=_network(UNetConfig, UNet)),
+    "UNet2DModel": NetworkClass(
+        build=_network(UnconditionalUNetConfig, UNet), names=TensorNames(renames=OLD_ATTENTION)
+    ),
+    "AutoencoderKL": NetworkClass(
+        build=_network(AutoencoderConfig, AutoencoderKL), names=TensorNames(renames=OLD_ATTENTION)
+    ),
+    "VQModel": NetworkClass(build=_network(VQConfig, VQModel), names=TensorNames(renames=OLD_ATTENTION)),
+    "CLIPTextModel": NetworkClass(
+        build=lambda values, _: CLIPTextModel(CLIPTextConfig(**values)),
+        stem=TRANSFORMERS_STEM,
+        names=TensorNames(strip="text_model.", ignored=(".position_ids",)),
+        has_buffers=True,
+    ),
+    "LDMBertModel": NetworkClass(build=_network(BertConfig, BertModel), stem=TRANSFORMERS_STEM),
+}
+
+
+def load_network(folder: Path, class_name: str, *, half: bool = False, device: str = "cpu") -> nn.Module:
+    """Load the network in `folder`, in float32 on the CPU; CheckpointError if it cannot be loaded.
+
+    On "meta" nothing but the config and the weights' headers is read, and the network stays empty."""
+    kind, path = NETWORK_CLASSES[class_name], folder / "config.json"
+    values = read_json(path)
+    try:
+        with torch.device("cpu" if kind.has_buffers and device != "meta" else "meta"):
+            module = kind.build(values, str(path))
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001 - torch and transformers raise many kinds for impossible values
+        raise CheckpointError(f"{path}: a {class_name} cannot be built of it: {one_line(error)}") from None
+    if device == "meta":
+        match_tensors(module, folder, kind.stem, half=half, names=kind.names)
+    else:
+        load_weights(module, folder, kind.stem, half=half, names=kind.names)
+    return module.float().eval().requires_grad_(False)
+
+
 def load_unet(folder: Path, *, half: bool = False) -> UNet:
     """Load the U-Net in `folder`, with text or without, in float32 on the CPU."""
-    path = folder / "config.json"
-    values = read_json(path)
-    has_text = values.get("_class_name") != "UNet2DModel"
-    config = (UNetConfig if has_text else UnconditionalUNetConfig).from_dict(values, str(path))
-    _check_blocks(config, UNET_BLOCKS if has_text else UNCONDITIONAL_BLOCKS, path)
-    if config.mid_block_type != ("UNetMidBlock2DCrossAttn" if has_text else "UNetMidBlock2D"):
-        raise CheckpointError(f"{path}: mid_block_type {config.mid_block_type} is unknown")
-    unet = empty_module(lambda: UNet(config))
-    load_weights(unet, folder, half=half, renames=() if has_text else OLD_ATTENTION)
-    return unet.float().eval().requires_grad_(False)
+    unet = load_network(folder, _class_in_config(folder) or "UNet2DConditionModel", half=half)
+    assert isinstance(unet, UNet)
+    return unet
 
 
 def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
     """Load the KL autoencoder in `folder`, in float32 on the CPU; old names of attention tensors are known."""
-    return _load_autoencoder(folder, AutoencoderConfig, AutoencoderKL, half=half)
+    autoencoder = load_network(folder, "AutoencoderKL", half=half)
+    assert isinstance(autoencoder, AutoencoderKL)
+    return autoencoder
 
 
 def load_vq(folder: Path, *, half: bool = False) -> VQModel:
     """Load the VQ autoencoder in `folder`, in float32 on the CPU."""
-    return _load_autoencoder(folder, VQConfig, VQModel, half=half)
+    autoencoder = load_network(folder, "VQModel", half=half)
+    assert isinstance(autoencoder, VQModel)
+    return autoencoder
 
 
-def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False) -> TextEncoder:
+def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False, device: str = "cpu") -> TextEncoder:
     """Load CLIP's text tower or the paper's BERT from `folder`, with its tokenizer, in float32 on the CPU."""
-    values = read_json(folder / "config.json")
-    if folder.name == "bert":
-        config = BertConfig.from_dict(values, str(folder / "config.json"))
-        model = empty_module(lambda: BertModel(config))
-        load_weights(model, folder, half=half)
-        tokenizer_class = BertTokenizer
-    else:
-        config = CLIPTextConfig(**values)
-        model = CLIPTextModel(config)
-        load_weights(model, folder, half=half, strip="text_model.", ignored=(".position_ids",))
-        tokenizer_class = CLIPTokenizer
-    tokenizer = load_tokenizer(tokenizer_folder, config.vocab_size, tokenizer_class)
-    return TextEncoder(tokenizer, model.float().eval().requires_grad_(False))
+    is_bert = folder.name == "bert"
+    model = load_network(folder, "LDMBertModel" if is_bert else "CLIPTextModel", half=half, device=device)
+    assert isinstance(model, BertModel | CLIPTextModel)
+    tokenizer_class = BertTokenizer if is_bert else CLIPTokenizer
+    return TextEncoder(load_tokenizer(tokenizer_folder, model.config.vocab_size, tokenizer_class), model)
 
 
-def _load_autoencoder(
-    folder: Path, read: type[ConfigKind], build: Callable[[ConfigKind], AutoencoderKind], *, half: bool
-) -> AutoencoderKind:
-    path = folder / "config.json"
-    config = read.from_dict(read_json(path), str(path))
-    _check_blocks(config, AUTOENCODER_BLOCKS, path)
-    autoencoder = empty_module(lambda: build(config))
-    load_weights(autoencoder, folder, half=half, renames=OLD_ATTENTION)
-    return autoencoder.float().eval().requires_grad_(False)
+def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """Return each component's name in model_index.json, and its class; CheckpointError for none or an unknown class.
 
-
-def _check_blocks(config: UNetConfig | AutoencoderConfig, blocks: Mapping[str, tuple[str, ...]], path: Path) -> None:
-    """Raise CheckpointError for a level of an unknown class, or if there are not as many levels as widths."""
-    widths = len(config.block_out_channels)
-    for key, known in blocks.items():
-        names = getattr(config, key)
-        if len(names) != widths:
-            raise CheckpointError(f"{path}: {key} has {len(names)} entries, block_out_channels {widths}")
-        for name in names:
-            if name not in known:
-                raise CheckpointError(f"{path}: {key} has the unknown class {name}; known: {', '.join(known)}")
-
-
-def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tuple[str, ...]]) -> list[str]:
-    """Return each component's name in model_index.json; CheckpointError for none or an unknown class."""
+    As in diffusers the class is that of model_index.json; where it gives none, that of the component's own config."""
     path = folder / "model_index.json"
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     for names in wanted:
         name = next((name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2), None)
         if name is None:
             raise CheckpointError(f"{path}: lists no {names[0]}; this kind of checkpoint needs one")
-        class_name, known = index[name][1], CLASSES[name]
-        if class_name not in known:
+        class_name, known = index[name][1] or _class_in_config(folder / name), CLASSES[name]
+        if not isinstance(class_name, str) or class_name not in known:
             raise CheckpointError(f"{path}: {name} has the unknown class {class_name}; supported is {known[0]}")
-        found.append(name)
+        found.append((name, class_name))
     return found
+
+
+_CLASS_KEYS: Final = {"config.json": ("_class_name", "architectures"), "tokenizer_config.json": ("tokenizer_class",)}
+
+
+def _class_in_config(folder: Path) -> str | None:
+    """Return the class that a component's config names, if it does."""
+    for file, keys in _CLASS_KEYS.items():
+        values = read_json(folder / file) if (folder / file).exists() else {}
+        given = [values[key] for key in keys if values.get(key)]
+        if given:
+            return given[0][0] if isinstance(given[0], list) else given[0]
+    return None

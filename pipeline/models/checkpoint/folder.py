@@ -1,61 +1,104 @@
 """Loading a checkpoint folder in diffusers' layout: model_index.json, and a folder per component."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from pipeline.errors import CheckpointError
+from pipeline.models.autoencoder import AutoencoderKL, VQModel
 from pipeline.models.checkpoint.components import (
     NETWORKS,
     TEXT,
     find_components,
-    load_autoencoder,
+    load_network,
     load_text_encoder,
-    load_unet,
-    load_vq,
 )
 from pipeline.models.checkpoint.weights import channels_last, read_json, weights_digest
 from pipeline.models.stack import Stack
-from pipeline.models.unet import UnconditionalUNetConfig
+from pipeline.models.text import TextEncoder
+from pipeline.models.unet import UnconditionalUNetConfig, UNet
 
+LOW_RES: Final = "low_res_scheduler"
 MAX_NOISE_LEVEL: Final = 350
 """The highest noise level of an upscaler whose model_index.json gives none; as in diffusers."""
 
 
 def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
-    """Load every component of a checkpoint folder; CheckpointError names the file and what is wrong with it."""
+    """Load every component of a checkpoint folder; CheckpointError names the file and what is wrong with it.
+
+    On "meta" the weights' headers are checked and no weights are read: the stack is complete but for them."""
     index = read_json(folder / "model_index.json")
-    unet_name, autoencoder_name = find_components(folder, index, NETWORKS)
-    half = dtype == torch.float16
-    target = torch.device(device)
-    unet = channels_last(load_unet(folder / unet_name, half=half).to(target, dtype))
-    quantized = index[autoencoder_name][1] == "VQModel"
-    autoencoder = (load_vq if quantized else load_autoencoder)(folder / autoencoder_name, half=half)
+    half, target = dtype == torch.float16, torch.device(device)
+    (unet_name, unet_class), (autoencoder_name, autoencoder_class) = find_components(folder, index, NETWORKS)
+    unet = load_network(folder / unet_name, unet_class, half=half, device=device)
+    autoencoder = load_network(folder / autoencoder_name, autoencoder_class, half=half, device=device)
+    assert isinstance(unet, UNet) and isinstance(autoencoder, AutoencoderKL | VQModel)
+    channels_last(unet.to(target, dtype))
     upcast = autoencoder.config.force_upcast and half
     channels_last(autoencoder.to(target, torch.float32 if upcast else dtype))
     text = None
     if not isinstance(unet.config, UnconditionalUNetConfig):
-        text_name, tokenizer_name = find_components(folder, index, TEXT)
-        text = load_text_encoder(folder / text_name, folder / tokenizer_name, half=half)
+        text = _load_text(folder, index, half=half, device=device)
         text.model.to(target, dtype)  # pyright: ignore[reportArgumentType]
-        if text.model.config.hidden_size != unet.config.cross_attention_dim:
-            raise CheckpointError(
-                f"{folder}: {text_name}'s hidden_size is {text.model.config.hidden_size}, "
-                f"unet's cross_attention_dim {unet.config.cross_attention_dim}; they must be equal"
-            )
-    defaults = folder / "generation_config.json"
-    low_res = folder / "low_res_scheduler" / "scheduler_config.json"
-    return Stack(
+    stack = Stack(
         name=folder.name,
-        weights_sha256=weights_digest(folder, half=half),
+        weights_sha256="" if target.type == "meta" else weights_digest(folder, half=half),
         unet=unet,
         autoencoder=autoencoder,
         text=text,
-        schedule_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        low_res_schedule_config=read_json(low_res) if "low_res_scheduler" in index else None,
-        max_noise_level=int(index.get("max_noise_level", MAX_NOISE_LEVEL)),
-        generation_config=read_json(defaults) if defaults.exists() else {},
+        schedule_config=_schedule_config(folder, index, "scheduler"),
+        low_res_schedule_config=_schedule_config(folder, index, LOW_RES) if LOW_RES in index else None,
+        max_noise_level=_max_noise_level(folder, index),
+        generation_config=_generation_config(folder),
         device=target,
         dtype=dtype,
     )
+    _check_widths(folder, stack)
+    return stack
+
+
+def _load_text(folder: Path, index: Mapping[str, Any], *, half: bool, device: str) -> TextEncoder:
+    (name, _), (tokenizer_name, _) = find_components(folder, index, TEXT)
+    return load_text_encoder(folder / name, folder / tokenizer_name, half=half, device=device)
+
+
+def _schedule_config(folder: Path, index: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a scheduler's config; its class is that of model_index.json, as in diffusers."""
+    path = folder / name / "scheduler_config.json"
+    config, entry = read_json(path), index.get(name)
+    class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if not (class_name or config.get("_class_name")):
+        raise CheckpointError(f"{path}: neither it nor model_index.json names the scheduler's class")
+    return {**config, "_class_name": class_name or config["_class_name"]}
+
+
+def _max_noise_level(folder: Path, index: Mapping[str, Any]) -> int:
+    level = index.get("max_noise_level", MAX_NOISE_LEVEL)
+    if not isinstance(level, int):
+        raise CheckpointError(f"{folder / 'model_index.json'}: max_noise_level is {level!r}; must be an integer")
+    return level
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _check_widths(folder: Path, stack: Stack) -> None:
+    """Raise CheckpointError if a component's output does not fit the input of the next one."""
+    unet, autoencoder = stack.unet.config, stack.autoencoder.config
+    if stack.text is not None and unet.text_widths != {stack.text.model.config.hidden_size}:
+        widths = ", ".join(map(str, sorted(unet.text_widths)))
+        raise CheckpointError(
+            f"{folder}: the text encoder's hidden_size is {stack.text.model.config.hidden_size}, "
+            f"unet's cross_attention_dim {widths}; they must be equal"
+        )
+    if unet.out_channels != stack.latent_channels:
+        raise CheckpointError(
+            f"{folder}: unet's out_channels is {unet.out_channels}; the autoencoder's latents have "
+            f"{stack.latent_channels} channels (a network that also predicts the variance is not supported)"
+        )
+    if (autoencoder.in_channels, autoencoder.out_channels) != (3, 3):
+        raise CheckpointError(f"{folder}: the autoencoder's in_channels and out_channels must be 3, the colors")

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.layout import STEMS, TRANSFORMERS_STEM, is_config, weight_names
 
 Network = TypeVar("Network", bound=nn.Module)
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-VARIANT = ".fp16"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,94 +33,142 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def weight_files(folder: Path, *, half: bool) -> list[Path]:
-    """Return the safetensors files of a component: one, or its shards; the fp16 variant if `half` or the only one."""
+def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
+    """Return the safetensors files of a component: one, or its shards; the fp16 variant if `half` or the only one.
+
+    `stem` is the files' name before its endings; files of other names are other weights, and ignored."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; the checkpoint's model_index.json names it")
-    indexes = sorted(folder.glob("*.safetensors.index*.json"))
-    shards = {path.name for index in indexes for path in _shards(index)}
-    singles = [path for path in sorted(folder.glob("*.safetensors")) if path.name not in shards]
-    if not indexes and not singles:
-        pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
-        if pickles:
-            raise CheckpointError(f"{folder / pickles[0]}: is a pickle, which can run code; convert it to safetensors")
-        raise CheckpointError(f"{folder}: holds no *.safetensors file")
-    choices = [[path] for path in singles] + [_shards(index) for index in indexes]
-    names = [path.name for path in singles] + [index.name for index in indexes]
-    ranked = sorted(zip(names, choices, strict=True), key=lambda pair: ((VARIANT in pair[0]) != half, pair[0]))
-    return ranked[0][1]
+    for name in weight_names(stem, half=half):
+        if (folder / name).is_file():
+            return _shards(folder / name) if name.endswith(".json") else [folder / name]
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
+    pickles = [name for name in others if not name.endswith(".safetensors")]
+    if others and others == pickles:
+        raise CheckpointError(f"{folder / pickles[0]}: is a pickle, which can run code; convert it to safetensors")
+    if not others:
+        raise CheckpointError(f"{folder}: holds no *.safetensors file; its weights are {stem}.safetensors")
+    raise CheckpointError(f"{folder}: holds no {stem}.safetensors; found only {', '.join(others)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorNames:
+    """How the tensor names of a component's files differ from those of its network."""
+
+    strip: str = ""
+    """A prefix that old files have before each name."""
+    renames: tuple[tuple[str, str], ...] = ()
+    """Old parts of names with the new ones."""
+    ignored: tuple[str, ...] = ()
+    """Endings of tensors that are not weights."""
+
+    def network_name(self, stored: str) -> str | None:
+        """Return the network's name of a stored tensor; None if it is not a weight."""
+        if self.ignored and stored.endswith(self.ignored):
+            return None
+        name = stored.removeprefix(self.strip)
+        for old, new in self.renames:
+            name = name.replace(old, new)
+        return name
+
+
+PLAIN_NAMES: Final = TensorNames()
 
 
 def load_weights(
-    module: nn.Module,
-    folder: Path,
-    *,
-    half: bool = False,
-    strip: str = "",
-    renames: Iterable[tuple[str, str]] = (),
-    ignored: tuple[str, ...] = (),
+    module: nn.Module, folder: Path, stem: str, *, half: bool = False, names: TensorNames = PLAIN_NAMES
 ) -> None:
-    """Fill `module` with a component's tensors, as they are stored.
-
-    `strip` is a prefix that old files have before each name, `renames` are old parts of names with the new ones,
-    `ignored` are endings of tensors that are not weights. CheckpointError names a tensor that is missing, unknown or
-    of another shape.
-    """
-    expected = module.state_dict()
+    """Fill `module` with a component's tensors, as they are stored; CheckpointError if they do not match."""
     loaded: dict[str, Tensor] = {}
-    for path in weight_files(folder, half=half):
-        for stored, tensor in _tensors(path):
-            if stored.endswith(ignored) and ignored:
-                continue
-            name = stored.removeprefix(strip)
-            for old, new in renames:
-                name = name.replace(old, new)
-            if name not in expected:
-                raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {folder.name}/config.json")
-            shape = tuple(expected[name].shape)
-            if tensor.shape != shape and tensor.squeeze().shape == shape:  # 1x1 convolutions of old attention
-                tensor = tensor.reshape(shape)
-            if tensor.shape != shape:
-                raise CheckpointError(
-                    f"{path}: tensor {stored} is {tuple(tensor.shape)}; {folder.name}/config.json makes it {shape}"
-                )
-            loaded[name] = tensor
-    missing = sorted(expected.keys() - loaded.keys())
+    for path, matches in match_tensors(module, folder, stem, half=half, names=names).items():
+        with _opened(path) as file:
+            for match in matches:
+                loaded[match.name] = file.get_tensor(match.stored).reshape(match.shape)
+    module.load_state_dict(loaded, assign=True)
+
+
+class TensorMatch(NamedTuple):
+    """A stored tensor, with its name and its shape in the network."""
+
+    stored: str
+    name: str
+    shape: tuple[int, ...]
+
+
+def match_tensors(
+    module: nn.Module, folder: Path, stem: str, *, half: bool = False, names: TensorNames = PLAIN_NAMES
+) -> dict[Path, list[TensorMatch]]:
+    """Return a component's tensors by file, from the files' headers alone.
+
+    CheckpointError names a tensor that is missing, unknown, twice there or of another shape."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    missing, matches = set(shapes), dict[Path, list[TensorMatch]]()
+    for path in weight_files(folder, stem, half=half):
+        matches[path] = []
+        with _opened(path) as file:
+            for stored in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                name = names.network_name(stored)
+                if name is None:
+                    continue
+                if name not in shapes:
+                    where = f"{folder.name}/config.json"
+                    raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {where}")
+                if name not in missing:
+                    raise CheckpointError(f"{path}: tensor {stored} is given twice")
+                _check_shape(path, stored, tuple(file.get_slice(stored).get_shape()), shapes[name])
+                missing.remove(name)
+                matches[path].append(TensorMatch(stored, name, shapes[name]))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{folder}: tensor {missing[0]}{more} missing from its safetensors")
-    module.load_state_dict(loaded, assign=True)
+        raise CheckpointError(f"{folder}: tensor {min(missing)}{more} missing from its safetensors")
+    return matches
+
+
+def _check_shape(path: Path, stored: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    squeezed = tuple(side for side in shape if side != 1)  # 1x1 convolutions of old attention
+    if expected not in (shape, squeezed):
+        raise CheckpointError(f"{path}: tensor {stored} is {shape}; {path.parent.name}/config.json makes it {expected}")
 
 
 def weights_digest(folder: Path, *, half: bool) -> str:
     """Return one SHA-256 of everything in a checkpoint that affects images: weights, configs and tokenizer files."""
     digest = hashlib.sha256()
-    is_single = not (folder / "model_index.json").exists()  # a model of one component, as a CLIP is
-    folders = [folder] if is_single else [path for path in folder.iterdir() if path.is_dir()]
-    components = sorted(path for path in folders if (path / "config.json").exists())
-    files = [file for component in components for file in weight_files(component, half=half)]
-    small = [path for path in folder.rglob("*") if path.suffix in (".json", ".txt") and path.is_file()]
-    for path in sorted({*files, *small}):
+    for path in sorted(files_in_use(folder, half=half)):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()
 
 
+def files_in_use(folder: Path, *, half: bool) -> set[Path]:
+    """Return the files that are read of a checkpoint folder, or of a folder of one component."""
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
+    small = {path for path in folder.rglob("*") if is_config(path.relative_to(folder).as_posix(), index)}
+    if index is None:
+        return {*small, *weight_files(folder, TRANSFORMERS_STEM, half=half)}
+    components = [name for name in STEMS if name in index and (folder / name).is_dir()]
+    weights = {file for name in components for file in weight_files(folder / name, STEMS[name], half=half)}
+    return small | weights
+
+
 def _shards(index: Path) -> list[Path]:
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, dict):
         raise CheckpointError(f"{index}: has no weight_map")
-    return [index.parent / name for name in sorted(set(mapping.values()))]
+    names = sorted({str(name) for name in mapping.values()})
+    if outside := [name for name in names if Path(name).name != name]:
+        raise CheckpointError(f"{index}: names {outside[0]!r}, which is not a file beside it")
+    return [index.parent / name for name in names]
 
 
-def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; CheckpointError if it cannot be read."""
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: is not a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safe_open is no mapping
-                yield name, file.get_tensor(name)
+            yield file
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the index beside it names it") from None
     except (SafetensorError, OSError) as error:
@@ -128,9 +178,3 @@ def _tensors(path: Path) -> Iterable[tuple[str, Tensor]]:
 def channels_last(module: Network) -> Network:
     """Return the module with its weights in channels-last memory format, in which convolutions run fastest."""
     return module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-
-
-def empty_module(build: Callable[[], Network]) -> Network:
-    """Return what `build` returns, without memory for its weights, which `load_weights` assigns."""
-    with torch.device("meta"):
-        return build()

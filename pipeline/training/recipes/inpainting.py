@@ -61,7 +61,7 @@ def train_inpainting(recipe: InpaintingRecipe, output: Path, worker: Worker = SI
     scheduler = read_json(output / "scheduler" / "scheduler_config.json")
     alphas = NoiseScheduleConfig.from_dict(scheduler).alphas_cumprod().float().to(worker.device)
     prediction_type = str(scheduler["prediction_type"])
-    width = unet.config.sample_size * autoencoder.config.downsample_factor
+    width = unet.config.latent_size[1] * autoencoder.config.downsample_factor
 
     def step_loss(step: int) -> tuple[Tensor, dict[str, float]]:
         generator, examples = step_generator(recipe.seed, step), _examples(recipe, step, width)

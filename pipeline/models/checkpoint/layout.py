@@ -1,0 +1,52 @@
+"""The files of a checkpoint folder that this package reads: model_index.json, and a folder per component.
+
+Everything else in a folder (safety checkers, feature extractors, training states, other variants of weights) is neither
+loaded, hashed nor required.
+"""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
+TRANSFORMERS_STEM: Final = "model"
+
+STEMS: Final[Mapping[str, str]] = {
+    "unet": DIFFUSERS_STEM,
+    "vae": DIFFUSERS_STEM,
+    "vqvae": DIFFUSERS_STEM,
+    "text_encoder": TRANSFORMERS_STEM,
+    "bert": TRANSFORMERS_STEM,
+}
+"""The components with weights, and the name of their weights' file before its endings."""
+
+SCHEDULERS: Final = ("scheduler", "low_res_scheduler")
+COMPONENTS: Final = frozenset({*STEMS, *SCHEDULERS, "tokenizer"})
+
+VARIANT: Final = "fp16"
+_SMALL: Final = (".json", ".txt")
+
+
+def weight_names(stem: str, *, half: bool) -> tuple[str, ...]:
+    """Return the names that a component's weights may have, the best first: a file, or the index of its shards.
+
+    Other variants, such as `.non_ema`, are other weights."""
+    full = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
+    variant = (
+        f"{stem}.{VARIANT}.safetensors",
+        f"{stem}.safetensors.index.{VARIANT}.json",
+        f"{stem}.{VARIANT}.safetensors.index.json",
+    )
+    return (*variant, *full) if half else (*full, *variant)
+
+
+def is_config(name: str, index: Mapping[str, Any] | None) -> bool:
+    """Return whether a file, given by its path in a checkpoint folder, is a config or a tokenizer's file that is read.
+
+    `index` is the content of model_index.json; None for a folder of one component, as a CLIP is."""
+    path = PurePosixPath(name)
+    if path.suffix not in _SMALL or path.name.endswith(".index.json") or ".safetensors.index." in path.name:
+        return False
+    if len(path.parts) == 1:
+        return index is None or name in ("model_index.json", "generation_config.json")
+    return index is not None and len(path.parts) == 2 and path.parts[0] in COMPONENTS & index.keys()
