@@ -22,6 +22,7 @@ class Lease:
     """The lease on an output.
 
     Leases are numbered files, each created only if it does not exist yet. The highest number is the current lease.
+    They are never deleted: a run that was suspended while several others came and went must still find the next one.
     Its holder rewrites the file every few seconds. No clocks are compared: a run that wants the output watches whether
     the file changes or, on the holder's own machine, checks whether the process is alive. A holder whose lease expired
     finds a file with the next number and stops (`lost`)."""
@@ -64,9 +65,6 @@ class Lease:
         self._number = highest + 1
         if not storage.create_bytes(self._url(self._number), self._content()):
             raise OutputBusyError("another run took this output at the same moment")
-        for number in self._numbers():
-            if number < self._number:
-                storage.delete(self._url(number))
         self._thread.start()
 
     def release(self) -> None:

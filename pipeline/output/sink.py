@@ -35,7 +35,8 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         store: Store = "parquet",
         task: Task = "generate",
     ) -> None:
-        """`fence` is a URL that exists once another run has taken over the output; then nothing is committed any more.
+        """`fence` is a URL that exists once another run has taken over the output; then nothing is written any more.
+        It is asked for before every attempt at a write, so that a slow commit cannot follow a takeover.
         Small blocks are combined until they have `rows_per_file` rows. `store` is "files" to write each image to a
         file of its own."""
         self.output = output
@@ -75,24 +76,25 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         ledger_rows: list[dict[str, Any]] = []
         if failed.num_rows:
             file = f"{FAILED_FOLDER}/{key}.parquet"
-            storage.write_bytes(storage.join(self.output, file), encode_failed_file(failed))
+            self._write_file(file, encode_failed_file(failed))
             ledger_rows += _ledger_rows(failed, FAILED_STATUS, file)
         if self._store == "files":
             good = self._write_image_files(good)
         for number, part in enumerate(split_by_size(good)):
             file = f"{DATA}/{key}{f'-{number}' if number else ''}.parquet"
-            storage.write_bytes(storage.join(self.output, file), encode_data_file(part, self._schema))
+            self._write_file(file, encode_data_file(part, self._schema))
             ledger_rows += _ledger_rows(part, OK, file)
-        if self._fence is not None and storage.exists(self._fence):
-            raise storage.StorageError(f"{storage.redact_url(self.output)}: another run has taken this output over")
-        storage.write_bytes(entry, encode_entry(ledger_rows))
+        storage.write_bytes(entry, encode_entry(ledger_rows), fence=self._fence)
+
+    def _write_file(self, path: str, content: bytes) -> None:
+        storage.write_bytes(storage.join(self.output, path), content, fence=self._fence)
 
     def _write_image_files(self, rows: pa.Table) -> pa.Table:
         """Write each image to its path in the output; return the rows without the images' bytes."""
         images: list[Any] = []
         for value in rows["image"]:
             image = value.as_py()
-            storage.write_bytes(storage.join(self.output, image["path"]), image["bytes"])
+            self._write_file(image["path"], image["bytes"])
             images.append({**image, "bytes": None})
         position = rows.schema.get_field_index("image")
         return rows.set_column(position, "image", pa.array(images, IMAGE_TYPE))

@@ -25,8 +25,7 @@ from pipeline.storage.urls import redact_url
 
 
 def exists(url: str) -> bool:
-    filesystem, path = locate(url)
-    return with_retries(url, lambda: bool(filesystem.exists(path)))
+    return with_retries(url, lambda: _is_there(url))
 
 
 def is_folder(url: str) -> bool:
@@ -75,14 +74,21 @@ def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
     return with_retries(url, lambda: cast(bytes, filesystem.cat_file(path)))
 
 
-def write_bytes(url: str, content: bytes) -> None:
-    """Write a file atomically: readers see either the old content or the new one."""
+def write_bytes(url: str, content: bytes, *, fence: str | None = None) -> None:
+    """Write a file atomically: readers see either the old content or the new one.
+
+    `fence` is a URL that must not exist; it is asked for before every attempt. StorageError if it exists."""
     filesystem, path = locate(url)
-    if isinstance(filesystem, LocalFileSystem):
-        with storage_errors(url):
+
+    def write() -> None:
+        if fence is not None and _is_there(fence):
+            raise StorageError(f"{redact_url(url)}: another run has taken this output over")
+        if isinstance(filesystem, LocalFileSystem):
             replace_local_file(path, content)
-    else:
-        with_retries(url, lambda: filesystem.pipe_file(path, content))
+        else:
+            filesystem.pipe_file(path, content)
+
+    with_retries(url, write)
 
 
 def put_file(path: str, url: str) -> None:
@@ -134,6 +140,11 @@ def delete(url: str) -> None:
             filesystem.rm_file(path)
 
     with_retries(url, remove)
+
+
+def _is_there(url: str) -> bool:
+    filesystem, path = locate(url)
+    return bool(filesystem.exists(path))
 
 
 def _find_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:

@@ -42,7 +42,7 @@ def test_a_second_run_is_refused_until_the_first_releases_the_lease(output: str)
         lease_on(output).acquire()
     first.release()
     second.acquire()
-    assert len(storage.list_files(f"{output}/lease")) == 1
+    assert first.is_taken() and not second.is_taken()
     second.release()
 
 
@@ -82,6 +82,18 @@ def test_a_suspended_holder_finds_in_storage_that_its_lease_was_taken(tmp_path: 
     storage.write_bytes(first.next_url, b"{}")
     assert first.is_taken() and not first.lost
     first.release()
+
+
+def test_a_suspended_holder_finds_the_takeover_after_several_runs(output: str) -> None:
+    suspended = Lease(output, heartbeat_seconds=1000)
+    suspended.acquire()
+    suspended._owner["host"] = "another"
+    storage.write_bytes(suspended._url(1), suspended._content())
+    for _ in range(3):
+        later = Lease(output, heartbeat_seconds=0.1, expiry_seconds=0.3)
+        later.acquire()
+        later.release()
+    assert suspended.is_taken() and storage.exists(suspended.next_url)
 
 
 def hold(output: str) -> None:

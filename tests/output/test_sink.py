@@ -62,10 +62,10 @@ def test_a_part_whose_write_fails_midway_is_not_committed(
     before = set(storage.list_files(output))
     write_bytes = storage.write_bytes
 
-    def write_or_die(url: str, content: bytes) -> None:
+    def write_or_die(url: str, content: bytes, *, fence: str | None) -> None:
         if dies_at in url:
             raise OSError("disconnected")
-        write_bytes(url, content)
+        write_bytes(url, content, fence=fence)
 
     with monkeypatch.context() as patched:
         patched.setattr(storage, "write_bytes", write_or_die)
