@@ -76,7 +76,7 @@ def config_of(task: Task, manifest: str, output: str, options: Mapping[str, Any]
     given = dict(options)
     given["actors"], given["max_actors"] = given["actors"] or (None, None)
     defaults = RowDefaults(**_given(RowDefaults, given))
-    _check(task, defaults, options, manifest, output)
+    _check(task, defaults, options, output)
     return RunConfig(task=task, manifest=manifest, output=output, defaults=defaults, **_given(RunConfig, given))
 
 
@@ -131,7 +131,7 @@ def _click_type(name: str, kind: Any, option: Option) -> click.ParamType:
     return _TYPES[kind]
 
 
-def _check(task: Task, defaults: RowDefaults, options: Mapping[str, Any], manifest: str, output: str) -> None:
+def _check(task: Task, defaults: RowDefaults, options: Mapping[str, Any], output: str) -> None:
     start, end = defaults.guidance_interval
     if start >= end:
         raise click.UsageError(f"--guidance-interval {start} {end}: the first must be smaller")
@@ -139,7 +139,5 @@ def _check(task: Task, defaults: RowDefaults, options: Mapping[str, Any], manife
         raise click.UsageError("--guidance-scale must be a finite number")
     if task != "classify" and options["lanes"] < 2 and (defaults.guidance_scale is None or defaults.guidance_scale > 1):
         raise click.UsageError("--lanes 1 has no room for guidance; give --lanes 2 or more, or --guidance-scale 1")
-    if output.rstrip("/") == manifest.rstrip("/"):
-        raise click.UsageError("OUTPUT is the manifest itself; give another folder")
     if output.endswith(".parquet"):
         raise click.UsageError(f"OUTPUT is a folder; {output} looks like a file")

@@ -14,8 +14,11 @@ from pipeline.manifest.read import read_schema
 from pipeline.manifest.rules import Problem, Rules
 from pipeline.manifest.validate import validate
 from pipeline.output.run_record import read_run, refuse_differences, settings_of
+from pipeline.schema import DATA, FAILED_FOLDER, FILES, LEDGER_FOLDER
 
 _LISTED_PROBLEMS: Final = 3
+_OUTPUT_FOLDERS: Final = (DATA, FAILED_FOLDER, LEDGER_FOLDER, FILES)
+"""The folders of an output in which a run deletes files that it has not committed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +86,20 @@ def check_output_folder(config: RunConfig) -> None:
         raise RunError("the output is at hf://, where each file is a commit; write elsewhere and upload the result")
     if storage.exists(config.output) and not storage.is_folder(config.output):
         raise RunError(f"{storage.redact_url(config.output)}: is a file; the output is a folder")
+    _refuse_overlap(config.manifest, config.output)
+
+
+def _refuse_overlap(manifest: str, output: str) -> None:
+    """RunError if a run would read what it writes, or delete what it reads."""
+    shown = storage.redact_url(output)
+    for folder in (output, *(storage.join(output, name) for name in _OUTPUT_FOLDERS)):
+        if storage.is_below(folder, manifest):
+            raise RunError(f"{shown}: the output lies in the manifest's folder, which is read again; give one outside")
+        if folder != output and storage.is_below(manifest, folder):
+            raise RunError(
+                f"{storage.redact_url(manifest)}: the manifest lies in {storage.redact_url(folder)}, where this run "
+                "writes; move it, or give another output"
+            )
 
 
 def check_rows(config: RunConfig, rules: Rules) -> list[Problem]:

@@ -54,10 +54,10 @@ class AllowedRoots:
 
 
 def is_below(url: str, folder: str) -> bool:
-    """Return True if a file is in a folder or below it, after symbolic links are followed."""
+    """Return True if a file or folder is below a folder, or is this folder, after symbolic links are followed."""
     scheme, path = _resolved_location(url)
     folder_scheme, root = _resolved_location(folder)
-    return scheme == folder_scheme and path.startswith(root.rstrip("/") + "/")
+    return scheme == folder_scheme and f"{path}/".startswith(root.rstrip("/") + "/")
 
 
 @lru_cache
