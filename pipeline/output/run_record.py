@@ -55,6 +55,12 @@ class RunRecord:
         facts = {"finished_at": utc_now().isoformat(timespec="seconds"), "ok": ok, "failed": failed}
         self._write("finished" if complete else "incomplete", {**facts, "last_attempt": last_attempt})
 
+    def repair(self, *, ok: int, failed: int) -> None:
+        """Record that the run is finished, if an earlier attempt committed the last row but could not record it."""
+        earlier = self._earlier()
+        if (earlier.get("status"), earlier.get("ok"), earlier.get("failed")) != ("finished", ok, failed):
+            self.finish(complete=True, ok=ok, failed=failed, last_attempt=earlier.get("last_attempt") or {})
+
     def _earlier(self) -> dict[str, Any]:
         """Return what run.json holds of this run; nothing if it is another run's."""
         earlier = read_run(self.config.output)
@@ -62,6 +68,7 @@ class RunRecord:
 
     def _write(self, status: Status, facts: Mapping[str, Any]) -> None:
         earlier = self._earlier()
+        earlier.pop("reason", None)  # of an attempt that failed
         run = {
             **earlier,
             "run_id": self.run_id,

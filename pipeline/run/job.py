@@ -36,6 +36,8 @@ def run_job(
     try:
         plan = prepare_run(config, lease, checkpoint)
         totals = execute(plan, lease, load) if plan.todo else Counter[str]()
+        if lease.is_taken():
+            raise RunError(f"{storage.redact_url(config.output)}: another run has taken this output over")
         return finish(plan, totals, time.monotonic() - started)
     finally:
         with suppress(storage.StorageError):  # a lease that nobody renews expires
@@ -76,7 +78,9 @@ def execute(plan: RunPlan, lease: Lease, load: LoadModel | None) -> Counter[str]
 
 
 def finish(plan: RunPlan, totals: Mapping[str, float], seconds: float) -> RunSummary:
-    """Record the end of an attempt and return its summary. RunError if rows are still missing."""
+    """Record the end of an attempt and return its summary. RunError if rows are still missing.
+
+    Without rows to process, the record is only repaired: an earlier attempt may have died after its last commit."""
     ok, failed = int(totals.get("ok", 0)), int(totals.get("failed", 0))
     ledger, record = plan.state.ledger, plan.state.record
     summary = RunSummary(
@@ -99,6 +103,8 @@ def finish(plan: RunPlan, totals: Mapping[str, float], seconds: float) -> RunSum
             **summarize_totals(totals, int(totals["actors"]), seconds),
         }
         record.finish(complete=complete, ok=summary.ok, failed=summary.failed, last_attempt=last_attempt)
+    elif complete:
+        record.repair(ok=summary.ok, failed=summary.failed)
     if not complete:
         missing = plan.todo - summary.completed
         raise RunError(f"{missing:,} rows of the manifest are missing; run the same command again to complete them")
