@@ -16,6 +16,7 @@ import psutil
 from torch import Tensor
 
 from cluster import local
+from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.errors import RunError
 from pipeline.inference.loaded_model import LoadedModel
@@ -94,17 +95,24 @@ class Attempt:
         """Suspend the driver, start the command on another host, and resume the old driver once that one writes."""
         old = self.process
         with suppress(ProcessLookupError):
+            before = self._leases()
             os.kill(old.pid, signal.SIGSTOP)
             self.hosts += 1
             self.start()
-            time.sleep(2.5 * EXPIRY_SECONDS)  # its start, and the lease's expiry
+            deadline = time.monotonic() + 60
+            while self.process.poll() is None and time.monotonic() < deadline and self._leases() <= before:
+                time.sleep(0.2)
+            taken = not self._leases() <= before
             os.kill(old.pid, signal.SIGCONT)
             with suppress(subprocess.TimeoutExpired):
                 old.wait(60)
             if old.poll() is None:
                 os.killpg(old.pid, signal.SIGKILL)
-            return True
+            return taken
         return False
+
+    def _leases(self) -> set[str]:
+        return set(storage.list_files(storage.join(self.command[1], "lease")))
 
 
 def _title(process: psutil.Process) -> str:
