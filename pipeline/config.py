@@ -15,6 +15,8 @@ Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Store = Literal["parquet", "files"]
 
+MAX_SIZE: Final = 4096
+"""Limit on the width and on the height of an image that is generated, in pixels."""
 SCALES: Final = (2, 4, 8)
 """Upscaling factors."""
 DEFAULT_MODELS: Final[dict[str, str]] = {
@@ -71,10 +73,10 @@ class RowDefaults:
         open=True,
     )
     width: int | None = option(
-        None, "fixed", ("generate",), "Image width.", metavar="PIXELS", bounds=(8, 4096), default_text=_MODEL
+        None, "fixed", ("generate",), "Image width.", metavar="PIXELS", bounds=(8, MAX_SIZE), default_text=_MODEL
     )
     height: int | None = option(
-        None, "fixed", ("generate",), "Image height.", metavar="PIXELS", bounds=(8, 4096), default_text=_MODEL
+        None, "fixed", ("generate",), "Image height.", metavar="PIXELS", bounds=(8, MAX_SIZE), default_text=_MODEL
     )
     mask_invert: bool = option(False, "fixed", ("inpaint",), "Repaint where the mask is black instead of white.")
     mask_dilate: int = option(

@@ -4,14 +4,14 @@ Some types (views, run-end encoding) lack kernels that a run needs, and some val
 text that is not UTF-8, a time in an unknown time zone) cannot be Python values.
 """
 
-from collections.abc import Iterable
+import json
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from pipeline.manifest.identity import row_to_json
 
 _PLAIN_TYPES: Final = {pa.string_view(): pa.string(), pa.binary_view(): pa.large_binary()}
 
@@ -54,7 +54,7 @@ def plain_table(table: pa.Table) -> pa.Table:
     """Return a table with columns of plain types."""
     if all(_is_plain(field.type) for field in table.schema):
         return table
-    columns = [pa.chunked_array(map(_plain_array, column.chunks), plain_type(column.type)) for column in table.columns]
+    columns = [pa.chunked_array(map(plain_array, column.chunks), plain_type(column.type)) for column in table.columns]
     return pa.table(columns, schema=plain_schema(table.schema))
 
 
@@ -80,22 +80,28 @@ def rows_to_json(rows: pa.Table | pa.RecordBatch) -> list[str]:
     return [row_to_json({name: values[index] for name, values in columns.items()}) for index in range(rows.num_rows)]
 
 
+def row_to_json(row: Mapping[str, Any]) -> str:
+    """Return the row as JSON; binary values are replaced by their size."""
+    return json.dumps(_to_json_value(row), ensure_ascii=False, default=str)
+
+
 def _is_plain(kind: pa.DataType) -> bool:
     return plain_type(kind) == kind
 
 
-def _plain_array(array: pa.Array) -> pa.Array:
+def plain_array(array: pa.Array) -> pa.Array:
+    """Return an array as an array of its plain type."""
     kind, types = plain_type(array.type), pa.types
     if kind == array.type:
         return array
     if types.is_run_end_encoded(array.type):
-        return _plain_array(pc.call_function("run_end_decode", [array]))
+        return plain_array(pc.call_function("run_end_decode", [array]))
     if isinstance(array, pa.ExtensionArray):
-        return _plain_array(array.storage)
+        return plain_array(array.storage)
     if types.is_list(kind) or types.is_large_list(kind):
         return _plain_list(array, kind)
     if types.is_struct(kind):
-        children = [_plain_array(child) for child in array.flatten()]
+        children = [plain_array(child) for child in array.flatten()]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
     try:
         plain = array.cast(kind)
@@ -111,7 +117,7 @@ def _plain_list(array: pa.Array, kind: pa.ListType | pa.LargeListType) -> pa.Arr
     large = pa.types.is_large_list(kind)
     offsets = pa.array(np.cumsum([0, *lengths]), pa.int64() if large else pa.int32())
     lists = pa.LargeListArray if large else pa.ListArray
-    return lists.from_arrays(offsets, _plain_array(array.flatten()), type=kind, mask=array.is_null())
+    return lists.from_arrays(offsets, plain_array(array.flatten()), type=kind, mask=array.is_null())
 
 
 def _json_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
@@ -151,3 +157,15 @@ def _pairs(fields: Iterable[tuple[str, Any]]) -> Any:
     """Return the fields of a struct as a dict, or as pairs if a name occurs twice."""
     pairs = list(fields)
     return dict(pairs) if len(dict(pairs)) == len(pairs) else pairs
+
+
+def _to_json_value(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return f"<{len(value):,} bytes>"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity and no NaN
+    if isinstance(value, Mapping):
+        return {key: _to_json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_to_json_value(inner) for inner in value]
+    return value

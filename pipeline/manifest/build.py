@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.errors import BuildError
 from pipeline.manifest.duplicates import duplicate_ids
 from pipeline.manifest.sources import Row, Source
-from pipeline.manifest.values import convert_value
+from pipeline.manifest.values import column_type, convert_value, wider_type
 from pipeline.schema import MANIFEST_VERSION, PARAMETERS, SOURCES
 
 _ROW_GROUP_ROWS: Final = 8192
@@ -44,7 +44,7 @@ def build(
         raise BuildError(f"{storage.redact_url(output)}: the name of a manifest must end with .parquet")
     values = {name: convert_value(name, value, "--set") for name, value in (constants or {}).items()}
     rows = itertools.islice(_complete_rows(source.rows(), values, images_per_prompt), limit)
-    schema = _schema(source.columns | {name: PARAMETERS.get(name, pa.string()) for name in values})
+    schema = _schema(source.columns | _constant_types(values, source))
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
         path = Path(folder) / "manifest.parquet"
         count = _write(rows, schema, path)
@@ -91,6 +91,15 @@ def _content_id(row: Row, counts: dict[int, int]) -> str:
     words = row.get("prompt") or (row.get("image") if isinstance(row.get("image"), str) else None) or "row"
     number = f"-{counts[key]}" if counts[key] > 1 else ""
     return f"{slug(words) or 'row'}-{digest}{number}"
+
+
+def _constant_types(values: Mapping[str, Any], source: Source) -> dict[str, pa.DataType]:
+    """Return the types of the columns that constants fill; seeds of 64 unsigned bits in the source stay such."""
+    types = {
+        name: column_type(name, wider_type("nothing", value)) if name in PARAMETERS else pa.string()
+        for name, value in values.items()
+    }
+    return {name: kind for name, kind in types.items() if source.columns.get(name) != pa.uint64()}
 
 
 def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:

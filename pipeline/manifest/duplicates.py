@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.manifest.arrow_values import column_values
 from pipeline.manifest.read import read_ids
 from pipeline.manifest.rules import DUPLICATE, Problem
 
@@ -30,7 +31,7 @@ def hash_column(values: pa.Array) -> NDArray[np.uint64]:
     """Return a 64-bit hash (blake2b) per string. Each null gets a hash of its own."""
     digests = b"".join(
         hashlib.blake2b(value.encode(), digest_size=8).digest() if value is not None else _null_hash(index)
-        for index, value in enumerate(values.to_pylist())
+        for index, value in enumerate(column_values(values))
     )
     return np.frombuffer(digests, np.uint64)
 
@@ -47,7 +48,7 @@ def _rows_of_duplicates(path: str, limit: int | None) -> dict[str, list[int]]:
     first = 0
     for ids in read_ids(path, limit):
         inside = candidates[(candidates >= first) & (candidates < first + len(ids))]
-        for index, row_id in zip(inside, ids.take(pa.array(inside - first)).to_pylist(), strict=True):
+        for index, row_id in zip(inside, column_values(ids.take(pa.array(inside - first))), strict=True):
             if row_id is not None:
                 rows.setdefault(row_id, []).append(int(index))
         first += len(ids)

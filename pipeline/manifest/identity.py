@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from pipeline.manifest.arrow_values import column_values
 
 DIGEST_BYTES: Final = 16
 """Bytes per hash of an id. The probability that two of ten million ids have the same hash is 1e-25."""
@@ -54,21 +55,4 @@ class Shard:
 
 def in_shard(rows: pa.RecordBatch | pa.Table, shard: Shard) -> NDArray[np.bool_]:
     """Return True for each row in the shard. A missing id counts as an empty one."""
-    return shard.selects(hash_ids(row_id or "" for row_id in rows["id"].to_pylist()))
-
-
-def row_to_json(row: Mapping[str, Any]) -> str:
-    """Return the row as JSON; binary values are replaced by their size."""
-    return json.dumps(_to_json_value(row), ensure_ascii=False, default=str)
-
-
-def _to_json_value(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return f"<{len(value):,} bytes>"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no infinity and no NaN
-    if isinstance(value, Mapping):
-        return {key: _to_json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_to_json_value(inner) for inner in value]
-    return value
+    return shard.selects(hash_ids(row_id or "" for row_id in column_values(rows["id"])))

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ManifestError
+from pipeline.manifest.arrow_values import plain_array, plain_schema
 from pipeline.manifest.files import ManifestFile, excluded_columns, manifest_files, partition_types
 from pipeline.manifest.unify import unify_schemas
 
@@ -128,7 +128,8 @@ def _schema_of(path: str, files: Sequence[ManifestFile]) -> pa.Schema:
     except ManifestError as error:
         raise ManifestError(f"{storage.redact_url(path)}: {error}") from error
     fields = [field for field in schema if field.name not in excluded]
-    return pa.schema([*fields, *(pa.field(*pair) for pair in partitions.items())], metadata=schema.metadata)
+    fields += [pa.field(*pair) for pair in partitions.items()]
+    return plain_schema(pa.schema(fields, metadata=schema.metadata))
 
 
 def _read_file(
@@ -149,12 +150,11 @@ def _read_file(
 
 def _column(batch: pa.RecordBatch, field: pa.Field, partition: dict[str, str | None]) -> pa.Array:
     if field.name in batch.schema.names:
-        column = batch.column(field.name)
+        column = plain_array(batch.column(field.name))
         if column.type == field.type:
             return column
-        while pa.types.is_dictionary(column.type) or pa.types.is_run_end_encoded(column.type):
-            is_dictionary = pa.types.is_dictionary(column.type)
-            column = column.dictionary_decode() if is_dictionary else pc.call_function("run_end_decode", [column])
+        while pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         return column.cast(field.type)
     if partition.get(field.name) is not None:
         return pa.repeat(pa.scalar(partition[field.name]).cast(field.type), batch.num_rows)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.config import Task
+from pipeline.config import MAX_SIZE, Task
+from pipeline.manifest.arrow_values import Unreadable
 
 _MAX_STEPS: Final = 1000
-_MAX_SIZE: Final = 4096
+_MAX_SEED: Final = 2**64 - 1
+"""The largest seed that torch takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +23,7 @@ class Rules:
     """The samplers that exist; `None`: any name is accepted."""
     size_multiple: int = 8
     """Divisor of a row's width and height, in pixels."""
-    max_size: int = _MAX_SIZE
+    max_size: int = MAX_SIZE
     """Limit on a row's width and on its height, in pixels."""
 
 
@@ -94,7 +96,7 @@ def _source_rule(name: str) -> Rule:
 _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     ("id", _id_rule),
     ("prompt", _prompt_rule),
-    ("seed", _range_rule("seed", lambda seed: seed >= 0, "0 or more")),
+    ("seed", _range_rule("seed", lambda seed: 0 <= seed <= _MAX_SEED, f"0 to {_MAX_SEED}")),
     ("width", _size_rule("width")),
     ("height", _size_rule("height")),
     (
@@ -115,13 +117,21 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
 
 def row_problems(row: Mapping[str, Any], rules: Rules, duplicates: frozenset[str] = frozenset()) -> list[str]:
     """Return the messages of all problems of one row; `duplicates` are the ids that are not unique."""
-    messages = (rule(row.get(name), rules) for name, rule in column_rules(rules))
-    problems = [message for message in messages if message]
+    problems = [
+        message for name, rule in column_rules(rules) if (message := value_problem(name, row.get(name), rule, rules))
+    ]
     if row.get("id") in duplicates:
         problems.append(DUPLICATE)
     if row.get("strength") is not None and is_missing(row.get("image")) and rules.task == "generate":
         problems.append(_NO_IMAGE)
     return problems
+
+
+def value_problem(name: str, value: Any, rule: Rule, rules: Rules) -> str | None:
+    """Return the message if a column's value is invalid."""
+    if isinstance(value, Unreadable):
+        return f'{name} is not UTF-8 text ("{value[:40]}"); write it in UTF-8'
+    return rule(value, rules)
 
 
 def is_missing(source: Any) -> bool:

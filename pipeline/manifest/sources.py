@@ -17,7 +17,7 @@ from pipeline import storage
 from pipeline.errors import BuildError
 from pipeline.manifest.read import read_batches, read_schema
 from pipeline.manifest.values import as_column_type, column_type, convert_value, wider_type
-from pipeline.schema import PARAMETERS
+from pipeline.schema import PARAMETERS, seed_type
 
 _IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -149,7 +149,8 @@ def _from_parquet(url: str, prompt_column: str) -> Source:
     schema = read_schema(url)
     _check_prompt(url, schema.names, prompt_column)
     names = {name: "prompt" if name == prompt_column else name for name in schema.names}
-    columns = {names[name]: PARAMETERS.get(names[name], schema.field(name).type) for name in schema.names}
+    known = PARAMETERS | {"seed": seed_type(schema)}
+    columns = {names[name]: known.get(names[name], schema.field(name).type) for name in schema.names}
     if "id" in columns:
         columns["id"] = pa.string()
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.manifest.arrow_values import column_values
 from pipeline.manifest.duplicates import hash_column
 from pipeline.manifest.read import count_rows, read_batches, read_schema, take_rows
 
@@ -25,11 +26,12 @@ def summarize(path: str, first_rows: int) -> Summary:
     schema = read_schema(path)
     first: list[dict[str, Any]] = []
     for batch in take_rows(read_batches(path, rows=max(1, min(first_rows, 64))), first_rows):
-        first += batch.to_pylist()
+        columns = [column_values(column) for column in batch.columns]
+        first += [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
     prompts = np.zeros(0, np.uint64)
     if "prompt" in schema.names:
         batches = read_batches(path, ["prompt"])
         prompts = np.concatenate([prompts, *(hash_column(batch["prompt"].drop_null()) for batch in batches)])
-    columns = {name: str(schema.field(name).type) for name in schema.names}
+    types = {name: str(schema.field(name).type) for name in schema.names}
     distinct = len(np.unique(prompts))
-    return Summary(rows=count_rows(path), columns=columns, distinct_prompts=distinct, first_rows=first)
+    return Summary(rows=count_rows(path), columns=types, distinct_prompts=distinct, first_rows=first)

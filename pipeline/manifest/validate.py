@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.manifest.arrow_values import column_values, scalar_value
 from pipeline.manifest.columns import schema_problems
 from pipeline.manifest.duplicates import duplicate_problems
 from pipeline.manifest.read import count_rows, read_batches, read_schema, take_rows
-from pipeline.manifest.rules import Problem, Rule, Rules, column_rules, row_problems
+from pipeline.manifest.rules import Problem, Rule, Rules, column_rules, row_problems, value_problem
 from pipeline.schema import PARAMETERS, SOURCES
 
 
@@ -42,7 +43,7 @@ def _batch_problems(batch: pa.RecordBatch, first: int, rules: Rules) -> Iterator
         has_strength = batch["strength"].is_valid().to_numpy(zero_copy_only=False)
         rejected |= has_strength & (~_has_source(batch, "image"))
     for index in np.flatnonzero(rejected):
-        row = batch.slice(index, 1).to_pylist()[0]
+        row = {name: scalar_value(batch[name][int(index)]) for name in batch.schema.names}
         for message in row_problems(row, rules):
             yield Problem(row=first + int(index), id=row.get("id"), message=message)
 
@@ -54,7 +55,8 @@ def _rejected_rows(batch: pa.RecordBatch, name: str, rule: Rule, rules: Rules) -
         return np.full(batch.num_rows, rule(None, rules) is not None)
     column = batch[name]
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-    rejected = np.array([rule(value, rules) is not None for value in (*encoded.dictionary.to_pylist(), None)])
+    values = [*column_values(encoded.dictionary), None]
+    rejected = np.array([value_problem(name, value, rule, rules) is not None for value in values])
     indices = pc.fill_null(encoded.indices.cast(pa.int64()), len(rejected) - 1).to_numpy(zero_copy_only=False)
     return rejected[indices]
 

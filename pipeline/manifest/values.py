@@ -32,26 +32,30 @@ def convert_value(name: str, value: Any, location: str) -> Any:
 
 
 def wider_type(kind: str, value: Any) -> str:
-    """Return the narrowest of nothing < int64 < double < string that holds both `kind` and this value."""
+    """Return the narrowest of nothing < int64 < uint64 < double < string that holds both `kind` and this value.
+
+    uint64 stands for whole numbers of which one is over 2**63 - 1: the seeds of other programs."""
     text = "" if value is None else str(value).strip()
     value_kind = "string"
     if not text:
         value_kind = "nothing"
-    elif re.fullmatch(r"-?(0|[1-9]\d{0,17})", text):
-        value_kind = "int64"
+    elif re.fullmatch(r"-?(0|[1-9]\d{0,19})", text) and -(2**63) <= int(text) < 2**64:
+        value_kind = "int64" if int(text) < 2**63 else "uint64"
     elif re.fullmatch(r"-?\d+(\.\d*)?([eE][-+]?\d+)?|-?\.\d+", text) and not re.match(r"-?0\d", text):
         value_kind = "double"
-    order = ("nothing", "int64", "double", "string")
+    order = ("nothing", "int64", "uint64", "double", "string")
     return max(kind, value_kind, key=order.index)
 
 
 def column_type(name: str, kind: str) -> pa.DataType:
     """Return the Arrow type of a column whose values are of a kind of `wider_type`."""
+    if name == "seed" and kind == "uint64":
+        return pa.uint64()
     if name in PARAMETERS:
         return PARAMETERS[name]
     if name == "id" or name in SOURCES:
         return pa.string()
-    return {"int64": pa.int64(), "double": pa.float64()}.get(kind, pa.string())
+    return {"int64": pa.int64(), "uint64": pa.float64(), "double": pa.float64()}.get(kind, pa.string())
 
 
 def as_column_type(value: Any, target: pa.DataType) -> Any:

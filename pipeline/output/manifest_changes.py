@@ -7,7 +7,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.manifest.identity import hash_ids, hash_rows, row_to_json
+from pipeline.manifest.arrow_values import column_values, rows_to_json
+from pipeline.manifest.identity import hash_ids, hash_rows
 from pipeline.manifest.read import read_batches, take_rows
 from pipeline.output.id_sets import HashBuckets, isin_buckets, isin_sorted
 from pipeline.output.ledger import LedgerState
@@ -51,6 +52,6 @@ def _first_changed(url: str, limit: int | None, ids: HashBuckets, rows: HashBuck
 def _read_hashes(url: str, limit: int | None) -> Iterator[tuple[list[str], NDArray[np.bytes_], NDArray[np.bytes_]]]:
     """Yield batches of the manifest: the ids, the hashes of the ids, and the hashes of the rows."""
     for batch in take_rows(read_batches(url), limit):
-        rows = [row for row in batch.to_pylist() if row["id"] is not None]
-        names = [str(row["id"]) for row in rows]
-        yield names, hash_ids(names), hash_rows(map(row_to_json, rows))
+        named = batch.filter(batch["id"].is_valid())
+        names = column_values(named["id"])
+        yield names, hash_ids(names), hash_rows(rows_to_json(named))

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import RowDefaults
+from pipeline.config import MAX_SIZE, RowDefaults
 from pipeline.diffusion.request import DenoisingRequest
 from pipeline.images.resize import to_float
 from pipeline.models.configs import checked_form
@@ -33,11 +33,11 @@ class Generate:
         self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
 
     def prepare(self, row: Row) -> PreparedRow:
-        """Return the row with its parameters in force; ValueError if the autoencoder cannot make its size."""
+        """Return the row with its parameters in force; ValueError if its size is not allowed."""
         return PreparedRow(parameters=self.parameters(row), pixels=row.pixels)
 
     def parameters(self, row: Row) -> RowParameters:
-        """Return the parameters in force for a row; ValueError if the autoencoder cannot make its size."""
+        """Return the parameters in force for a row; ValueError if its size is not allowed."""
         factor = self.stack.downsample_factor
         size, strength = self.stack.native_size, None
         if row.pixels is not None:
@@ -47,8 +47,9 @@ class Generate:
         parameters = self._resolver.parameters(row, size, strength=strength)
         for name in ("width", "height"):
             side = getattr(parameters, name)
-            if side < factor or side % factor:
-                raise ValueError(f"{name} is {side}; give a multiple of {factor}")
+            if side < factor or side % factor or side > MAX_SIZE:
+                remedy = "" if row.pixels is None else f" as {name}, or another image"
+                raise ValueError(f"{name} is {side}; give a multiple of {factor} from {factor} to {MAX_SIZE}{remedy}")
         return parameters
 
     def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:

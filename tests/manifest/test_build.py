@@ -1,8 +1,10 @@
 """Writing manifests: ids, copies, slugs, the examples."""
 
 import csv
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -66,3 +68,16 @@ def test_the_examples_use_only_words_of_the_embedded_model() -> None:
     for name in ("demo.parquet", "shapes.parquet"):
         for prompt in pq.read_table(root / name)["prompt"].to_pylist():
             assert set(prompt.replace(",", " ,").split()) <= known
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_seeds_of_64_bits_stay_what_they_are(tmp_path: Path, suffix: str) -> None:
+    seeds, source = [1, 2**62, 2**63 + 5, 2**64 - 1, None], tmp_path / f"p.{suffix}"
+    rows = [{"prompt": f"p{index}", "seed": seed} for index, seed in enumerate(seeds)]
+    if suffix == "csv":
+        source.write_text("prompt,seed\n" + "".join(f"{row['prompt']},{row['seed'] or ''}\n" for row in rows))
+    elif suffix == "jsonl":
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pq.write_table(pa.table({"prompt": ["p"] * 5, "seed": pa.array(seeds, pa.uint64())}), source)
+    assert [row["seed"] for row in build_rows(from_file(str(source)), tmp_path)] == seeds

@@ -22,7 +22,7 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"width": 8192}, "width is 8192; give a multiple of 8 from 8 to 4096"),
     ({"sampler": "eulr"}, 'sampler is "eulr", which does not exist; did you mean "euler"?'),
     ({"sampler": "zzz"}, 'sampler is "zzz", which does not exist; there are ddim, euler, euler_a, dpmpp_2m'),
-    ({"seed": -1}, "seed is -1; give 0 or more"),
+    ({"seed": -1}, "seed is -1; give 0 to 18446744073709551615"),
     ({"eta": 1.5}, "eta is 1.5; give 0 to 1"),
     ({"strength": 0.0, "image": "a.png"}, "strength is 0.0; give more than 0, at most 1"),
     ({"strength": 0.5}, "strength is given, but no image to start from; give an image, or no strength"),

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.errors import RunError
-from pipeline.manifest.identity import Shard, row_to_json
+from pipeline.manifest.arrow_values import row_to_json
+from pipeline.manifest.identity import Shard
 from pipeline.manifest.read import fingerprint
 from pipeline.output.lease import Lease
 from pipeline.output.run_record import read_run, refuse_differences, settings_of

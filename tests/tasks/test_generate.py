@@ -131,6 +131,10 @@ def test_a_size_that_the_autoencoder_cannot_make_is_refused(folder: Path) -> Non
     task = Generate(load_stack(folder), RowDefaults())
     with pytest.raises(ValueError, match=r"width is 7; give a multiple of 8"):
         task.prepare(Row(prompt="a red circle", seed=1, width=7))
+    photograph = np.zeros((4800, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"height is 4800; give a multiple of 8 from 8 to 4096 as height"):
+        task.prepare(Row(prompt="a red circle", seed=1, pixels=photograph))
+    assert task.prepare(Row(prompt="a red circle", seed=1, pixels=photograph, height=512)).parameters.height == 512
 
 
 def test_what_a_row_leaves_open_comes_from_the_run_then_from_the_checkpoint(folder: Path) -> None:
