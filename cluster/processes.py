@@ -19,7 +19,16 @@ def start_node(arguments: Sequence[str], log: Path) -> int:
     """Run `ray start --block` in a new session, with its output in `log`; return its process id."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"  # jobs run `python`
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        *arguments,
+    ]
     with log.open("ab") as output:
         return subprocess.Popen(
             command,

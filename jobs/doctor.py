@@ -54,7 +54,7 @@ def examine(address: str | None, storages: tuple[str, ...], model: str) -> Itera
     from ray.exceptions import RayError
 
     from pipeline.errors import one_line
-    from pipeline.run.cluster import connected
+    from pipeline.run.connection import connected
 
     yield Finding("this host", sys.version_info >= (3, 11), versions_text(versions()), "latentmill needs Python 3.11")
     try:

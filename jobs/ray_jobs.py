@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import click
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
@@ -18,6 +20,7 @@ PACKAGES: Final = ("pipeline", "jobs", "cluster")
 MAX_BYTES: Final = 64 * 2**20
 """The largest upload. Ray's server takes at most 100 MiB; the code with all embedded checkpoints is a third of that."""
 DEFAULT_ADDRESS: Final = "http://127.0.0.1:8265"
+_ANSWER_SECONDS: Final = 10
 STORAGE_SETTINGS: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -48,13 +51,23 @@ class JobError(ValueError):
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """Return a client of the Jobs server at a URL. JobError if it does not answer."""
+    """Return a client of the Jobs server at a URL. JobError if it does not answer soon."""
     if "://" not in address:
         address = f"http://{address}"
     try:
+        if address.startswith("http"):
+            _await_answer(address)
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise JobError(f"no Ray Jobs server answers at {address}: is the cluster up, is the port open?") from error
+
+
+def _await_answer(address: str) -> None:
+    """Ask for the server's version; OSError if there is no answer, for which the client itself would wait for ever."""
+    try:
+        urlopen(f"{address.rstrip('/')}/api/version", timeout=_ANSWER_SECONDS).close()
+    except HTTPError:
+        pass  # an answer: it wants a token, which the client has
 
 
 def pack(folder: Path, *models: str | None) -> int:
