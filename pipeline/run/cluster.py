@@ -1,25 +1,29 @@
-"""The Ray cluster of a run, an existing one or a local one for the time of the run, and the actors that fit on it."""
+"""The Ray cluster of a run, and the actors that fit on it."""
 
-import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import ray
-from ray.data import DataContext
 
 from pipeline.config import RunConfig
-from pipeline.errors import RunError, one_line
+from pipeline.errors import RunError
 from pipeline.inference.checkpoint_info import CheckpointInfo
+from pipeline.run.autoscaler import startable_resources
+from pipeline.run.connection import connected, start_local
+from pipeline.run.progress import duration_of
 
 _MEMORY_PER_WEIGHT_BYTE: Final = 3
 """Memory of an actor on CPUs, as a multiple of its weights' size; at least _MIN_ACTOR_BYTES."""
 _MIN_ACTOR_BYTES: Final = 2**30
-_NO_TIMEOUT_SECONDS: Final = 30 * 86_400
+_NODE_SECONDS: Final = 3600
+"""The longest wait for the first node with a GPU."""
+_LINE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +31,8 @@ class ActorPool:
     """The actors that hold the model, and the resources that Ray reserves for each."""
 
     count: int
+    max_count: int
+    """The most actors that Ray may start while rows wait."""
     device: str
     cpus: float
     gpus: float
@@ -35,124 +41,104 @@ class ActorPool:
 
 
 @contextmanager
-def connected(address: str | None, start: Callable[[], None] | None = None) -> Iterator[None]:
-    """Connect to the Ray cluster at `address` or RAY_ADDRESS, or else start a local one by `start`, and disconnect.
-
-    A Ray that is initialized already is used and left running. RunError if no cluster answers at the address."""
-    _disable_ray_output()
-    ours = not ray.is_initialized()
-    address = address or os.environ.get("RAY_ADDRESS")
-    if ours and address:
-        _connect(address)
-    elif ours:
-        (start or _start)()
-    _disable_ray_output()
-    try:
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-@contextmanager
 def cluster_for(config: RunConfig, checkpoint: CheckpointInfo) -> Iterator[ActorPool]:
-    """Connect to the cluster of a run, and yield the actors that fit on it."""
+    """Connect to the cluster of a run, and yield the actors that fit on it, once the first of them does."""
+    local = not (ray.is_initialized() or config.address or os.environ.get("RAY_ADDRESS", "local") != "local")
     with connected(config.address, lambda: _start_for(config)):
-        yield plan_actors(config, checkpoint, ray.cluster_resources())
+        startable = None if local else startable_resources()
+        pool = plan_actors(config, checkpoint, ray.cluster_resources(), startable)
+        if pool.device == "cuda" and not ray.cluster_resources().get("GPU"):
+            _await_gpu(pool)
+            pool = plan_actors(config, checkpoint, ray.cluster_resources(), startable)
+        yield pool
 
 
-def _connect(address: str) -> None:
-    try:
-        with _silence_stderr():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise RunError(f"no Ray cluster answers at {address}: {one_line(error)}") from error
+def _await_gpu(pool: ActorPool) -> None:
+    """Wait until a node with a GPU has joined: a task that needs one makes an autoscaler start it."""
+    probe = ray.remote(num_cpus=0, num_gpus=pool.gpus)(os.getpid).remote()
+    started = time.monotonic()
+    while not ray.wait([probe], timeout=_LINE_SECONDS if time.monotonic() > started + 1 else 1.0)[0]:
+        waited = time.monotonic() - started
+        if waited > _NODE_SECONDS:
+            ray.cancel(probe)
+            raise RunError(
+                f"no node with {pool.gpus:g} GPUs joined the cluster in {duration_of(waited)}; "
+                "add one, or give --device cpu"
+            )
+        sys.stderr.write(f"waiting for a node with {pool.gpus:g} GPUs: {duration_of(waited)}\n")
+        sys.stderr.flush()
 
 
 def _start_for(config: RunConfig) -> None:
     """Start a local Ray with CPUs for the actors and at least two more for reading and writing."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = config.max_actors or config.actors or max(1, cores // config.threads)
-    _start(
+    start_local(
         num_cpus=max(wanted * config.threads, cores) + max(2, cores // 4),
         num_gpus=0 if config.device == "cpu" else None,
     )
 
 
-def _start(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-    """Start a local Ray; None: all CPUs or GPUs of this machine."""
-    with _silence_stderr():
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-
-
-def plan_actors(config: RunConfig, checkpoint: CheckpointInfo, resources: Mapping[str, float]) -> ActorPool:
+def plan_actors(
+    config: RunConfig,
+    checkpoint: CheckpointInfo,
+    resources: Mapping[str, float],
+    startable: Mapping[str, float] | None = None,
+) -> ActorPool:
     """Return the actors that a config asks for, or else one per GPU, or as many as fit on memory and CPUs.
 
-    Some CPUs are left for the other stages. RunError if the GPUs are too few."""
-    gpus, cpus = int(resources.get("GPU", 0)), resources.get("CPU", 1.0)
+    `resources` are those of the running nodes. `startable` are all that the cluster can have once it has started
+    further nodes, empty if that is not known, and None if none can join. Some CPUs are left for the other stages.
+    RunError if the GPUs are too few."""
+    gpus = int(max(resources.get("GPU", 0), min((startable or {}).get("GPU", 0), 2**31)))
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    reserved = None if config.memory_per_actor is None else int(config.memory_per_actor * 2**30)
-    if device == "cuda":
-        gpus_per_actor = config.gpus_per_actor
-        fit = int(1 / gpus_per_actor) * gpus if gpus_per_actor < 1 else int(gpus / gpus_per_actor)
-        count = config.actors or fit
-        if not fit or count > fit:
-            raise RunError(
-                f"{max(count, 1)} actors need {max(count, 1) * gpus_per_actor:g} GPUs; the cluster has {gpus}: "
-                "give --device cpu, fewer actors, or a smaller --gpus-per-actor"
-            )
-    else:
-        gpus_per_actor = 0.0
-        memory = reserved or max(_MEMORY_PER_WEIGHT_BYTE * checkpoint.size_bytes, _MIN_ACTOR_BYTES)
-        by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
-        by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
-        count = config.actors or min(by_cpus, by_memory)
+    if device == "cpu":
+        return _plan_cpu_actors(config, checkpoint, resources)
+    fit = _actors_on(gpus, config)
+    if not fit and startable is not None:  # a node may join that nobody has announced
+        fit = config.actors or 1
+    count = config.actors or _actors_on(int(resources.get("GPU", 0)), config) or 1
+    if count > fit:
+        raise RunError(
+            f"{count} actors need {count * config.gpus_per_actor:g} GPUs; the cluster has {gpus}: "
+            "give --device cpu, fewer actors, or a smaller --gpus-per-actor"
+        )
     return ActorPool(
         count=count,
+        max_count=max(count, config.max_actors or 0, 0 if config.actors else fit),
         device=device,
+        cpus=min(config.threads, _cpus_per_actor(resources.get("CPU", 1.0), count)),
+        gpus=config.gpus_per_actor,
+        memory=_reserved_memory(config),
+    )
+
+
+def _plan_cpu_actors(config: RunConfig, checkpoint: CheckpointInfo, resources: Mapping[str, float]) -> ActorPool:
+    cpus, reserved = resources.get("CPU", 1.0), _reserved_memory(config)
+    memory = reserved or max(_MEMORY_PER_WEIGHT_BYTE * checkpoint.size_bytes, _MIN_ACTOR_BYTES)
+    by_memory = max(1, int(resources.get("memory", math.inf) // memory)) if "memory" in resources else 2**31
+    by_cpus = max(1, int((cpus - max(2, cpus // 5)) // config.threads))
+    count = config.actors or min(by_cpus, by_memory)
+    return ActorPool(
+        count=count,
+        max_count=max(count, config.max_actors or 0),
+        device="cpu",
         cpus=min(config.threads, _cpus_per_actor(cpus, count)),
-        gpus=gpus_per_actor,
+        gpus=0.0,
         memory=reserved,
     )
+
+
+def _actors_on(gpus: int, config: RunConfig) -> int:
+    each = config.gpus_per_actor
+    return int(1 / each) * gpus if each < 1 else int(gpus / each)
+
+
+def _reserved_memory(config: RunConfig) -> int | None:
+    return None if config.memory_per_actor is None else int(config.memory_per_actor * 2**30)
 
 
 def _cpus_per_actor(cpus: float, actors: int) -> float:
     """Return the CPUs that each actor may reserve so that one CPU, or a fifth of them, is left for the other stages."""
     free = cpus - max(1, cpus / 5) if cpus > 1 else cpus / 2
     return max(math.floor(100 * free / actors) / 100, 0.01)
-
-
-def _disable_ray_output() -> None:
-    """Switch off Ray Data's progress bars and its warnings on the terminal; its log files remain."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = _NO_TIMEOUT_SECONDS  # the watchdog sees progress that Ray does not
-    context.use_datasource_v2 = False  # its reader starts tens of processes to read Parquet footers
-    for name in ("ray", "ray.data"):
-        logger = logging.getLogger(name)
-        for handler in logger.handlers:
-            if not type(handler).__name__.startswith("SessionFile"):
-                handler.setLevel(logging.CRITICAL)
-
-
-@contextmanager
-def _silence_stderr() -> Iterator[None]:
-    """Discard standard error while Ray starts: its C++ code writes warnings there, even when they are switched off."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    sys.stderr.flush()
-    standard_error = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)

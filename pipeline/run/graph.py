@@ -38,7 +38,7 @@ def _actor_pool(config: RunConfig, pool: ActorPool) -> ActorPoolStrategy:
     calls_per_actor = calls.get(config.task, _CALLS_PER_ACTOR)
     return ActorPoolStrategy(
         min_size=pool.count,
-        max_size=max(pool.count, config.max_actors or 0),
+        max_size=pool.max_count,
         max_tasks_in_flight_per_actor=calls_per_actor + 1,
         max_concurrent_calls_per_actor=calls_per_actor,
         enable_true_multi_threading=True,

@@ -13,6 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError, InvalidManifestError, RunError
 from pipeline.inference.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from pipeline.manifest.columns import schema_problems
+from pipeline.run.autoscaler import startable_resources
 from pipeline.run.check import check_options, rules_for_run
 from pipeline.run.cluster import plan_actors
 from pipeline.run.graph import build_graph
@@ -52,7 +53,7 @@ def _process(rows: Dataset, config: RunConfig, checkpoint: CheckpointInfo) -> Da
     schema, rules = _schema_of(rows), rules_for_run(config, checkpoint)
     if problems := schema_problems(schema, rules):
         raise InvalidManifestError("; ".join(map(str, problems)), problems)
-    pool = plan_actors(config, checkpoint, ray.cluster_resources())
+    pool = plan_actors(config, checkpoint, ray.cluster_resources(), startable_resources())
     stages = build_stages(
         config,
         checkpoint,
