@@ -1,19 +1,19 @@
 """Facts of a checkpoint that a run needs before any actor loads it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
-from pipeline.errors import CheckpointError
 from pipeline.inference.node_cache import local_checkpoint
-from pipeline.models.checkpoint.clip_config import check_clip, clip_side
-from pipeline.models.configs import checked_form
+
+if TYPE_CHECKING:
+    from pipeline.models.stack import Stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointInfo:
-    """Facts of a run's checkpoint, read from its configs."""
+    """Facts of a run's checkpoint, read from its configs and the headers of its weights."""
 
     folder: Path | None = None
     clip: Path | None = None
@@ -27,26 +27,52 @@ class CheckpointInfo:
 
 
 def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
-    """Read the configs of a run's checkpoint; CheckpointError if it cannot be used for the task."""
+    """Read a run's checkpoint but for its weights; CheckpointError for all that would stop an actor from loading it."""
+    from pipeline.models.checkpoint.clip_config import clip_side  # what needs no checkpoint needs no torch
+    from pipeline.models.clip import check_clip_weights
+
     folder = local_checkpoint(config.model)
     clip = None if config.clip_score is None else local_checkpoint(config.clip_score)
     if clip is not None:
-        check_clip(clip)
-    size = sum(path.stat().st_size for part in (folder, clip) if part for path in part.rglob("*.safetensors"))
+        check_clip_weights(clip)
+    variants = _variants(config)
     if config.task == "classify":
-        check_clip(folder)
+        for half in variants:
+            check_clip_weights(folder, half=half)
         side = clip_side(folder)
+        size = _weights_size(folder, variants)
         return CheckpointInfo(folder=folder, size_bytes=size, native_pixels=side**2, square=side)
-    try:
-        autoencoder = folder / ("vqvae" if (folder / "vqvae").is_dir() else "vae")
-        latents = json.loads((autoencoder / "config.json").read_text())
-        unet = json.loads((folder / "unet" / "config.json").read_text())
-        channels = unet["in_channels"], latents.get("vq_embed_dim") or latents["latent_channels"]
-        side, factor = unet["sample_size"], 2 ** (len(latents["block_out_channels"]) - 1)
-        native = (side[0] * side[1] if isinstance(side, list) else side * side) * factor**2
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder}: vae/config.json and unet/config.json must give their channels and sample_size ({error})"
-        ) from error
-    checked_form(folder.name, config.task, *channels)
-    return CheckpointInfo(folder=folder, clip=clip, size_bytes=size, downsample_factor=factor, native_pixels=native)
+    stacks = [_checked_stack(config, folder, half=half) for half in variants]
+    width, height = stacks[0].native_size
+    return CheckpointInfo(
+        folder=folder,
+        clip=clip,
+        size_bytes=_weights_size(folder, variants) + (0 if clip is None else _weights_size(clip, [False])),
+        downsample_factor=stacks[0].downsample_factor,
+        native_pixels=width * height,
+    )
+
+
+def _variants(config: RunConfig) -> list[bool]:
+    """Return whether the half-precision weights are loaded: both, if the devices of the run are not known yet."""
+    devices = ("cpu", "cuda") if config.device == "auto" else (config.device,)
+    return sorted({config.dtype_on(device) == "float16" for device in devices})
+
+
+def _checked_stack(config: RunConfig, folder: Path, *, half: bool) -> "Stack":
+    """Return the stack without weights; loading it and building its task find the faults that actors would find."""
+    import torch
+
+    from pipeline.inference.loaded_model import build_task
+    from pipeline.models.checkpoint.folder import load_stack
+
+    stack = load_stack(folder, device="meta", dtype=torch.float16 if half else torch.float32)
+    build_task(config, stack)
+    return stack
+
+
+def _weights_size(folder: Path, variants: list[bool]) -> int:
+    from pipeline.models.checkpoint.weights import files_in_use
+
+    files = [files_in_use(folder, half=half) for half in variants]
+    return max(sum(path.stat().st_size for path in paths if path.suffix == ".safetensors") for paths in files)

@@ -1,12 +1,16 @@
 """The model of an actor: a task, and the lane engine that it runs on."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.inference.task import Task
+
+if TYPE_CHECKING:  # tests load models without networks
+    from pipeline.models.stack import Stack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,20 +30,26 @@ def device_name(device: str) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device == "cuda" else device
 
 
-def load_model(config: RunConfig, device: str) -> LoadedModel:
-    """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
-    from pipeline.inference.node_cache import local_checkpoint  # tests load models without networks
-    from pipeline.models.checkpoint.folder import load_stack
+def build_task(config: RunConfig, stack: "Stack") -> Task:
+    """Return the run's task on a stack; CheckpointError if the stack is made for another task."""
     from pipeline.tasks.generate import Generate
     from pipeline.tasks.inpaint import Inpaint
     from pipeline.tasks.upscale import Upscale
 
     tasks = {"generate": Generate, "inpaint": Inpaint, "upscale": Upscale}
+    return tasks[config.task](stack, config.defaults)
+
+
+def load_model(config: RunConfig, device: str) -> LoadedModel:
+    """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
+    from pipeline.inference.node_cache import local_checkpoint
+    from pipeline.models.checkpoint.folder import load_stack
+
     torch.set_num_threads(config.threads)
     dtype = config.dtype_on(device)
     stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
     return LoadedModel(
-        task=tasks[config.task](stack, config.defaults),
+        task=build_task(config, stack),
         engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
         model=stack.name,
         weights_sha256=stack.weights_sha256,

@@ -1,6 +1,7 @@
 """Denoising requests of one model: prompt embeddings, sampler tables, and the noise of a row's seed."""
 
 import functools
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -10,6 +11,7 @@ from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import DenoisingRequest
 from pipeline.diffusion.samplers import SamplerTable, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.errors import CheckpointError
 from pipeline.models.stack import Stack
 from pipeline.tasks.rows import RowParameters
 
@@ -20,7 +22,7 @@ class RequestBuilder:
     """Builds denoising requests; each distinct prompt is encoded once, each distinct table computed once."""
 
     def __init__(self, stack: Stack, guidance_interval: tuple[float, float]) -> None:
-        self.schedule = NoiseScheduleConfig.from_dict(stack.schedule_config)
+        self.schedule = read_schedule(stack.name, stack.schedule_config)
         self._stack, self._guidance_interval = stack, guidance_interval
         self._encode = functools.lru_cache(maxsize=_CACHE_SIZE)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_CACHE_SIZE)(self._sampler_table)
@@ -58,6 +60,14 @@ class RequestBuilder:
 
     def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
         return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
+
+
+def read_schedule(name: str, config: Mapping[str, Any]) -> NoiseScheduleConfig:
+    """Return the noise schedule of a checkpoint; CheckpointError if it is not supported."""
+    try:
+        return NoiseScheduleConfig.from_dict(config)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None
 
 
 def row_generator(parameters: RowParameters) -> torch.Generator:

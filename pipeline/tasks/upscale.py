@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.request import DenoisingRequest
-from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
 from pipeline.errors import CheckpointError
 from pipeline.images.alpha import has_alpha
@@ -21,7 +20,7 @@ from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
 from pipeline.tasks.decode import UPSCALE_FACTOR, Heartbeat, decode_tiled, no_heartbeat
 from pipeline.tasks.parameters import DEFAULTS, ParameterResolver
-from pipeline.tasks.requests import RequestBuilder, row_generator
+from pipeline.tasks.requests import RequestBuilder, read_schedule, row_generator
 from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 
 
@@ -48,7 +47,7 @@ class Upscale:
         self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
         self._correct_colors = bool(self._resolver.option("correct_colors", False))
         noise = stack.low_res_schedule_config
-        self._alphas_cumprod = None if noise is None else NoiseScheduleConfig.from_dict(noise).alphas_cumprod()
+        self._alphas_cumprod = None if noise is None else read_schedule(stack.name, noise).alphas_cumprod()
         self._multiple = 2 ** (len(stack.unet.config.block_out_channels) - 1)
         self.tile = min(stack.unet.config.latent_size) if defaults.tile is None else defaults.tile
         self.overlap = self.tile // 4 if defaults.overlap is None else defaults.overlap
