@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError
@@ -64,10 +65,8 @@ def connect(address: str) -> JobSubmissionClient:
 
 def _await_answer(address: str) -> None:
     """Ask for the server's version; OSError if there is no answer, for which the client itself would wait for ever."""
-    try:
+    with suppress(HTTPError):  # an answer: the server wants a token, which the client has
         urlopen(f"{address.rstrip('/')}/api/version", timeout=_ANSWER_SECONDS).close()
-    except HTTPError:
-        pass  # an answer: it wants a token, which the client has
 
 
 def pack(folder: Path, *models: str | None) -> int:
