@@ -8,12 +8,21 @@ from pipeline.config import ImageFormat
 from pipeline.schema import FILES
 
 _EXTENSIONS: Final[dict[ImageFormat, str]] = {"png": "png", "webp": "webp", "jpeg": "jpg"}
+_MAX_NAME_BYTES: Final = 180
+"""File systems allow 255 bytes for a name; temporary files and other tools' suffixes need some of them."""
+_MAX_PATH_BYTES: Final = 700
+"""Object storage allows 1024 bytes for a key, the output's own path included."""
 
 
 def file_name(row_id: str, image_format: ImageFormat) -> str:
-    """Return a file name for a row's image that is valid on any file system."""
+    """Return a file name for a row's image that is valid on any file system.
+
+    A name that is not simply the id ends in a hash of it, so that no two ids have the same name."""
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in row_id).lstrip(".")
-    return f"{plain[:120] or 'image'}.{_EXTENSIONS[image_format]}"
+    stem = _shortened(plain or "image")
+    if stem != row_id:
+        stem = f"{stem}-{_digest(row_id)}"
+    return f"{stem}.{_EXTENSIONS[image_format]}"
 
 
 def stored_name(row_id: str, source_path: str | None, image_format: ImageFormat) -> str:
@@ -21,6 +30,20 @@ def stored_name(row_id: str, source_path: str | None, image_format: ImageFormat)
 
     It follows the path of the row's source below its root (`source_path`), if the source is a file. The name contains
     a hash of the id, so that two rows with the same source do not overwrite each other's file."""
-    digest = hashlib.sha256(row_id.encode()).hexdigest()[:8]
     stem = posixpath.splitext(source_path or file_name(row_id, image_format))[0]
-    return f"{FILES}/{stem}-{digest}.{_EXTENSIONS[image_format]}"
+    parts = [_shortened(part) for part in stem.split("/")]
+    if len("/".join(parts).encode()) > _MAX_PATH_BYTES:
+        parts = parts[-1:]
+    return f"{FILES}/{'/'.join(parts)}-{_digest(row_id)}.{_EXTENSIONS[image_format]}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _shortened(name: str) -> str:
+    """Return a name of at most _MAX_NAME_BYTES in UTF-8; one that is longer ends in a hash of the whole."""
+    encoded = name.encode()
+    if len(encoded) <= _MAX_NAME_BYTES:
+        return name
+    return f"{encoded[: _MAX_NAME_BYTES - 9].decode(errors='ignore')}-{_digest(name)}"
