@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from pipeline.images.resize import resize
+from pipeline.images.alpha import flatten, has_alpha
+from pipeline.images.resize import resize, to_gray
 
 _WHITE_LEVEL: Final = 128
 """The lowest level of a mask that counts as white, as in diffusers."""
@@ -31,12 +32,12 @@ class CropRegion:
     """True: the rectangle is scaled down to the canvas. False: its right and lower edges are repeated to fill it."""
 
     def crop(self, values: NDArray) -> NDArray:
-        """Return a view of the rectangle in pixels (H, W, 3) or a mask (H, W) of the whole image."""
+        """Return a view of the rectangle in pixels (H, W, C) or a mask (H, W) of the whole image."""
         return values[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def to_canvas(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the canvas, uint8 (canvas_height, canvas_width, 3), for an image (H, W, 3)."""
-        cropped = self.crop(pixels)
+        """Return the canvas, uint8 (canvas_height, canvas_width, 3), for an image (H, W, C), on white."""
+        cropped = flatten(self.crop(pixels))
         if self.scaled:
             return resize(cropped, self.canvas_width, self.canvas_height).copy()  # torch needs a writable array
         padding = ((0, self.canvas_height - self.height), (0, self.canvas_width - self.width), (0, 0))
@@ -109,9 +110,23 @@ def find_crop_region(masked: NDArray[np.bool_], native_size: tuple[int, int], mu
 
 
 def blend(source: NDArray[np.uint8], edited: NDArray[np.uint8], opacity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Blend `edited` over `source`, both (H, W, 3), by `opacity` (H, W). Pixels with opacity 0 stay exactly as is."""
-    mixed = source + opacity[..., None] * (edited.astype(np.float32) - source)
+    """Blend `edited` (H, W, 3), which is opaque, over `source` (H, W, C) by `opacity` (H, W); return (H, W, C).
+
+    Pixels with opacity 0 stay exactly as is. Where the source is transparent, colors have the weight of their alpha
+    (Porter and Duff 1984, "over")."""
+    layer = to_gray(edited)[..., None] if source.shape[2] < 3 else edited
+    if has_alpha(source):
+        alpha = opacity + (1 - opacity) * (source[..., -1] / np.float32(255))
+        colors = _mix(source[..., :-1], layer, opacity / np.maximum(alpha, np.float32(1e-6)))
+        mixed = np.concatenate([colors, 255 * alpha[..., None]], axis=2)
+    else:
+        mixed = _mix(source, layer, opacity)
     return np.where(opacity[..., None] > 0, mixed.round().clip(0, 255).astype(np.uint8), source)
+
+
+def _mix(colors: NDArray[np.uint8], others: NDArray[np.uint8], share: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return colors (H, W, C) with a `share` (H, W) of `others`."""
+    return colors + share[..., None] * (others.astype(np.float32) - colors)
 
 
 def _span_with_context(masked: NDArray[np.intp], length: int, min_span: int) -> tuple[int, int]:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.images.alpha import flatten
+
 _CACHED_TEXTS: Final = 4096
 
 ClipScorer = Callable[[NDArray[np.uint8], str], float]
-"""Returns the CLIP score of uint8 pixels (H, W, 3) and a text."""
+"""Returns the CLIP score of uint8 pixels (H, W, C), on white if they are transparent, and a text."""
 
 
 def load_clip_scorer(model: str, threads: int, device: str, weights_sha256: str | None = None) -> ClipScorer:
@@ -31,7 +33,7 @@ def load_clip_scorer(model: str, threads: int, device: str, weights_sha256: str 
 
     def score(pixels: NDArray[np.uint8], text: str) -> float:
         torch.set_num_threads(threads)
-        image_embeds = clip.embed_images(clip.crop(pixels)[None])[0]
+        image_embeds = clip.embed_images(clip.crop(flatten(pixels))[None])[0]
         return max(100 * float(image_embeds @ embed_text(text)), 0.0)
 
     return score

@@ -52,7 +52,7 @@ class DecodedColumn:
     name: str
     reader: SourceReader
     with_metadata: bool = False
-    """Images keep their channels, and their metadata is read."""
+    """Images other than masks keep their channels, and their metadata is read."""
     square: int | None = None
     """Pixels of the side of the center square to which images are cropped; None: they are not cropped."""
     pixels: list[dict[str, Any] | None] = field(default_factory=list)
@@ -78,11 +78,13 @@ class DecodedColumn:
     def _decode(self, source: Any) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
         data, path = self.reader.read(source)
         metadata = None
-        if self.with_metadata:
+        if self.name == "mask":
+            pixels = decode_mask(data)
+        elif self.with_metadata:
             pixels, image_metadata = decode_with_metadata(data)
             metadata = {**asdict(image_metadata), "path": path}
         else:
-            pixels = decode_image(data) if self.name == "image" else decode_mask(data)
+            pixels = decode_image(data)
         if self.square is not None:
             pixels = center_square(pixels, self.square)
         decoded = {"pixels": pixels.tobytes(), "width": pixels.shape[1], "height": pixels.shape[0]}

@@ -26,8 +26,8 @@ _HASHES: Final = {"image": "source_sha256", "mask": "mask_sha256"}
 class PrepareRows:
     """CPU stage: checks each row, fetches and decodes its images.
 
-    A row that breaks a rule, or whose image cannot be read, goes on with its error. For upscaling, images keep their
-    channels and SOURCE_METADATA is added. When the run stops, no row is returned."""
+    A row that breaks a rule, or whose image cannot be read, goes on with its error. For upscaling and inpainting,
+    images keep their channels and SOURCE_METADATA is added. When the run stops, no row is returned."""
 
     config: RunConfig
     rules: Rules
@@ -61,7 +61,7 @@ class PrepareRows:
 
     @property
     def _with_metadata(self) -> bool:
-        return self.config.task == "upscale"
+        return self.config.task in ("upscale", "inpaint") and "image" in self._sources
 
     @property
     def _carried(self) -> dict[str, pa.DataType]:

@@ -29,6 +29,9 @@ class Inpaint:
     4.5). For one with C channels the known latents are restored at their noise level after each step (Lugmayr et al.
     2022). Noise is drawn in the order of diffusers' pipeline: the image's encoder's (where it is encoded), the first
     latents', the masked image's encoder's, then one per step where the sampler needs it.
+
+    A row's `pixels` are uint8 (H, W, C): gray, gray and alpha, RGB or RGBA. The networks see them as RGB on white. The
+    result has the same channels; what is painted is opaque.
     """
 
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
@@ -77,7 +80,7 @@ class Inpaint:
         return replace(request, known=known)
 
     def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
-        """Return the row's image with the painted region blended in: uint8 (H, W, 3)."""
+        """Return the row's image with the painted region blended in: uint8 (H, W, C) with the source's channels."""
         image, region, opacity = row.source().copy(), row.region, row.opacity
         assert region is not None and opacity is not None
         painted = region.from_canvas(to_levels(self.stack.decode(latents[None])[0]))

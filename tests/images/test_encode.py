@@ -41,6 +41,8 @@ def test_metadata_is_written_to_text_chunks_and_exif() -> None:
 def test_an_image_that_a_format_cannot_store_is_refused() -> None:
     with pytest.raises(ImageError, match="has transparency, which jpeg cannot store; use png or webp"):
         encode_image(np.zeros((2, 2, 4), np.uint8), "jpeg")
+    opaque = np.dstack([ramp(), np.full((12, 20), 255, np.uint8)])
+    assert encode_image(opaque, "jpeg") == encode_image(ramp(), "jpeg")
     with pytest.raises(ImageError, match=r"16400 x 1 pixels are too many for webp \(16383 per side\)"):
         encode_image(np.zeros((1, 16_400, 3), np.uint8), "webp")
 

@@ -63,3 +63,17 @@ def test_blending_preserves_pixels_with_zero_opacity() -> None:
     opacity[0], opacity[1] = 1.0, 0.5
     mixed = blend(source, edited, opacity)
     assert mixed[:, 0, 0].tolist() == [7, 104, 201, 201]
+
+
+def test_an_opaque_layer_over_transparency_keeps_its_color() -> None:
+    source = np.zeros((3, 4, 4), np.uint8)
+    source[1], source[2] = (0, 0, 0, 255), (9, 9, 9, 77)
+    edited = np.full((3, 4, 3), 200, np.uint8)
+    opacity = np.array([[0.5], [0.5], [0]], np.float32).repeat(4, 1)
+    mixed = blend(source, edited, opacity)
+    assert mixed[0, 0].tolist() == [200, 200, 200, 128], "a hidden black does not darken it"
+    assert mixed[1, 0].tolist() == [100, 100, 100, 255]
+    assert (mixed[2] == source[2]).all()
+    gray = blend(source[..., [0, 3]], edited, opacity)
+    assert (gray == mixed[..., [0, 3]]).all()
+    assert (blend(source[..., :1], edited, opacity) == blend(source[..., :3], edited, opacity)[..., :1]).all()

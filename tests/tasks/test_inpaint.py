@@ -12,6 +12,8 @@ from PIL import Image
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.images import masks
+from pipeline.images.alpha import flatten
+from pipeline.images.resize import to_gray
 from pipeline.inference.task import RowResult
 from pipeline.inference.worker import LaneWorker
 from pipeline.models.checkpoint.folder import load_stack
@@ -103,6 +105,24 @@ def test_an_empty_mask_gives_the_picture_back_and_records_no_steps(stack: Stack)
     assert (left.parameters.num_inference_steps, left.parameters.strength) == (0, 0.0)
     assert (made.pixels != full["pixels"]).any(2).mean() > 0.9
     assert (made.parameters.num_inference_steps, made.parameters.strength) == (5, 1.0)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_gray_and_alpha_are_kept_and_what_is_painted_is_opaque(stack: Stack, channels: int) -> None:
+    pixels = row_of()["pixels"]
+    alpha = np.random.default_rng(4).choice(np.array([0, 90, 255], np.uint8), (64, 64, 1))
+    given = np.concatenate([pixels[..., : (channels + 1) // 2 * 2 - 1], alpha], axis=2)[..., :channels]
+    empty, row = row_of(pixels=given, mask=np.zeros((64, 64), np.uint8)), row_of(pixels=given)
+    on_white = row_of(pixels=flatten(given))
+    [left, made, opaque] = painted(stack, empty, row, on_white)
+    assert (left.pixels == given).all()
+    white = row["mask"] > 0
+    assert made.pixels.shape == given.shape
+    assert (made.pixels[~white] == given[~white]).all()
+    expected = to_gray(opaque.pixels)[..., None] if channels < 3 else opaque.pixels
+    assert (made.pixels[white][:, : expected.shape[2]] == expected[white]).all()
+    if channels in (2, 4):
+        assert (made.pixels[white][:, -1] == 255).all()
 
 
 def test_the_mask_options_are_recorded_and_a_mask_is_computed_once(
