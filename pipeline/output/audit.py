@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import ImageError
-from pipeline.images.decode import MAX_PIXELS, counted_pixels, decode_image
+from pipeline.images.decode import MAX_BYTES, MAX_PIXELS, counted_pixels, decode_image
 from pipeline.manifest.identity import Shard
 from pipeline.output.id_sets import HashBuckets, isin_sorted, read_manifest_ids
 from pipeline.output.image_files import read_image_bytes
@@ -56,13 +57,13 @@ def check_output(output: str, manifest_url: str | None = None) -> Audit:
     if not storage.is_folder(output):
         raise storage.StorageError(f"{storage.redact_url(output)}: there is no such output")
     audit = Audit()
-    with HashBuckets() as ledger_ids, HashBuckets() as file_ids:
-        row_counts = _read_ledger(output, ledger_ids, audit)
+    with HashBuckets() as ledger_ids, HashBuckets() as ok_ids, HashBuckets() as file_ids:
+        row_counts = _read_ledger(output, ledger_ids, ok_ids, audit)
         for file, count in sorted(row_counts.items()):
             _check_file(output, file, count, file_ids, audit)
         for url in find_orphans(output, row_counts):
             audit.add_problem(f"{storage.redact_url(url)}: no ledger entry names it")
-        _compare_ids(ledger_ids, file_ids, audit)
+        _compare_ids(ledger_ids, ok_ids, file_ids, audit)
         run = read_run(output)
         if manifest_url is not None:
             shard = run.get("config", {}).get("shard")
@@ -73,11 +74,12 @@ def check_output(output: str, manifest_url: str | None = None) -> Audit:
     return audit
 
 
-def _read_ledger(output: str, ledger_ids: HashBuckets, audit: Audit) -> dict[str, int]:
-    """Add the committed ids to `ledger_ids`; return the number of committed rows of each file."""
+def _read_ledger(output: str, ledger_ids: HashBuckets, ok_ids: HashBuckets, audit: Audit) -> dict[str, int]:
+    """Add the committed ids to `ledger_ids`, those of good rows to `ok_ids`; return the committed rows of each file."""
     row_counts: dict[str, int] = {}
     for entry in read_entries(output):
         ledger_ids.add(entry["id"].to_pylist())
+        ok_ids.add(entry.filter(pc.call_function("equal", [entry["status"], OK]))["id"].to_pylist())
         for row in entry.select(["status", "file"]).to_pylist():
             row_counts[row["file"]] = row_counts.get(row["file"], 0) + 1
             if row["file"].split("/")[0] != {OK: DATA, FAILED_STATUS: FAILED_FOLDER}.get(row["status"]):
@@ -125,7 +127,7 @@ def _check_image(output: str, file: str, row: dict[str, Any], audit: Audit) -> N
     if counted_pixels(row["width"], row["height"]) > MAX_PIXELS:
         return None  # too large to decode; its sha256 shows that it is what was encoded
     try:
-        height, width = decode_image(data).shape[:2]
+        height, width = decode_image(data, max_bytes=max(MAX_BYTES, len(data))).shape[:2]
     except ImageError as error:
         return audit.add_problem(f"{location}: {error}")
     if (width, height) != (row["width"], row["height"]):
@@ -133,15 +135,16 @@ def _check_image(output: str, file: str, row: dict[str, Any], audit: Audit) -> N
     return None
 
 
-def _compare_ids(ledger_ids: HashBuckets, file_ids: HashBuckets, audit: Audit) -> None:
-    """Check that every id is in the ledger once and in the files once."""
-    for ledger, files in zip(ledger_ids, file_ids, strict=True):
-        for source, hashes in (("the ledger", ledger), ("the files", files)):
-            if duplicates := len(hashes) - len(np.unique(hashes)):
-                audit.add_problem(f"{duplicates:,} ids are more than once in {source}", duplicates)
-        if missing := _count_missing(ledger, files):
+def _compare_ids(ledger_ids: HashBuckets, ok_ids: HashBuckets, file_ids: HashBuckets, audit: Audit) -> None:
+    """Check that every id is in the files as often as in the ledger, and once if one of its rows is good.
+
+    Rows whose ids are not unique in the manifest are failed rows."""
+    for ledger, ok, files in zip(ledger_ids, ok_ids, file_ids, strict=True):
+        if duplicates := int(np.count_nonzero(_counts_in(ok, ledger) > 1)):
+            audit.add_problem(f"{duplicates:,} ids are more than once in the ledger", duplicates)
+        if missing := _count_surplus(ledger, files):
             audit.add_problem(f"{missing:,} ids of the ledger are in no file", missing)
-        if unknown := _count_missing(files, ledger):
+        if unknown := _count_surplus(files, ledger):
             audit.add_problem(f"{unknown:,} ids of the files are not in the ledger", unknown)
 
 
@@ -149,14 +152,20 @@ def _compare_manifest(url: str, shard: Shard | None, ledger_ids: HashBuckets, au
     missing = unknown = 0
     with read_manifest_ids(url, shard=shard) as manifest_ids:
         for manifest, ledger in zip(manifest_ids, ledger_ids, strict=True):
-            missing += _count_missing(manifest, ledger)
-            unknown += _count_missing(ledger, manifest)
+            missing += int(np.count_nonzero(~isin_sorted(np.unique(manifest), ledger)))
+            unknown += _count_surplus(ledger, manifest)
     if missing:
         audit.add_problem(f"{missing:,} ids of the manifest are not in the output", missing)
     if unknown:
         audit.add_problem(f"{unknown:,} ids of the output are not in the manifest", unknown)
 
 
-def _count_missing(hashes: NDArray[np.bytes_], sorted_hashes: NDArray[np.bytes_]) -> int:
-    """Return how many distinct hashes the sorted array does not contain."""
-    return int(np.count_nonzero(~isin_sorted(np.unique(hashes), sorted_hashes)))
+def _count_surplus(hashes: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> int:
+    """Return how many distinct hashes are more often in the first sorted array than in the second."""
+    return int(np.count_nonzero(_counts_in(hashes, hashes) > _counts_in(hashes, others)))
+
+
+def _counts_in(hashes: NDArray[np.bytes_], others: NDArray[np.bytes_]) -> NDArray[np.intp]:
+    """Return how often each distinct hash of a sorted array is in another sorted array."""
+    distinct = np.unique(hashes)
+    return np.searchsorted(others, distinct, "right") - np.searchsorted(others, distinct, "left")

@@ -2,7 +2,7 @@
 
 import hashlib
 import posixpath
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,8 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.output.id_sets import HashBuckets
-from pipeline.schema import DATA, FAILED_FOLDER, LEDGER, LEDGER_FOLDER, OK
+from pipeline.manifest.identity import hash_ids
+from pipeline.output.id_sets import HashBuckets, isin_buckets
+from pipeline.output.image_files import read_image_paths
+from pipeline.schema import DATA, FAILED_FOLDER, FILES, LEDGER, LEDGER_FOLDER, OK
 
 _READERS: Final = 16
 
@@ -51,10 +53,16 @@ def read_ledger(output: str) -> LedgerState:
 
 def read_entries(output: str) -> Iterator[pa.Table]:
     """Yield the ledger's entries. Reads up to 64 of them ahead, in parallel."""
+    return (entry for _, entry in read_entry_urls(output))
+
+
+def read_entry_urls(output: str) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the ledger's entries with their URLs, in the order of their names; see `read_entries`."""
     urls = _entry_urls(output)
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(urls), _READERS * 4):
-            yield from pool.map(_read_entry, urls[start : start + _READERS * 4])
+            batch = urls[start : start + _READERS * 4]
+            yield from zip(batch, pool.map(_read_entry, batch), strict=True)
 
 
 def remove_failed_rows(output: str) -> int:
@@ -80,19 +88,44 @@ def clear_ledger(output: str) -> None:
         storage.delete(url)
 
 
-def find_orphans(output: str, files: Container[str]) -> list[str]:
-    """Return the URLs of data files that are not in `files`, the files that the ledger names."""
+def list_data_files(output: str) -> list[str]:
+    """Return the data files and the files of failed rows, committed or not: `data/KEY.parquet`, ..."""
     urls = [url for folder in (DATA, FAILED_FOLDER) for url in storage.list_files(storage.join(output, folder))]
-    return [url for url in urls if posixpath.join(*url.split("/")[-2:]) not in files]
+    return [posixpath.join(*url.split("/")[-2:]) for url in urls]
+
+
+def find_orphans(output: str, files: Collection[str]) -> list[str]:
+    """Return the URLs of data files that are not in `files`, the files that the ledger names, and of orphaned images.
+
+    An image in OUTPUT/files is orphaned if none of `files` has its path."""
+    orphans = [storage.join(output, file) for file in list_data_files(output) if file not in files]
+    images = storage.list_files(storage.join(output, FILES))
+    return orphans + (_without_row(output, images, files) if images else [])
 
 
 def delete_uncommitted(output: str, ledger: LedgerState) -> list[str]:
-    """Delete data files that the ledger does not name, and unfinished files; return the URLs of the former."""
+    """Delete data files and images that the ledger does not name, and unfinished files; return the URLs of the former.
+
+    The caller holds the lease."""
     storage.delete_leftovers(output)
     orphans = find_orphans(output, ledger.files)
-    for url in orphans:
-        storage.delete(url)
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(storage.delete, orphans))
     return orphans
+
+
+def _without_row(output: str, images: Sequence[str], files: Collection[str]) -> list[str]:
+    """Return the images whose paths no data file has; none if a data file cannot be read, since it may have them."""
+    data_files = [file for file in files if file.startswith(f"{DATA}/")]
+    with HashBuckets() as paths, ThreadPoolExecutor(_READERS) as pool:
+        try:
+            for found in pool.map(lambda file: read_image_paths(output, file), data_files):
+                paths.add(found)
+        except storage.StorageError:
+            return []
+        hashes = hash_ids(storage.path_below(url, output) for url in images)
+        known = isin_buckets(hashes, paths.read_sorted)
+    return [url for url, is_known in zip(images, known, strict=True) if not is_known]
 
 
 def part_key(ids: Sequence[str]) -> str:
@@ -119,7 +152,15 @@ def encode_entry(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _entry_urls(output: str) -> list[str]:
-    return storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
+    """Return the URLs of all entries, sorted.
+
+    A storage may list a new entry late, but not read it late. So an entry is also asked for by the name of each data
+    file that no listed entry could have written: what is committed is never taken for a leftover."""
+    listed = storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
+    keys = {posixpath.basename(url).removesuffix(".parquet") for url in listed}
+    stems = {posixpath.basename(file).removesuffix(".parquet").partition("-")[0] for file in list_data_files(output)}
+    late = [url for key in stems - keys if storage.exists(url := entry_url(output, key))]
+    return sorted([*listed, *late])
 
 
 def _read_entry(url: str) -> pa.Table:

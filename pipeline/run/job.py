@@ -12,7 +12,8 @@ from pipeline.errors import CheckpointError, ManifestError, RunError, one_line
 from pipeline.inference.checkpoint_info import CheckpointInfo
 from pipeline.inference.node_cache import WeightHashes
 from pipeline.output.lease import Lease
-from pipeline.output.ledger import delete_uncommitted, read_ledger
+from pipeline.output.ledger import LedgerState, delete_uncommitted, read_ledger
+from pipeline.output.ledger_repair import repair_ledger
 from pipeline.run.check import check_run
 from pipeline.run.cluster import ActorPool, cluster_for
 from pipeline.run.execute import execute_plan
@@ -35,10 +36,10 @@ def run_job(
     lease = Lease(config.output)
     try:
         plan = prepare_run(config, lease, checkpoint)
-        totals = execute(plan, lease, load) if plan.todo else Counter[str]()
+        totals, ledger = execute(plan, lease, load) if plan.todo else (Counter[str](), plan.state.ledger)
         if lease.is_taken():
             raise RunError(f"{storage.redact_url(config.output)}: another run has taken this output over")
-        return finish(plan, totals, time.monotonic() - started)
+        return finish(plan, totals, ledger, time.monotonic() - started)
     finally:
         with suppress(storage.StorageError):  # a lease that nobody renews expires
             lease.release()
@@ -55,15 +56,19 @@ def prepare_run(config: RunConfig, lease: Lease, checkpoint: CheckpointInfo | No
         raise RunError(str(error)) from error
 
 
-def execute(plan: RunPlan, lease: Lease, load: LoadModel | None) -> Counter[str]:
-    """Execute a plan on a cluster; return the totals by name. The record says how the attempt ended."""
+def execute(plan: RunPlan, lease: Lease, load: LoadModel | None) -> tuple[Counter[str], LedgerState]:
+    """Execute a plan on a cluster; return the totals by name, and the output's ledger.
+
+    The record says how the attempt ended."""
     try:
         with cluster_for(plan.config, plan.checked.checkpoint) as pool:
             weights = hash_weights(plan.config, plan.checked.checkpoint, pool.device)
             _record_start(plan, pool, weights)
             totals = execute_plan(plan, pool, weights, lease, load)
+        ledger = read_ledger(plan.config.output)
         if not lease.is_taken():  # else another run may have files that it has not committed yet
-            delete_uncommitted(plan.config.output, read_ledger(plan.config.output))
+            ledger = repair_ledger(plan.config.output, ledger)
+            delete_uncommitted(plan.config.output, ledger)
     except KeyboardInterrupt:
         _record_stop(plan, lease, "stopped")
         raise
@@ -74,18 +79,18 @@ def execute(plan: RunPlan, lease: Lease, load: LoadModel | None) -> Counter[str]
         reason = f"the run did not finish: {one_line(error)}; run the same command again to continue"
         _record_stop(plan, lease, "failed", reason)
         raise RunError(reason) from error
-    return totals
+    return totals, ledger
 
 
-def finish(plan: RunPlan, totals: Mapping[str, float], seconds: float) -> RunSummary:
+def finish(plan: RunPlan, totals: Mapping[str, float], ledger: LedgerState, seconds: float) -> RunSummary:
     """Record the end of an attempt and return its summary. RunError if rows are still missing.
 
     Without rows to process, the record is only repaired: an earlier attempt may have died after its last commit."""
     ok, failed = int(totals.get("ok", 0)), int(totals.get("failed", 0))
-    ledger, record = plan.state.ledger, plan.state.record
+    record = plan.state.record
     summary = RunSummary(
-        ok=ledger.ok + ok,
-        failed=ledger.failed + failed,
+        ok=ledger.ok,
+        failed=ledger.failed,
         already_done=plan.already_done,
         completed=ok + failed,
         seconds=seconds,
@@ -94,7 +99,9 @@ def finish(plan: RunPlan, totals: Mapping[str, float], seconds: float) -> RunSum
         run_id=record.run_id,
         task=plan.config.task,
     )
-    complete = summary.completed >= plan.todo
+    before = plan.state.ledger.ok + plan.state.ledger.failed
+    missing = plan.todo - min(summary.completed, ledger.ok + ledger.failed - before)
+    complete = missing <= 0
     if summary.completed:
         last_attempt = {
             "completed": summary.completed,
@@ -106,7 +113,6 @@ def finish(plan: RunPlan, totals: Mapping[str, float], seconds: float) -> RunSum
     elif complete:
         record.repair(ok=summary.ok, failed=summary.failed)
     if not complete:
-        missing = plan.todo - summary.completed
         raise RunError(f"{missing:,} rows of the manifest are missing; run the same command again to complete them")
     return summary
 

@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.images.encode import encode_image
 from pipeline.output.audit import check_output
 from pipeline.output.ledger import encode_entry
+from pipeline.stages.rows import row_ids
 from tests.output.rows import datasink, encoded_rows
 
 
@@ -95,3 +96,38 @@ def test_a_manifest_with_other_rows_is_reported(output: str, tmp_path: Path) -> 
 def test_a_missing_output_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["check", str(tmp_path / "nowhere")]) == 1
     assert "there is no such output" in capsys.readouterr().err
+
+
+def test_rows_that_share_an_id_and_failed_for_it_are_sound(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    table = rows_with_images(["a", "a", "b"], failed=("a",))
+    datasink(output).write([table], None)
+    manifest = write_manifest(tmp_path / "m.parquet", "aab")
+    for audit in (check_output(output), check_output(output, manifest)):
+        assert (audit.ok, audit.failed, audit.problems) == (1, 2, [])
+    assert "1 ids of the output are not in the manifest" in str(
+        check_output(output, write_manifest(tmp_path / "once.parquet", "ab"))
+    )
+
+
+def test_an_id_that_is_good_in_one_part_and_failed_in_another_is_a_problem(tmp_path: Path) -> None:
+    datasink(str(tmp_path / "out")).write([rows_with_images(["a", "b"])], None)
+    datasink(str(tmp_path / "out")).write([rows_with_images(["a", "c"], failed=("a",))], None)
+    assert "1 ids are more than once in the ledger" in str(check_output(str(tmp_path / "out")))
+
+
+def test_rows_without_an_id_are_those_of_the_manifest(tmp_path: Path) -> None:
+    manifest = pa.table({"id": ["a", None], "prompt": ["x", "y"]})
+    pq.write_table(manifest, tmp_path / "m.parquet")
+    names = row_ids(manifest)
+    datasink(str(tmp_path / "out")).write([rows_with_images(names, failed=(names[1],))], None)
+    assert check_output(str(tmp_path / "out"), str(tmp_path / "m.parquet")).problems == []
+
+
+def test_an_image_over_the_limits_for_sources_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasink(str(tmp_path / "out")).write([rows_with_images(["a"])], None)
+    monkeypatch.setattr("pipeline.output.audit.MAX_BYTES", 10)
+    monkeypatch.setattr("pipeline.images.decode.MAX_BYTES", 10)
+    assert check_output(str(tmp_path / "out")).problems == []
+    monkeypatch.setattr("pipeline.output.audit.MAX_PIXELS", 10)
+    assert check_output(str(tmp_path / "out")).problems == []
