@@ -66,7 +66,6 @@ class LaneEngine:
         self.stats = EngineStats()
         self._groups: dict[Hashable, LaneGroup] = {}
         self._current: LaneGroup | None = None
-        self._lanes_per_call = lanes
         self._timed: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @property
@@ -113,7 +112,7 @@ class LaneEngine:
         self.stats.lanes_run += self.lanes
         self.stats.lanes_filled += filled
         results: list[Result] = []
-        for key, value in group.accept(self._evaluate(network_input)):
+        for key, value in group.accept(self._evaluate(group, network_input)):
             results += self._accept_tile(key, value) if isinstance(key, TileKey) else [(key, value)]
         self.stats.memory_bytes = _peak_memory(self.device)
         return results
@@ -126,7 +125,7 @@ class LaneEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            self._call_network(small)
+            self._call_network(group, small)
         except (RuntimeError, MemoryError):
             raise error from None
         self._groups = {key: other for key, other in self._groups.items() if other is not group}
@@ -182,16 +181,16 @@ class LaneEngine:
         self._current = chosen
         return chosen
 
-    def _evaluate(self, network_input: NetworkInput) -> Tensor:
+    def _evaluate(self, group: LaneGroup, network_input: NetworkInput) -> Tensor:
         if self.device.type != "cuda":
             started = time.perf_counter()
-            output = self._call_network(network_input)
+            output = self._call_network(group, network_input)
             self.stats.network_seconds += time.perf_counter() - started
             return output
         stream = torch.cuda.current_stream(self.device)
         start, end = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
         start.record(stream)
-        output = self._call_network(network_input)
+        output = self._call_network(group, network_input)
         end.record(stream)
         self._timed.append((start, end))
         while self._timed and self._timed[0][1].query():  # reads only what has finished: the host does not wait
@@ -199,23 +198,23 @@ class LaneEngine:
             self.stats.network_seconds += start.elapsed_time(end) / 1000
         return output
 
-    def _call_network(self, network_input: NetworkInput) -> Tensor:
-        """Return the network's output; after a call that does not fit into memory, calls are split into parts.
+    def _call_network(self, group: LaneGroup, network_input: NetworkInput) -> Tensor:
+        """Return the network's output; after a call that does not fit into memory, the group's calls are split.
 
         Another batch shape can give other last bits: such rows may differ from those of a device with more memory."""
         cleared = False
         while True:
             try:
                 parts = zip(
-                    *(_parts(values, self.lanes, self._lanes_per_call) for values in network_input), strict=True
+                    *(_parts(values, self.lanes, group.lanes_per_part) for values in network_input), strict=True
                 )
                 return torch.cat([self.denoiser(*part) for part in parts])
             except torch.OutOfMemoryError:
                 self.stats.out_of_memory += 1
-                if self._lanes_per_call == 1:
+                if group.lanes_per_part == 1:
                     raise
                 if cleared:  # the first time, freeing the cache of earlier calls may be enough
-                    self._lanes_per_call = -(-self._lanes_per_call // 2)
+                    group.lanes_per_part = -(-group.lanes_per_part // 2)
             torch.cuda.empty_cache()
             cleared = True
 

@@ -56,6 +56,7 @@ class LaneGroup:
     def __init__(self, like: DenoisingRequest, lanes: int, device: torch.device, dtype: torch.dtype) -> None:
         self.lanes, self.device = lanes, device
         self.waiting: deque[DenoisingRequest] = deque()
+        self.lanes_per_part = lanes  # fewer once a call of all lanes did not fit into memory
         self.calls_skipped = 0  # calls of other groups since the last call of this one in which a row finished
         self._shape = tuple(like.latents.shape)
         self._running: dict[int, _RunningRow] = {}  # by slot, the oldest first

@@ -324,6 +324,24 @@ def test_a_call_that_does_not_fit_into_memory_is_made_in_parts() -> None:
     assert engine.stats.memory_bytes == 0, "there is no GPU whose memory could be told"
 
 
+class SmallMemoryForPixels(TextNetwork):
+    """Holds calls of at most six lanes of 8x8."""
+
+    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+        if latents.numel() > 6 * 4 * 8 * 8:
+            raise torch.OutOfMemoryError("out of memory (pretended)")
+        return super().forward(latents, timesteps, states, labels)
+
+
+def test_only_the_calls_of_the_shape_that_does_not_fit_are_made_in_parts() -> None:
+    requests = [request(0, size=(8, 16)), request(1)]
+    whole = dict(engine_of(TextNetwork()).run(requests))
+    engine = engine_of(network := SmallMemoryForPixels())
+    for key, latents in engine.run([request(0, size=(8, 16)), request(1)]):
+        torch.testing.assert_close(latents, whole[key], rtol=1e-4, atol=1e-5)
+    assert {(shape[0], shape[3]) for shape in network.batches} == {(3, 16), (6, 8)}
+
+
 def test_memory_that_was_short_once_changes_no_row() -> None:
     requests = [request(key) for key in range(5)]
     whole = dict(engine_of(TextNetwork()).run(requests))
