@@ -1,32 +1,25 @@
 """Encode the Parquet files of an output."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.errors import attempt
+from pipeline.output.file_schema import file_schema
 from pipeline.schema import FAILED, MAX_ROW_GROUP_ROWS, ROW
 
 MAX_FILE_BYTES: Final = 256 * 2**20
 """Bytes of images in a data file, at most; a file with one image may be larger."""
-
-_HUGGING_FACE: Final = {"info": {"features": {"image": {"_type": "Image"}}}}
-"""Metadata with which `datasets` decodes the column `image`."""
 
 
 def encode_data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
     """Return a Parquet file of good rows.
 
     Images are stored uncompressed, the other columns with zstd; a row group has at most MAX_ROW_GROUP_ROWS rows."""
-    hugging_face_image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # exactly the type of `Image`
-    if "image" in schema.names:
-        schema = pa.schema(
-            [field.with_type(hugging_face_image) if field.name == "image" else field for field in schema],
-            metadata={"huggingface": json.dumps(_HUGGING_FACE)},
-        )
+    schema = file_schema(schema)
     names = [leaf for field in schema for leaf in _leaf_names(field)]
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
@@ -41,6 +34,19 @@ def encode_data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
             group = group.take(pa.array(range(group.num_rows)))  # a copy: a slice would keep offsets of over 2 GiB
             writer.write_table(group.cast(schema))
     return sink.getvalue().to_pybytes()
+
+
+def encode_or_halve(
+    rows: pa.Table, encode: Callable[[pa.Table], bytes]
+) -> Iterator[tuple[pa.Table, bytes | Exception]]:
+    """Yield rows with their file. Rows that have none together are halved until those to blame stand alone."""
+    content = attempt(lambda: encode(rows))
+    if isinstance(content, Exception) and rows.num_rows > 1:
+        half = rows.num_rows // 2
+        yield from encode_or_halve(rows[:half], encode)
+        yield from encode_or_halve(rows[half:], encode)
+    else:
+        yield rows, content
 
 
 def encode_failed_file(rows: pa.Table) -> bytes:

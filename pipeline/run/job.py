@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError, ManifestError, RunError, one_line
 from pipeline.inference.checkpoint_info import CheckpointInfo
 from pipeline.inference.node_cache import WeightHashes
+from pipeline.output.file_schema import refuse_other_columns
 from pipeline.output.lease import Lease
 from pipeline.output.ledger import LedgerState, delete_uncommitted, read_ledger
 from pipeline.output.ledger_repair import repair_ledger
@@ -23,6 +24,7 @@ from pipeline.run.stages import hash_weights
 from pipeline.run.state import read_state
 from pipeline.run.summary import RunSummary
 from pipeline.stages.denoise import LoadModel
+from pipeline.stages.rows import output_schema
 
 
 def run_job(
@@ -51,6 +53,7 @@ def prepare_run(config: RunConfig, lease: Lease, checkpoint: CheckpointInfo | No
         checked = check_run(config, checkpoint)
         lease.acquire()
         state = read_state(config)
+        refuse_other_columns(config.output, state.ledger.files, output_schema(checked.schema, config.task))
         return plan_run(config, checked, state)
     except (storage.StorageError, ManifestError, CheckpointError) as error:
         raise RunError(str(error)) from error

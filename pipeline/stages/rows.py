@@ -30,9 +30,9 @@ def provenance_types(manifest: pa.Schema) -> dict[str, pa.DataType]:
 
 
 def output_schema(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
-    """Return the schema of the files in OUTPUT/data."""
+    """Return the columns of an output, with the metadata of the manifest's schema (`output.file_schema`)."""
     own = CLASSIFIED if task == "classify" else {**OUTPUT, **provenance_types(manifest)}
-    return pa.schema([*own.items(), *carried_columns(manifest, task)])
+    return pa.schema([*own.items(), *carried_columns(manifest, task)], metadata=manifest.metadata)
 
 
 def row_ids(table: pa.Table) -> list[str]:
@@ -64,6 +64,14 @@ def updated_error_columns(table: pa.Table, errors: Sequence[Exception | None]) -
     before = zip(table["error_type"].to_pylist(), table["error_message"].to_pylist(), strict=True)
     pairs = zip(before, errors, strict=True)
     return _columns([pair if error is None else describe_error(error) for pair, error in pairs])
+
+
+def with_error(row: pa.Table, error: Exception) -> pa.Table:
+    """Return a table of one good row with its error."""
+    table = row
+    for name, column in error_columns([error]).items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    return table
 
 
 def _columns(pairs: Sequence[tuple[str | None, str | None]]) -> dict[str, pa.Array]:

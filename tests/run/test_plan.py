@@ -19,7 +19,7 @@ from pipeline.output.run_record import read_run, refuse_differences, settings_of
 from pipeline.run.job import prepare_run
 from pipeline.schema import ROW
 from tests.cheap import FACTS
-from tests.output.rows import datasink, encoded_rows
+from tests.output.rows import MANIFEST, datasink, encoded_rows
 
 CONFIG = RunConfig(task="generate", manifest="m", output="s3://key:hidden@bucket/out", seed=1)
 
@@ -87,7 +87,8 @@ def test_invalid_options_are_refused_before_the_run_starts(changes: dict[str, An
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """A manifest of four rows and an output with one good and one failed row."""
-    pq.write_table(pa.table({"id": list("abcd"), "prompt": ["x"] * 4}), tmp_path / "m.parquet")
+    columns = {"id": list("abcd"), "prompt": ["x"] * 4, "shelf": pa.nulls(4, pa.int32())}
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     datasink(str(tmp_path / "out")).write([encoded_rows(["a", "b"], failed=("b",))], None)
     return RunConfig(task="generate", manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
 
@@ -125,7 +126,8 @@ def test_a_manifest_may_grow_but_committed_rows_may_not_change(tmp_path: Path) -
     def attempt(*changes: dict[str, Any], new_run: bool = False) -> int:
         """Return the number of rows left after these changes of the manifest."""
         table = {row["id"]: row for row in (*rows, *changes)}
-        pq.write_table(pa.Table.from_pylist(list(table.values())), config.manifest)
+        seed = [pa.field("seed", pa.int64())] if any("seed" in row for row in changes) else []
+        pq.write_table(pa.Table.from_pylist(list(table.values()), pa.schema([*MANIFEST, *seed])), config.manifest)
         lease = Lease(config.output)
         try:
             return prepare_run(replace(config, new_run=new_run), lease, FACTS).todo
