@@ -21,8 +21,8 @@ COPIED_SUFFIXES: Final = (".json", ".safetensors", ".txt")
 
 def local_checkpoint(model: str) -> Path:
     """Return the local folder of a checkpoint; one at a URL is copied into this node's cache first."""
-    if "://" not in model or storage.is_local(model):
-        return checkpoint_folder(model if "://" not in model else storage.locate(model)[1])
+    if not storage.is_url(model) or storage.is_local(model):
+        return checkpoint_folder(storage.locate(model)[1] if storage.is_url(model) else model)
     filesystem, root = storage.locate(model)
     files = [storage.locate(url)[1] for url in storage.list_files(model) if url.endswith(COPIED_SUFFIXES)]
     if not {f"{root.rstrip('/')}/{name}" for name in ("model_index.json", "config.json")} & set(files):

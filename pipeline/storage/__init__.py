@@ -20,7 +20,7 @@ from pipeline.storage.files import (
 )
 from pipeline.storage.filesystem import locate, path_below
 from pipeline.storage.retry import take_fault_counts
-from pipeline.storage.urls import is_local, join, parent, redact_url
+from pipeline.storage.urls import is_local, is_url, join, parent, redact_url
 
 __all__ = [
     "AllowedRoots",
@@ -34,6 +34,7 @@ __all__ = [
     "is_below",
     "is_folder",
     "is_local",
+    "is_url",
     "join",
     "list_files",
     "locate",

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pipeline.errors import StorageError
 from pipeline.storage.files import exists, is_folder
 from pipeline.storage.filesystem import locate
-from pipeline.storage.urls import is_local, join, parent, redact_url, split_url
+from pipeline.storage.urls import is_local, is_url, join, parent, redact_url, split_url
 
 
 class AllowedRoots:
@@ -29,7 +29,7 @@ class AllowedRoots:
             raise StorageError("the path is empty")
         if self.base is None:
             raise StorageError(f"{redact_url(reference)}: no folder to read from is allowed; give it as --allow-root")
-        absolute = "://" in reference or (reference.startswith("/") and is_local(self.base))
+        absolute = is_url(reference) or (reference.startswith("/") and is_local(self.base))
         url = reference if absolute else join(self.base, reference)
         if ".." in reference.split("/"):
             raise StorageError(f"{redact_url(reference)}: a path in a manifest may not contain '..'")

@@ -31,6 +31,8 @@ def test_relative_paths_are_below_the_manifest(roots: AllowedRoots, tmp_path: Pa
 def test_absolute_paths_and_urls_below_a_root_are_read(roots: AllowedRoots, tmp_path: Path) -> None:
     assert roots.resolve(str(tmp_path / "m" / "pictures" / "a.png")).endswith("a.png")
     assert roots.resolve(f"file://{tmp_path}/m/pictures/a.png").endswith("a.png")
+    for start in ("file://localhost", "file:", "FILE://"):
+        assert roots.resolve(f"{start}{tmp_path}/m/pict%75res/a.png") == str(tmp_path / "m" / "pictures" / "a.png")
     assert roots.resolve("s3://pictures/public/a.png") == "s3://pictures/public/a.png"
 
 
@@ -42,6 +44,10 @@ def test_absolute_paths_and_urls_below_a_root_are_read(roots: AllowedRoots, tmp_
         "link/a.png",
         "/etc/passwd",
         "file:///etc/passwd",
+        "file:/etc/passwd",
+        "file://localhost/etc/passwd",
+        "file:///etc/%70asswd",
+        "file:///%2e%2e/etc/passwd",
         "s3://pictures/private/a.png",
         "s3://pictures/publicity/a.png",
         "s3://pictures/public/../private/a.png",
