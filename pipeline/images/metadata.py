@@ -12,6 +12,9 @@ _FILE_SPECIFIC_TAGS: Final = (
 )
 """TIFF tags that hold for one file only: size, orientation, layout, and blocks that other formats store elsewhere."""
 _EXIF_IFD: Final = 0x8769
+_IFDS: Final = (_EXIF_IFD, 0x8825, 0xA005)
+"""Blocks of tags inside the EXIF block: the photograph's, its location, interoperability."""
+_CUT: Final = "..."
 _EXIF_SIZE_TAGS: Final = (0xA002, 0xA003)
 _IMAGE_DESCRIPTION: Final = 0x010E
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
@@ -45,8 +48,12 @@ def save_options(tags: ImageMetadata) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value}
 
 
-def exif_bytes(metadata: Mapping[str, str] | None, tags: ImageMetadata | None = None) -> bytes:
-    """Return the EXIF block of a new file: the tags, and `metadata` as description if the tags have none."""
+def exif_bytes(
+    metadata: Mapping[str, str] | None, tags: ImageMetadata | None = None, max_bytes: int | None = None
+) -> bytes:
+    """Return the EXIF block of a new file: the tags, and `metadata` as description if the tags have none.
+
+    In a block of more than `max_bytes`, a description is cut, and the largest of the other tags are left out."""
     exif = Image.Exif()
     if tags is not None and tags.exif:
         exif.load(tags.exif)
@@ -54,7 +61,29 @@ def exif_bytes(metadata: Mapping[str, str] | None, tags: ImageMetadata | None = 
         exif[_X_RESOLUTION], exif[_Y_RESOLUTION], exif[_RESOLUTION_UNIT] = *tags.dpi, 2
     if metadata and _IMAGE_DESCRIPTION not in exif:
         exif[_IMAGE_DESCRIPTION] = "\n".join(f"{key}: {value}" for key, value in metadata.items())
-    return exif.tobytes() if len(exif) else b""
+    block = exif.tobytes() if len(exif) else b""
+    while max_bytes is not None and len(block) > max_bytes:
+        _shorten(exif, len(block) - max_bytes)
+        block = exif.tobytes() if len(exif) else b""
+    return block
+
+
+def _shorten(exif: Image.Exif, excess: int) -> None:
+    """Cut the description by `excess` bytes, at most by half, if it is the largest tag; else remove the largest."""
+    blocks: list[Any] = [exif, *(exif.get_ifd(ifd) for ifd in _IFDS)]
+    sizes = [(_size(value), index, tag) for index, ifd in enumerate(blocks) for tag, value in ifd.items()]
+    size, index, tag = max(sizes)
+    if (index, tag) == (0, _IMAGE_DESCRIPTION) and size > 4 * len(_CUT):
+        exif[tag] = str(exif[tag])[: max(size - excess, size // 2) - len(_CUT)] + _CUT
+    else:
+        del blocks[index][tag]
+
+
+def _size(value: Any) -> int:
+    """Return about how many bytes a tag takes; those of a block of tags are its tags'."""
+    if isinstance(value, Mapping):
+        return 1
+    return len(value) if isinstance(value, str | bytes) else 8 * (len(value) if isinstance(value, tuple) else 1)
 
 
 def _portable_exif(picture: Image.Image) -> bytes | None:

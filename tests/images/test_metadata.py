@@ -8,6 +8,7 @@ from PIL import Image, ImageCms
 
 from pipeline.images.decode import decode_with_metadata
 from pipeline.images.encode import encode_image
+from pipeline.images.metadata import ImageMetadata
 from tests.sample_images import file_of, ramp
 
 
@@ -36,3 +37,18 @@ def test_metadata_is_carried_to_the_new_file(image_format: str) -> None:
     dpi = again.info["dpi"] if image_format != "webp" else (exif[0x011A], exif[0x011B])
     assert [round(float(value)) for value in dpi] == [300, 300]
     assert encode_image(pixels, image_format, tags=tags) == encode_image(pixels, image_format, tags=tags)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("description", [None, "scan"])
+def test_metadata_of_over_64_kilobytes_is_shortened_for_jpeg(description: str | None) -> None:
+    exif = Image.Exif()
+    exif[0x013B], exif[0x8298] = "A. Photographer", "C" * 30_000
+    exif.get_ifd(0x8769).update({0x927C: b"M" * 70_000, 0x9003: "2024:05:06 07:08:09"})
+    if description:
+        exif[0x010E] = description
+    tags = ImageMetadata(exif=exif.tobytes())
+    written = Image.open(io.BytesIO(encode_image(ramp(), "jpeg", metadata={"prompt": "x" * 70_000}, tags=tags)))
+    read = written.getexif()
+    assert (read[0x013B], read.get_ifd(0x8769)[0x9003]) == ("A. Photographer", "2024:05:06 07:08:09")
+    assert 0x927C not in read.get_ifd(0x8769) and read[0x8298] == "C" * 30_000
+    assert read[0x010E] == description or (read[0x010E].startswith("prompt: xxx") and read[0x010E].endswith("x..."))
