@@ -1,8 +1,9 @@
 """The Ray Data sink: it writes the output in parts and commits each part with a ledger entry."""
 
+import errno
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from ray.data import Datasink
@@ -12,16 +13,19 @@ from pipeline import storage
 from pipeline.config import Store, Task
 from pipeline.manifest.identity import hash_rows
 from pipeline.output.ledger import encode_entry, entry_url, part_key
-from pipeline.output.parquet import encode_data_file, encode_failed_file, split_by_size
+from pipeline.output.parquet import encode_data_file, encode_failed_file, encode_or_halve, split_by_size
 from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, IMAGE_TYPE, OK, ROW
-from pipeline.stages.rows import Report, output_schema
+from pipeline.stages.rows import Report, output_schema, with_error
+
+_NAME_ERRNOS: Final = frozenset((errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EISDIR, errno.ENOTDIR))
+"""Errors that a file's name causes: it is too long or has characters that the file system does not have."""
 
 
 class LedgerDatasink(Datasink[tuple[int, int]]):
     """Writes the rows that EncodeImages or Classify returns; a part is committed once its ledger entry exists.
 
     A part's name is a hash of its sorted row ids. If its ledger entry exists already, nothing is written: a task that
-    Ray retries writes nothing twice. Otherwise the failed rows are written first, then the good rows, then the entry.
+    Ray retries writes nothing twice. Otherwise the good rows are written first, then the failed ones, then the entry.
     Each file is written by one PUT or one rename, so that no reader sees an incomplete file."""
 
     def __init__(
@@ -64,44 +68,68 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
         failed = table.filter(table["error_type"].is_valid())
         good = table.filter(table["error_type"].is_null())
         entry = entry_url(self.output, key := part_key(table["id"].to_pylist()))
+        counts = good.num_rows, failed.num_rows
         if not storage.exists(entry):
-            self._write_part(key, entry, good, failed)
+            counts = self._write_part(key, entry, good, failed)
         spent = time.perf_counter() - started
-        self.report(
-            {"ok": good.num_rows, "failed": failed.num_rows, "write_seconds": spent, **storage.take_fault_counts()}
-        )
-        return good.num_rows, failed.num_rows
+        self.report({"ok": counts[0], "failed": counts[1], "write_seconds": spent, **storage.take_fault_counts()})
+        return counts
 
-    def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> None:
+    def _write_part(self, key: str, entry: str, good: pa.Table, failed: pa.Table) -> tuple[int, int]:
+        """Write and commit one part; return its numbers of good and of failed rows.
+
+        A good row that cannot be written as Parquet, or whose image's name the file system refuses, fails."""
         ledger_rows: list[dict[str, Any]] = []
+        if self._store == "files":
+            good, refused = self._write_image_files(good)
+            failed = pa.concat_tables([failed, *refused])
+        parts = (pair for part in split_by_size(good) for pair in encode_or_halve(part, self._encode))
+        ok = files = 0
+        for part, content in parts:
+            if isinstance(content, Exception):
+                failed = pa.concat_tables([failed, with_error(part, content)])
+                continue
+            file = f"{DATA}/{key}{f'-{files}' if files else ''}.parquet"
+            self._write_file(file, content)
+            ledger_rows += _ledger_rows(part, OK, file)
+            ok, files = ok + part.num_rows, files + 1
         if failed.num_rows:
             file = f"{FAILED_FOLDER}/{key}.parquet"
             self._write_file(file, encode_failed_file(failed))
             ledger_rows += _ledger_rows(failed, FAILED_STATUS, file)
-        if self._store == "files":
-            good = self._write_image_files(good)
-        for number, part in enumerate(split_by_size(good)):
-            file = f"{DATA}/{key}{f'-{number}' if number else ''}.parquet"
-            self._write_file(file, encode_data_file(part, self._schema))
-            ledger_rows += _ledger_rows(part, OK, file)
         storage.write_bytes(entry, encode_entry(ledger_rows), fence=self._fence)
+        return ok, failed.num_rows
+
+    def _encode(self, rows: pa.Table) -> bytes:
+        return encode_data_file(rows, self._schema)
 
     def _write_file(self, path: str, content: bytes) -> None:
         storage.write_bytes(storage.join(self.output, path), content, fence=self._fence)
 
-    def _write_image_files(self, rows: pa.Table) -> pa.Table:
-        """Write each image to its path in the output; return the rows without the images' bytes."""
+    def _write_image_files(self, rows: pa.Table) -> tuple[pa.Table, list[pa.Table]]:
+        """Write each image to its path in the output.
+
+        Returns the rows without the images' bytes, and those whose path the file system refuses."""
         images: list[Any] = []
+        errors: list[Exception | None] = []
         for value in rows["image"]:
-            image = value.as_py()
-            self._write_file(image["path"], image["bytes"])
+            image, error = value.as_py(), None
+            try:
+                self._write_file(image["path"], image["bytes"])
+            except storage.StorageError as reason:
+                if getattr(reason.__cause__, "errno", None) not in _NAME_ERRNOS:
+                    raise
+                error = reason
             images.append({**image, "bytes": None})
+            errors.append(error)
         position = rows.schema.get_field_index("image")
-        return rows.set_column(position, "image", pa.array(images, IMAGE_TYPE))
+        rows = rows.set_column(position, rows.schema.field(position), pa.array(images, IMAGE_TYPE))
+        refused = [with_error(rows[index : index + 1], error) for index, error in enumerate(errors) if error]
+        return rows.filter(pa.array([error is None for error in errors], pa.bool_())), refused
 
 
 def _ledger_rows(rows: pa.Table, status: str, file: str) -> list[dict[str, Any]]:
-    hashes = hash_rows(rows[ROW].to_pylist())
+    hashes = hash_rows(row or "{}" for row in rows[ROW].to_pylist())
     return [
         {"id": row_id, "status": status, "file": file, "row": bytes(digest).ljust(16, b"\0")}
         for row_id, digest in zip(rows["id"].to_pylist(), hashes, strict=True)
