@@ -17,7 +17,7 @@ from transformers import BertTokenizer, CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.checkpoint.components import load_text_encoder
-from pipeline.training.save import write_json
+from pipeline.training.save import replacing, write_json
 from pipeline.training.tokenizer import END, START, save_tokenizer, word_tokenizer
 
 Conditioning = Literal["clip", "frozen-clip", "bert"]
@@ -109,9 +109,9 @@ def clip_text_config(tokenizer: CLIPTokenizer, *, width: int, layers: int, heads
 
 
 def _save_bert(network: BertModel, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with replacing(folder / "model.safetensors") as path:
+        save_file(tensors, path, metadata={"format": "pt"})
     write_json(
         folder / "config.json", {"architectures": ["LDMBertModel"], "model_type": "ldmbert"} | asdict(network.config)
     )

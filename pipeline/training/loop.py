@@ -3,7 +3,6 @@
 import copy
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.training.muon import build_optimizers
+from pipeline.training.save import replacing
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,12 @@ class Worker:
         """Return this worker's rows of a whole batch, on its device."""
         return batch[self.rank :: self.count].to(self.device)
 
+    def weight(self, batch: int) -> float:
+        """Return the weight of the mean over this worker's rows in the mean over the `batch` rows of all workers.
+
+        The weights of all workers have the mean 1; they differ if the workers' number does not divide the batch."""
+        return len(range(self.rank, batch, self.count)) * self.count / batch
+
     def average(self, values: list[Tensor]) -> None:
         """Replace each tensor by its mean over all workers, in place."""
         if self.count == 1:
@@ -80,13 +86,22 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 def train(
-    model: nn.Module, step_loss: StepLoss, config: LoopConfig, folder: Path, worker: Worker = SINGLE_WORKER
+    model: nn.Module,
+    step_loss: StepLoss,
+    config: LoopConfig,
+    folder: Path,
+    worker: Worker = SINGLE_WORKER,
+    *,
+    batch: int,
 ) -> nn.Module:
     """Train `model` in place and return the averaged copy of it.
 
-    `folder` holds `state.pt`, from which a stopped run resumes, and `log.jsonl`. Several workers must start with the
-    same weights and share the folder; the worker of rank 0 writes to it.
+    `batch` is the number of rows of a step, over all workers; ValueError if there are fewer than workers. `folder`
+    holds `state.pt`, from which a stopped run resumes, and `log.jsonl`. Several workers must start with the same
+    weights and share the folder; the worker of rank 0 writes to it.
     """
+    if worker.count > batch:
+        raise ValueError(f"{worker.count} workers are too many for batches of {batch} rows; give at most {batch}")
     folder.mkdir(parents=True, exist_ok=True)
     model.to(worker.device)
     state = _TrainState(model, config)
@@ -95,6 +110,7 @@ def train(
     model.train()
     for step in range(first, config.steps):
         loss, values = step_loss(step)
+        loss = loss * worker.weight(batch)
         state.update(loss, step, worker)
         metrics.add({"loss": loss.item(), **values})
         done = step + 1
@@ -153,8 +169,8 @@ class _TrainState:
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        torch.save(state, path.with_suffix(".tmp"))
-        os.replace(path.with_suffix(".tmp"), path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
 
 class _MetricsLog:

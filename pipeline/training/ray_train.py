@@ -22,6 +22,7 @@ from pipeline.stages.fetch import SourceReader
 from pipeline.training.data.table import CAPTIONS_FILE, PIXELS_FILE, Table
 from pipeline.training.loop import Worker
 from pipeline.training.recipes.catalog import RECIPES
+from pipeline.training.save import replacing
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ def prepare_table(data: str, folder: Path, width: int) -> None:
     if errors:
         log.warning("left out %d of %d images; the first: %s", len(errors), len(captions) + len(errors), errors[0])
     description = json.dumps({**source, "captions": captions}, ensure_ascii=False)
-    (folder / CAPTIONS_FILE).write_text(description, encoding="utf-8")
+    with replacing(folder / CAPTIONS_FILE) as path:
+        path.write_text(description, encoding="utf-8")
 
 
 def _check_prepared(folder: Path, source: Mapping[str, Any]) -> None:

@@ -190,7 +190,7 @@ def train_autoencoder(recipe: AutoencoderRecipe, output: Path, worker: Worker = 
         return autoencoder_loss(networks, pixels, noise, recipe, features, step)
 
     folder = output / ("decoder" if recipe.decoder_only else "autoencoder")
-    average = train(networks, step_loss, recipe.loop, folder, worker).cpu()
+    average = train(networks, step_loss, recipe.loop, folder, worker, batch=recipe.batch).cpu()
     assert isinstance(average, AutoencoderNetworks)
     if worker.rank == 0:
         _save(average.autoencoder, recipe, output)

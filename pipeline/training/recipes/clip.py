@@ -101,7 +101,7 @@ def train_clip(recipe: ContrastiveRecipe, output: Path, worker: Worker = SINGLE_
         correct = (output.image_embeds @ output.text_embeds.T).argmax(1).cpu() == torch.arange(len(examples))
         return loss, {"accuracy": correct.float().mean().item(), "scale": scale.item()}
 
-    average = train(clip, step_loss, recipe.loop, output / "contrastive", worker)
+    average = train(clip, step_loss, recipe.loop, output / "contrastive", worker, batch=recipe.batch)
     assert isinstance(average, CLIPModel)
     _save(average.cpu().half(), tokenizer, recipe.width, output / "clip")
 

@@ -25,7 +25,7 @@ from pipeline.training.conditioning import (
 from pipeline.training.data.examples import SCENES, Source, stack_pixels
 from pipeline.training.denoising import Denoiser, denoising_errors, min_snr_weights, sample_timesteps
 from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, step_generator, train
-from pipeline.training.save import save_component, write_json, write_model_index
+from pipeline.training.save import replacing, save_component, write_json, write_model_index
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = SING
         batch = _sample_batch(images, tokens, empty_tokens, len(alphas), recipe, generator)
         return denoising_loss(denoiser, batch.local_rows(worker), alphas, recipe)
 
-    average = train(denoiser, step_loss, recipe.loop, folder, worker).cpu()
+    average = train(denoiser, step_loss, recipe.loop, folder, worker, batch=recipe.batch).cpu()
     assert isinstance(average, Denoiser)
     if worker.rank == 0:
         _save(average, text, recipe, output)
@@ -249,8 +249,8 @@ def _encode_images(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, device: 
         captions += [caption for _, caption in examples]
         if start % 5000 == 0:
             log.info("encoded %d of %d images", start, count)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}, path)
+    with replacing(path) as temporary:
+        torch.save({"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}, temporary)
 
 
 def _save(denoiser: Denoiser, text: TextModel, recipe: DiffusionRecipe, output: Path) -> None:

@@ -81,7 +81,7 @@ def train_inpainting(recipe: InpaintingRecipe, output: Path, worker: Worker = SI
         mask = mask_latents[:, :1]
         return errors.mean(), {"loss_in_mask": ((errors.mean(1, keepdim=True) * mask).sum() / mask.sum()).item()}
 
-    average = train(denoiser, step_loss, recipe.loop, output / "inpainting", worker).cpu()
+    average = train(denoiser, step_loss, recipe.loop, output / "inpainting", worker, batch=recipe.batch).cpu()
     assert isinstance(average, Denoiser)
     if worker.rank == 0:
         _save(average.unet, output)

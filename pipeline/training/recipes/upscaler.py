@@ -124,7 +124,7 @@ def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = SINGLE
         errors = denoising_errors(network, batch.latents, batch.noise, batch.timesteps, alphas, prediction_type)
         return errors.mean(), {}
 
-    average = train(unet, step_loss, recipe.loop, output / "upscaling", worker).cpu()
+    average = train(unet, step_loss, recipe.loop, output / "upscaling", worker, batch=recipe.batch).cpu()
     if worker.rank == 0:
         _save(average, recipe, output)
 
