@@ -12,6 +12,7 @@ from ray.data.datasource.datasink import WriteResult
 from pipeline import storage
 from pipeline.config import Store, Task
 from pipeline.manifest.identity import hash_rows
+from pipeline.output.image_files import image_path
 from pipeline.output.ledger import encode_entry, entry_url, part_key
 from pipeline.output.parquet import encode_data_file, encode_failed_file, encode_or_halve, split_by_size
 from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, IMAGE_TYPE, OK, ROW
@@ -120,7 +121,7 @@ class LedgerDatasink(Datasink[tuple[int, int]]):
                 if getattr(reason.__cause__, "errno", None) not in _NAME_ERRNOS:
                     raise
                 error = reason
-            images.append({**image, "bytes": None})
+            images.append({"bytes": None, "path": image_path(self.output, image["path"])})
             errors.append(error)
         position = rows.schema.get_field_index("image")
         rows = rows.set_column(position, rows.schema.field(position), pa.array(images, IMAGE_TYPE))

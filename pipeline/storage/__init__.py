@@ -18,7 +18,7 @@ from pipeline.storage.files import (
     read_bytes,
     write_bytes,
 )
-from pipeline.storage.filesystem import locate, path_below
+from pipeline.storage.filesystem import absolute, locate, path_below
 from pipeline.storage.retry import take_fault_counts
 from pipeline.storage.urls import is_local, is_url, join, parent, redact_url
 
@@ -26,6 +26,7 @@ __all__ = [
     "AllowedRoots",
     "StorageError",
     "StorageUnavailableError",
+    "absolute",
     "arrow_filesystem",
     "create_bytes",
     "delete",

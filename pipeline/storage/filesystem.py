@@ -60,3 +60,8 @@ def path_below(url: str, folder: str) -> str:
     filesystem, root = locate(folder)
     path = url if isinstance(filesystem, LocalFileSystem) else str(filesystem._strip_protocol(url))
     return path.removeprefix(root.rstrip("/") + "/")
+
+
+def absolute(url: str) -> str:
+    """Return the absolute path of a local path or `file://` URL; the URL of a file elsewhere."""
+    return url_of(*locate(url))

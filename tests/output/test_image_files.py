@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pytest
 from PIL import Image
 
 from pipeline.config import RunConfig
@@ -13,13 +14,18 @@ from pipeline.images.naming import stored_name
 from pipeline.manifest.rules import Rules
 from pipeline.output.audit import check_output
 from pipeline.output.image_files import read_image_bytes
+from pipeline.output.ledger import find_orphans, read_ledger
 from pipeline.output.sink import LedgerDatasink
 from pipeline.report.write import write_report
+from pipeline.schema import IMAGE_TYPE
 from pipeline.stages.denoise import Denoise
 from pipeline.stages.encode import EncodeImages
 from pipeline.stages.prepare import PrepareRows
 from pipeline.stages.rows import sha256_of
 from tests.cheap import load_cheap
+from tests.output.rows import MANIFEST
+from tests.output.test_audit import rows_with_images
+from tests.sample_images import file_of, ramp
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -48,14 +54,14 @@ def test_files_are_named_like_their_sources_and_rows_have_their_paths(tmp_path: 
     assert sink.write([rows], None) == (3, 1)
 
     written = {row["id"]: row for row in pads.dataset(output / "data", format="parquet").to_table().to_pylist()}
-    paths = {name: row["image"]["path"] for name, row in written.items()}
+    paths = {name: row["image"]["path"].removeprefix(f"{output}/") for name, row in written.items()}
     assert len(set(paths.values())) == 3
     assert all(paths[name].startswith("files/shelf/a.b-") for name in ("one", "two"))
     assert paths["embedded"] == stored_name("embedded", None, "png")
     for row in written.values():
         assert row["image"]["bytes"] is None
-        assert sha256_of((output / row["image"]["path"]).read_bytes()) == row["sha256"]
-        assert read_image_bytes(str(output), row) == (output / row["image"]["path"]).read_bytes()
+        assert sha256_of(Path(row["image"]["path"]).read_bytes()) == row["sha256"]
+        assert read_image_bytes(str(output), row) == Path(row["image"]["path"]).read_bytes()
     (failed,) = pads.dataset(output / "failed", format="parquet").to_table().to_pylist()
     assert (failed["id"], failed["error_type"]) == ("own", "StorageError")
     assert "lies where this run writes its pictures" in failed["error_message"]
@@ -66,3 +72,26 @@ def test_files_are_named_like_their_sources_and_rows_have_their_paths(tmp_path: 
     (output / paths["one"]).write_bytes(b"other")
     (output / paths["two"]).unlink()
     assert check_output(str(output)).count == 2
+
+
+@pytest.mark.parametrize("source", ["a.png", "files/shelf/files/a.png"])
+def test_datasets_opens_images_from_any_folder_and_a_moved_output_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    content = file_of(Image.fromarray(ramp()))
+    path = stored_name("a", source, "png")
+    rows = rows_with_images(["a"], ())
+    image = pa.array([{"bytes": content, "path": path}], IMAGE_TYPE)
+    rows = rows.set_column(rows.schema.get_field_index("image"), "image", image)
+    LedgerDatasink("files/out", MANIFEST, lambda amounts: None, store="files").write([rows], None)
+    monkeypatch.chdir("/")
+    [data] = (tmp_path / "files" / "out" / "data").iterdir()
+    loaded = datasets.Dataset.from_parquet(str(data), cache_dir=str(tmp_path / "cache"))
+    assert (np.asarray(loaded[0]["image"]) == ramp()).all()  # pyright: ignore
+    (tmp_path / "files" / "out").rename(tmp_path / "moved")
+    [row] = pads.dataset(tmp_path / "moved" / "data", format="parquet").to_table().to_pylist()
+    assert read_image_bytes(str(tmp_path / "moved"), row) == content
+    assert find_orphans(str(tmp_path / "moved"), read_ledger(str(tmp_path / "moved")).files) == []
