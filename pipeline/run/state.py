@@ -10,6 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import RunError
 from pipeline.manifest.read import fingerprint
 from pipeline.output.ledger import LedgerState, clear_ledger, delete_uncommitted, read_ledger, remove_failed_rows
+from pipeline.output.ledger_repair import repair_ledger
 from pipeline.output.manifest_changes import find_changed_rows
 from pipeline.output.run_record import RunRecord, read_run
 
@@ -33,7 +34,8 @@ def read_state(config: RunConfig) -> OutputState:
         clear_ledger(config.output)
     if config.retry_failed:
         remove_failed_rows(config.output)
-    ledger, manifest_sha256 = read_ledger(config.output), fingerprint(config.manifest)
+    ledger = repair_ledger(config.output, read_ledger(config.output))
+    manifest_sha256 = fingerprint(config.manifest)
     _refuse_changed_rows(config, ledger, manifest_sha256, earlier)
     delete_uncommitted(config.output, ledger)
     record = RunRecord(

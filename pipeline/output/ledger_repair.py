@@ -1,0 +1,55 @@
+"""Repair of a ledger into which a run committed after it had lost its lease.
+
+A commit can be delayed on its way to the storage for longer than a lease lasts. Meanwhile another run takes over,
+deletes the data files that no entry names, and makes the rows again. When the delayed entry arrives, it may name a
+deleted file, or hold rows that the other run has committed too. Such entries are removed: rows that only they had are
+made again, and the same row has the same image.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline import storage
+from pipeline.manifest.identity import hash_ids
+from pipeline.output.ledger import LedgerState, list_data_files, read_entry_urls, read_ledger
+from pipeline.schema import OK
+
+
+def repair_ledger(output: str, ledger: LedgerState) -> LedgerState:
+    """Remove late entries; return the ledger's state, read again if there were any."""
+    missing = _missing_files(output, ledger)
+    repeated = set(_repeated_hashes(ledger))
+    if not missing and not repeated:
+        return ledger
+    removed = _remove_entries(output, missing, repeated)
+    return read_ledger(output) if removed else ledger
+
+
+def _missing_files(output: str, ledger: LedgerState) -> set[str]:
+    """Return the files that the ledger names and the storage lacks; a file that no listing shows yet is asked for."""
+    absent = ledger.files - set(list_data_files(output))
+    return {file for file in absent if not storage.exists(storage.join(output, file))}
+
+
+def _repeated_hashes(ledger: LedgerState) -> Iterator[bytes]:
+    """Yield the hashes of ids that the ledger holds more than once. Memory: one bucket."""
+    for hashes in ledger.id_hashes:
+        yield from np.unique(hashes[1:][hashes[1:] == hashes[:-1]]).tolist()
+
+
+def _remove_entries(output: str, missing: set[str], repeated: set[bytes]) -> int:
+    """Delete entries that name a missing file, or hold a good row that an entry before them holds; return their number.
+
+    Failed rows may be there more than once: rows of the manifest with one id are committed as failed."""
+    seen: set[bytes] = set()
+    removed = 0
+    for url, entry in read_entry_urls(output):
+        hashes = set(hash_ids(entry["id"].to_pylist()).tolist()) & repeated if repeated else set[bytes]()
+        is_good = OK in entry["status"].unique().to_pylist()
+        if missing & set(entry["file"].unique().to_pylist()) or (is_good and hashes & seen):
+            storage.delete(url)
+            removed += 1
+        else:
+            seen |= hashes
+    return removed

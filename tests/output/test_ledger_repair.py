@@ -1,0 +1,56 @@
+"""Entries that arrive after another run has taken over: none is believed that the data files do not bear out."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.output.ledger import encode_entry, entry_url, read_ledger
+from pipeline.output.ledger_repair import repair_ledger
+
+
+def commit(output: str, key: str, ids: list[str], *, status: str = "ok", writes: bool = True) -> None:
+    file = f"{'data' if status == 'ok' else 'failed'}/{key}.parquet"
+    if writes:
+        storage.write_bytes(storage.join(output, file), b"rows")
+    storage.write_bytes(entry_url(output, key), encode_entry([{"id": i, "status": status, "file": file} for i in ids]))
+
+
+def test_an_entry_whose_file_was_deleted_is_removed(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    commit(output, "a1", ["a", "b"])
+    commit(output, "b2", ["c"], writes=False)
+    ledger = repair_ledger(output, read_ledger(output))
+    assert (ledger.ok, ledger.files) == (2, {"data/a1.parquet"})
+
+
+def test_of_two_entries_with_one_row_one_is_removed(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    commit(output, "a1", ["a", "b"])
+    commit(output, "b2", ["b", "c"])
+    commit(output, "c3", ["d"])
+    ledger = repair_ledger(output, read_ledger(output))
+    assert (ledger.ok, ledger.files) == (3, {"data/a1.parquet", "data/c3.parquet"})
+
+
+def test_failed_rows_with_one_id_stay(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    commit(output, "a1", ["twice", "twice"], status="failed")
+    commit(output, "b2", ["twice"], status="failed")
+    before = read_ledger(output)
+    assert repair_ledger(output, before) is before and before.failed == 3
+
+
+def test_an_entry_that_no_listing_shows_yet_is_found_by_its_data_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = str(tmp_path)
+    commit(output, "a1", ["a"])
+    commit(output, "b2", ["b"])
+    list_files = storage.list_files
+
+    def without_new(url: str, suffix: str = "") -> list[str]:
+        return [found for found in list_files(url, suffix) if not found.endswith("ledger/b2.parquet")]
+
+    monkeypatch.setattr(storage, "list_files", without_new)
+    assert read_ledger(output).ok == 2
