@@ -22,12 +22,12 @@ from random import Random
 from typing import Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image, decode_mask, decode_with_metadata
 
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP")
+FORMATS: Final = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000")
 SECONDS_PER_FILE: Final = 10
 MEMORY: Final = 2 * 2**30
 """Bytes of address space that a process may allocate."""
@@ -72,6 +72,14 @@ def seeds() -> tuple[tuple[str, bytes], ...]:
         add("TIFF", noise, compression=compression)
     add("TIFF", deep)
     add("TIFF", smooth.convert("F"))
+    add("TIFF", noise, save_all=True, append_images=frames)
+    add("TIFF", noise.convert("CMYK"), icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    add("MPO", noise, save_all=True, append_images=frames, exif=exif)
+    for picture in (noise, smooth, alpha):
+        add("AVIF", picture)
+        add("JPEG2000", picture)
+    add("AVIF", frames[0], save_all=True, append_images=frames)
+    add("JPEG2000", deep)
     add("BMP", noise)
     add("BMP", noise.quantize(16))
     return tuple(files)
