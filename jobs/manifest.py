@@ -77,7 +77,8 @@ def build(paths: tuple[str, ...], **options: Any) -> None:
         constants=dict(_pair(text, "--set") for text in options["constants"]),
         limit=options["limit"],
     )
-    click.echo(f"{rows:,} rows written to {storage.redact_url(paths[-1])}")
+    left_out = f"; left out: {'; '.join(source.left_out)}" if source.left_out else ""
+    click.echo(f"{rows:,} rows written to {storage.redact_url(paths[-1])}{left_out}")
 
 
 @manifest.command()
@@ -137,7 +138,8 @@ def show(path: str, rows: int) -> None:
 
 def _source(paths: tuple[str, ...], options: dict[str, Any]) -> Any:
     from pipeline import storage
-    from pipeline.manifest.sources import from_file, from_folder
+    from pipeline.manifest.image_folder import from_folder
+    from pipeline.manifest.sources import from_file
     from pipeline.manifest.templates import from_template, read_list
 
     if options["template"] is not None:
@@ -149,7 +151,7 @@ def _source(paths: tuple[str, ...], options: dict[str, Any]) -> Any:
         raise click.UsageError("--list and --sample need --template")
     if len(paths) != 2:
         raise click.UsageError("give SOURCE and MANIFEST, or --template and MANIFEST")
-    if not paths[0].lower().endswith(".parquet") and storage.is_folder(paths[0]):
+    if not paths[0].lower().rstrip("/").endswith(".parquet") and storage.is_folder(paths[0]):
         return from_folder(paths[0], paths[1], include=options["include"], exclude=options["exclude"])
     return from_file(paths[0], prompt_column=options["prompt_column"])
 

@@ -147,6 +147,17 @@ def one_line(error: BaseException) -> str:
     return last if kind in _OWN_ERRORS else f"{kind}: {last}"
 
 
+def printable(text: str) -> str:
+    """Return text as one line that any terminal can show: control characters and bytes that are not UTF-8 escaped."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file name that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
+
+
 def describe_error(error: BaseException) -> tuple[str, str]:
     """Return `error_type` and `error_message` of a failed row; the message is one line of at most 1,000 characters."""
     kind = type(error).__name__

@@ -44,7 +44,7 @@ def build(
         raise BuildError(f"{storage.redact_url(output)}: the name of a manifest must end with .parquet")
     values = {name: convert_value(name, value, "--set") for name, value in (constants or {}).items()}
     rows = itertools.islice(_complete_rows(source.rows(), values, images_per_prompt), limit)
-    schema = _schema(source.columns | _constant_types(values, source))
+    schema = _schema(source.columns | _constant_types(values, source), source.metadata)
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
         path = Path(folder) / "manifest.parquet"
         count = _write(rows, schema, path)
@@ -84,7 +84,7 @@ def _complete_rows(rows: Iterable[Row], constants: Mapping[str, Any], images_per
 
 def _content_id(row: Row, counts: dict[int, int]) -> str:
     """Return a readable id that depends on the row's content; `counts` numbers the rows with the same content."""
-    content = {name: str(row[name]) for name in (*PARAMETERS, *SOURCES) if row.get(name) is not None}
+    content = {name: str(row[name]) for name in (*PARAMETERS, *SOURCES) if row.get(name) not in (None, "")}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     key = int(digest, 16)
     counts[key] = counts.get(key, 0) + 1
@@ -102,13 +102,13 @@ def _constant_types(values: Mapping[str, Any], source: Source) -> dict[str, pa.D
     return {name: kind for name, kind in types.items() if source.columns.get(name) != pa.uint64()}
 
 
-def _schema(columns: Mapping[str, pa.DataType]) -> pa.Schema:
+def _schema(columns: Mapping[str, pa.DataType], metadata: Mapping[bytes, bytes]) -> pa.Schema:
     """Return `id`, the parameters and images in the order of `pipeline.schema`, then the source's other columns."""
     known = ["id", *PARAMETERS, *SOURCES]
     types = {"id": pa.string(), **columns}
     names = [*(name for name in known if name in types), *(name for name in types if name not in known)]
-    metadata = {"latentmill_manifest_version": str(MANIFEST_VERSION)}
-    return pa.schema([(name, types[name]) for name in names], metadata=metadata)
+    version = {b"latentmill_manifest_version": str(MANIFEST_VERSION).encode()}
+    return pa.schema([(name, types[name]) for name in names], metadata={**metadata, **version})
 
 
 def _write(rows: Iterator[Row], schema: pa.Schema, path: Path) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.config import MAX_SIZE, Task
+from pipeline.errors import printable
 from pipeline.manifest.arrow_values import Unreadable
 
 _MAX_STEPS: Final = 1000
@@ -38,9 +39,9 @@ class Problem:
 
     def __str__(self) -> str:
         if self.row is None:
-            return self.message
+            return printable(self.message)
         name = "" if self.id is None else f' (id "{self.id}")'
-        return f"row {self.row}{name}: {self.message}"
+        return printable(f"row {self.row}{name}: {self.message}")
 
 
 Rule = Callable[[Any, Rules], str | None]

@@ -1,25 +1,24 @@
-"""Sources of manifests: CSV, JSONL, text and Parquet files, and folders of images.
+"""Sources of manifests: CSV, JSONL, text and Parquet files.
 
 A source knows its columns before its rows are read, so that rows can be written while they are read.
 """
 
 import csv
-import fnmatch
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
 from pipeline import storage
 from pipeline.errors import BuildError
+from pipeline.manifest.arrow_values import column_values
 from pipeline.manifest.read import read_batches, read_schema
+from pipeline.manifest.unify import HUGGING_FACE, features_of
 from pipeline.manifest.values import as_column_type, column_type, convert_value, wider_type
-from pipeline.schema import PARAMETERS, seed_type
-
-_IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+from pipeline.schema import PARAMETERS, SOURCES, seed_type
 
 Row = dict[str, Any]
 
@@ -30,13 +29,17 @@ class Source:
 
     columns: dict[str, pa.DataType]
     rows: Callable[[], Iterator[Row]]
+    metadata: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Metadata of a Parquet source's schema, such as the Hugging Face features."""
+    left_out: tuple[str, ...] = ()
+    """The files of a folder that have no row: how many, why, and the first ones."""
 
 
 def from_file(url: str, *, prompt_column: str = "prompt") -> Source:
     """Return the rows of a CSV, TSV, JSONL, text (one prompt per line) or Parquet file, by its suffix.
 
     The column `prompt_column` is renamed to `prompt`. BuildError if the file cannot be used."""
-    suffix = url.lower().rpartition(".")[2]
+    suffix = url.lower().rstrip("/").rpartition(".")[2]
     if suffix == "parquet":
         return _from_parquet(url, prompt_column)
     if suffix in ("txt", "text"):
@@ -47,22 +50,6 @@ def from_file(url: str, *, prompt_column: str = "prompt") -> Source:
     if suffix in ("jsonl", "ndjson", "json"):
         return _infer_types(url, lambda: _json_rows(url), prompt_column)
     raise BuildError(f"{storage.redact_url(url)}: the suffix is unknown; use .csv, .tsv, .jsonl, .txt or .parquet")
-
-
-def from_folder(url: str, manifest_url: str, *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Source:
-    """Return one row per image below a folder, sorted by path. Globs match the path inside it (`*` matches `/` too).
-
-    Images below the manifest's folder get paths relative to it. BuildError if there is no image."""
-    home = storage.parent(manifest_url).rstrip("/") + "/"
-    images = []
-    for image in storage.list_files(url):
-        inside = _path_inside(image, url)
-        included = any(fnmatch.fnmatch(inside, glob) for glob in include) if include else _is_image(inside)
-        if included and not any(fnmatch.fnmatch(inside, glob) for glob in exclude):
-            images.append(image.removeprefix(home))
-    if not images:
-        raise BuildError(f"{storage.redact_url(url)}: the folder contains no image ({', '.join(_IMAGE_SUFFIXES)})")
-    return Source(columns={"image": pa.string()}, rows=lambda: ({"image": image} for image in images))
 
 
 def read_lines(url: str) -> Iterator[str]:
@@ -96,7 +83,7 @@ def _csv_rows(url: str, delimiter: str) -> Iterator[tuple[str, Row]]:
                 raise BuildError(
                     f"{location}: it has more fields than the first line; quote fields that contain commas"
                 )
-            yield location, row
+            yield location, {name: value if value and value.strip() else None for name, value in row.items()}
     except csv.Error as error:
         raise BuildError(f"{storage.redact_url(url)}, line {reader.reader.line_num}: {error}") from error
 
@@ -113,6 +100,8 @@ def _json_rows(url: str) -> Iterator[tuple[str, Row]]:
         if not isinstance(row, dict):
             raise BuildError(f"{location}: not a JSON object; give one object per line")
         nested = {name: json.dumps(value) for name, value in row.items() if isinstance(value, dict | list)}
+        for name in row:
+            convert_value("the name of a column", name, location)
         yield location, row | nested
 
 
@@ -157,18 +146,27 @@ def _from_parquet(url: str, prompt_column: str) -> Source:
     def rows() -> Iterator[Row]:
         count = itertools.count()
         for batch in read_batches(url, rows=1024):
-            for row in batch.to_pylist():
+            values = [_parquet_values(names[name], batch[name]) for name in batch.schema.names]
+            for row in zip(*values, strict=True):
                 location = f"{storage.redact_url(url)}, row {next(count)}"
-                yield {names[name]: convert_value(names[name], value, location) for name, value in row.items()}
+                yield {
+                    names[name]: convert_value(names[name], value, location)
+                    for name, value in zip(names, row, strict=True)
+                }
 
-    return Source(columns=columns, rows=rows)
-
-
-def _path_inside(file: str, folder: str) -> str:
-    filesystem, root = storage.locate(folder)
-    return str(filesystem._strip_protocol(file)).removeprefix(root.rstrip("/") + "/")
+    return Source(columns=columns, rows=rows, metadata=_renamed_metadata(schema.metadata, names))
 
 
-def _is_image(path: str) -> bool:
-    hidden = any(part.startswith(".") for part in path.split("/"))
-    return path.lower().endswith(_IMAGE_SUFFIXES) and not hidden
+def _parquet_values(name: str, column: pa.Array) -> Iterable[Any]:
+    """Return Python values of the columns that are converted; those of the others stay Arrow's."""
+    if name == "id" or name in PARAMETERS or name in SOURCES:
+        return column_values(column)
+    return (value if value.is_valid else None for value in column)
+
+
+def _renamed_metadata(metadata: Mapping[bytes, bytes] | None, names: Mapping[str, str]) -> dict[bytes, bytes]:
+    renamed = dict(metadata or {})
+    if features := features_of(metadata):
+        features = {names.get(name, name): feature for name, feature in features.items()}
+        renamed[HUGGING_FACE] = json.dumps({"info": {"features": features}}).encode()
+    return renamed

@@ -6,29 +6,57 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import BuildError
+from pipeline.manifest.arrow_values import Unreadable
 from pipeline.schema import PARAMETERS, SOURCES
 
 
 def convert_value(name: str, value: Any, location: str) -> Any:
-    """Convert a parameter's value to the type of its column. Empty text becomes None; other columns stay as they are.
+    """Convert a parameter's value to the type of its column; other columns stay as they are.
 
+    Empty text is a value where text is expected. It is None where a number is, and as an id or an image.
     BuildError with `location` if the value cannot be converted."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
+    if isinstance(value, str):
+        _check_text(name, value, location)
     target = PARAMETERS.get(name)
+    is_text = pa.types.is_string(target) if target is not None else name != "id" and name not in SOURCES
+    if value is None or (not is_text and isinstance(value, str) and not value.strip()):
+        return None
     if target is None:
         return value
     try:
         if pa.types.is_string(target):
             return str(value)
-        if pa.types.is_floating(target):
-            return float(value)
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError
-        return int(value)
-    except (TypeError, ValueError) as error:
-        kind = "a number" if pa.types.is_floating(target) else "a whole number"
+        return float(value) if pa.types.is_floating(target) else _whole_number(value, _limits(name, target))
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = "a number" if pa.types.is_floating(target) else f"a whole number of at most {_limits(name, target)[1]}"
         raise BuildError(f'{location}: {name} is "{value}"; give {kind}') from error
+
+
+def _check_text(name: str, value: str, location: str) -> None:
+    """BuildError for text that no UTF-8 file can hold: half of a surrogate pair, or bytes in another encoding."""
+    if isinstance(value, Unreadable):
+        raise BuildError(f"{location}: {name} is not UTF-8 text; write it in UTF-8")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = ascii(value[error.start])[1:-1]
+        raise BuildError(f"{location}: {name} has {code}, half of a character (a lone surrogate); remove it") from error
+
+
+def _whole_number(value: Any, limits: tuple[int, int]) -> int:
+    """Return an integer, also of text such as 1.0, which pandas writes for a column with missing values."""
+    if isinstance(value, bool):
+        raise ValueError
+    is_integer = isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+\s*", value)
+    number = float(value) if isinstance(value, str) and not is_integer else value
+    if (isinstance(number, float) and not number.is_integer()) or not limits[0] <= int(number) <= limits[1]:
+        raise ValueError
+    return int(number)
+
+
+def _limits(name: str, target: pa.DataType) -> tuple[int, int]:
+    bits = target.bit_width - 1
+    return -(2**bits), 2**64 - 1 if name == "seed" else 2**bits - 1
 
 
 def wider_type(kind: str, value: Any) -> str:
@@ -60,7 +88,8 @@ def column_type(name: str, kind: str) -> pa.DataType:
 
 def as_column_type(value: Any, target: pa.DataType) -> Any:
     """Convert a value to the Python type for an Arrow type: None, str, int or float."""
-    if value is None or pa.types.is_null(target):
+    is_number = pa.types.is_integer(target) or pa.types.is_floating(target)
+    if value is None or pa.types.is_null(target) or (is_number and not str(value).strip()):
         return None
     if pa.types.is_string(target):
         return str(value)

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -16,6 +16,7 @@ from pipeline.storage.local import (
     create_local_file,
     list_local_files,
     read_local_file,
+    readable_size,
     replace_local_file,
     write_temporary_file,
 )
@@ -47,6 +48,17 @@ def list_files(url: str, suffix: str = "") -> list[str]:
     else:
         paths = with_retries(url, lambda: _find_files(filesystem, path))
     return [url_of(filesystem, file) for file in sorted(paths) if file.endswith(suffix) and not file.endswith("/")]
+
+
+def list_sizes(url: str) -> dict[str, int | None]:
+    """Return the size in bytes of each file below a folder by its URL, sorted; None if the file cannot be read."""
+    filesystem, path = locate(url)
+    if isinstance(filesystem, LocalFileSystem):
+        with storage_errors(url):
+            return {file: readable_size(file) for file in sorted(list_local_files(path))}
+    found = with_retries(url, lambda: _find_details(filesystem, path))
+    sizes = {file: details.get("size") for file, details in found.items() if not file.endswith("/")}
+    return {url_of(filesystem, file): size for file, size in sorted(sizes.items())}
 
 
 def delete_leftovers(url: str) -> None:
@@ -148,8 +160,12 @@ def _is_there(url: str) -> bool:
 
 
 def _find_files(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    return list(_find_details(filesystem, path))
+
+
+def _find_details(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
     try:
         filesystem.invalidate_cache()
-        return cast(list[str], filesystem.find(path))
+        return cast(dict[str, dict[str, Any]], filesystem.find(path, detail=True))
     except FileNotFoundError:
-        return []
+        return {}

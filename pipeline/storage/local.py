@@ -28,6 +28,15 @@ def list_local_files(path: str) -> list[str]:
     return [os.path.join(folder, name) for folder, _, names in walk for name in names]
 
 
+def readable_size(path: str) -> int | None:
+    """Return the size in bytes of a regular file that may be read, else None."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK) else None
+
+
 def read_local_file(path: str, url: str, max_bytes: int | None) -> bytes:
     """Return the content of a regular file. StorageError if it is another kind of file or over `max_bytes`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO must not block the actor

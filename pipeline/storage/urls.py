@@ -5,7 +5,7 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, printable
 
 _SCHEMES: Final[dict[str, str]] = {
     "memory": "memory",
@@ -51,7 +51,8 @@ def parent(url: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """Return a URL without its user name, password and query, so that it can appear in a message."""
+    """Return a URL without its user name, password and query, as one line that can appear in a message."""
+    url = printable(url)
     if "://" not in url:
         return url
     scheme, _, rest = url.partition("://")
