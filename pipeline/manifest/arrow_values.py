@@ -7,13 +7,11 @@ text that is not UTF-8, a time in an unknown time zone) cannot be Python values.
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-
-_PLAIN_TYPES: Final = {pa.string_view(): pa.string(), pa.binary_view(): pa.large_binary()}
 
 
 class Unreadable(str):
@@ -23,8 +21,10 @@ class Unreadable(str):
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the type as which a run carries a column: a view as the plain type, run-end encoding as its values."""
     types = pa.types
-    if kind in _PLAIN_TYPES:
-        return _PLAIN_TYPES[kind]
+    if types.is_string_view(kind):
+        return pa.string()
+    if types.is_binary_view(kind):
+        return pa.large_binary()
     if types.is_run_end_encoded(kind) or (isinstance(kind, pa.BaseExtensionType) and not _is_plain(kind.storage_type)):
         return plain_type(kind.value_type if types.is_run_end_encoded(kind) else kind.storage_type)
     if types.is_dictionary(kind):
@@ -98,26 +98,33 @@ def plain_array(array: pa.Array) -> pa.Array:
         return plain_array(pc.call_function("run_end_decode", [array]))
     if isinstance(array, pa.ExtensionArray):
         return plain_array(array.storage)
-    if types.is_list(kind) or types.is_large_list(kind):
-        return _plain_list(array, kind)
+    if types.is_dictionary(kind):
+        return pa.DictionaryArray.from_arrays(array.indices, plain_array(array.dictionary), ordered=kind.ordered)
     if types.is_struct(kind):
         children = [plain_array(child) for child in array.flatten()]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
-    try:
-        plain = array.cast(kind)
-        plain.validate()
-    except pa.ArrowException:  # for example a map with run-end encoded items
-        plain = pa.array(array.to_pylist(), kind)
-    return plain
+    if types.is_nested(kind):
+        return _plain_list(array, kind)
+    return array.cast(kind)
 
 
-def _plain_list(array: pa.Array, kind: pa.ListType | pa.LargeListType) -> pa.Array:
-    """Return a list or list view as a list; pyarrow's cast of views returns invalid arrays (26.0)."""
-    lengths = pc.fill_null(pc.call_function("list_value_length", [array]), 0).to_numpy(zero_copy_only=False)
-    large = pa.types.is_large_list(kind)
-    offsets = pa.array(np.cumsum([0, *lengths]), pa.int64() if large else pa.int32())
-    lists = pa.LargeListArray if large else pa.ListArray
-    return lists.from_arrays(offsets, plain_array(array.flatten()), type=kind, mask=array.is_null())
+def _plain_list(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return a list, list view or map with plain values; pyarrow's cast of views gives invalid arrays (26.0)."""
+    types, mask = pa.types, array.is_null()
+    if types.is_fixed_size_list(kind):
+        values = array.values[array.offset * kind.list_size : (array.offset + len(array)) * kind.list_size]
+        return pa.FixedSizeListArray.from_arrays(plain_array(values), type=kind, mask=mask)
+    if types.is_map(kind):
+        offsets = pa.array(array.offsets.to_numpy(), pa.int32())
+        return pa.MapArray.from_arrays(offsets, plain_array(array.keys), plain_array(array.items), type=kind, mask=mask)
+    if types.is_list_view(array.type) or types.is_large_list_view(array.type):
+        lengths = np.where(mask.to_numpy(zero_copy_only=False), 0, array.sizes.to_numpy())
+        bounds, values = np.cumsum([0, *lengths]), array.flatten()
+    else:
+        bounds, values = array.offsets.to_numpy(), array.values
+    offsets = pa.array(bounds, pa.int64() if types.is_large_list(kind) else pa.int32())
+    lists = pa.LargeListArray if types.is_large_list(kind) else pa.ListArray
+    return lists.from_arrays(offsets, plain_array(values), type=kind, mask=mask)
 
 
 def _json_values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
