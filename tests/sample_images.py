@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -33,3 +34,18 @@ def tiff_of(levels: np.ndarray, *, white_is_zero: bool = False, bits: int | None
     padding = b"\0" * (len(content) % 2)
     directory = struct.pack("<H", len(tags)) + entries + b"\0" * 4
     return b"II*\0" + struct.pack("<I", 8 + len(content) + len(padding)) + content + padding + directory
+
+
+def png_of(row: bytes, width: int, bits: int, transparent: int) -> bytes:
+    """Return a PNG of one row of grays with few bits, one level of which is transparent."""
+    header = struct.pack(">IIBBBBB", width, 1, bits, 0, 0, 0, 0)
+    chunks = {
+        b"IHDR": header,
+        b"tRNS": struct.pack(">H", transparent),
+        b"IDAT": zlib.compress(b"\0" + row),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks.items()
+    )

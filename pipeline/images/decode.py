@@ -41,6 +41,9 @@ _ROTATIONS: Final = {
 }
 """What makes an image upright, by its EXIF orientation."""
 
+_PNG_BIT_DEPTH: Final = 24
+"""Offset of a PNG's bits per channel."""
+
 _NEW_SUBFILE_TYPE: Final = 254
 """TIFF tag of a page."""
 _REDUCED, _TRANSPARENCY_MASK = 1, 4
@@ -105,6 +108,7 @@ def _open(image_bytes: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
                 _seek_main_page(picture)
                 _check_size(picture, max_pixels)
             picture.load()
+            _scale_transparent_level(picture, image_bytes)
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -136,6 +140,14 @@ def _seek_main_page(picture: Image.Image) -> None:
         if not int(tags.get(_NEW_SUBFILE_TYPE, 0)) & (_REDUCED | _TRANSPARENCY_MASK):
             return
     picture.seek(0)
+
+
+def _scale_transparent_level(picture: Image.Image, image_bytes: bytes) -> None:
+    """Scale the transparent level of a PNG with 2 or 4 bits to 8 bits, as Pillow scales its pixels."""
+    level = picture.info.get("transparency")
+    bits = image_bytes[_PNG_BIT_DEPTH] if picture.format == "PNG" and picture.mode == "L" else 8
+    if isinstance(level, int) and bits in (2, 4):
+        picture.info["transparency"] = level * 255 // (2**bits - 1)
 
 
 def _upright_channels(picture: Image.Image) -> Image.Image:

@@ -43,6 +43,8 @@ def encode_image(
         return buffer.getvalue()
     options["exif"] = exif_bytes(metadata, tags, _MAX_EXIF_BYTES.get(image_format))
     if image_format == "webp":
+        if pixels.shape[2] < 3:
+            options.pop("icc_profile", None)  # WebP stores gray as RGB, for which a profile of grays does not hold
         picture.save(buffer, "WEBP", quality=quality, method=4, **options)
     elif image_format == "jpeg":
         picture.save(buffer, "JPEG", quality=quality, subsampling=0 if quality >= 90 else 2, **options)

@@ -6,7 +6,7 @@ from PIL import Image, ImageCms
 
 from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image, decode_mask, decode_with_metadata
-from tests.sample_images import file_of, ramp, tiff_of
+from tests.sample_images import file_of, png_of, ramp, tiff_of
 
 DECODERS = (decode_image, decode_mask, lambda content: decode_with_metadata(content)[0])
 LEVELS = np.array([[0, 32_768, 65_535]], np.uint16)
@@ -82,6 +82,13 @@ def test_a_transparent_level_of_a_sixteen_bit_gray_is_read() -> None:
     content = file_of(Image.fromarray(LEVELS), transparency=32_768)
     assert decode_with_metadata(content)[0].tolist() == [[[0, 255], [128, 0], [255, 255]]]
     assert decode_image(content)[0, :, 0].tolist() == [0, 255, 255]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_transparent_level_of_few_bits_is_read(bits: int) -> None:
+    white = 2**bits - 1
+    content = png_of(bytes([white << (8 - bits)]), 2, bits, transparent=white)
+    assert decode_with_metadata(content)[0].tolist() == [[[255, 0], [0, 255]]]
 
 
 def test_cmyk_is_converted_by_its_profile_in_every_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,3 +52,20 @@ def test_metadata_of_over_64_kilobytes_is_shortened_for_jpeg(description: str | 
     assert (read[0x013B], read.get_ifd(0x8769)[0x9003]) == ("A. Photographer", "2024:05:06 07:08:09")
     assert 0x927C not in read.get_ifd(0x8769) and read[0x8298] == "C" * 30_000
     assert read[0x010E] == description or (read[0x010E].startswith("prompt: xxx") and read[0x010E].endswith("x..."))
+
+
+def test_the_metadata_of_a_rotated_tiff_is_read() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "A. Photographer"
+    pixels, tags = decode_with_metadata(file_of(Image.fromarray(ramp()), "TIFF", exif=exif, dpi=(300, 300)))
+    assert pixels.shape == (20, 12, 3) and tags.dpi == (300, 300)
+    written = Image.open(io.BytesIO(encode_image(pixels, "png", tags=tags)))
+    assert written.getexif()[0x013B] == "A. Photographer" and 0x0112 not in written.getexif()
+
+
+def test_a_profile_of_grays_is_not_written_for_colors() -> None:
+    profile = b"\0" * 16 + b"GRAY" + b"\0" * 108
+    pixels, tags = decode_with_metadata(file_of(Image.fromarray(ramp()[..., 0]), icc_profile=profile))
+    for image_format, expected in (("png", profile), ("jpeg", profile), ("webp", None)):
+        written = encode_image(pixels, image_format, tags=tags)  # type: ignore[arg-type]
+        assert Image.open(io.BytesIO(written)).info.get("icc_profile") == expected

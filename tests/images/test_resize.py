@@ -25,6 +25,15 @@ def test_a_thin_image_is_cropped_before_it_is_scaled(height: int, width: int, mo
     assert abs(float(square.mean()) - 100) < 2
 
 
+def test_colors_are_interpolated_with_the_weight_of_their_alpha() -> None:
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, 4:] = (255, 220, 0, 255)
+    for values in (pixels, np.ascontiguousarray(pixels[..., [0, 3]])):
+        for resized in (resize(values, 32, 32, "bilinear"), resize_to_cover(values, 4, 4, "bilinear")):
+            visible = resized[resized[..., -1] > 40]
+            assert np.abs(visible[:, :-1].astype(int) - values[0, 7, :-1]).max() <= 6
+
+
 def test_resize_to_cover_preserves_the_aspect_ratio() -> None:
     wide = np.zeros((10, 40, 3), np.uint8)
     wide[:, 15:25] = 255
