@@ -72,8 +72,8 @@ class PrepareRows:
         table = plain_table(table.slice(0, 0) if self.stopping() else table)
         columns: dict[str, Any] = {"id": pa.array(row_ids(table), pa.string())}
         for name, kind in self._carried.items():
-            present = name in table.column_names
-            columns[name] = table[name].cast(kind) if present else pa.nulls(table.num_rows, kind)
+            column = table[name] if name in table.column_names else pa.nulls(table.num_rows, kind)
+            columns[name] = column if column.type == kind else column.cast(kind)
         rows = _Rows(table)
         errors = [self._problem(rows[index]) for index in range(table.num_rows)]
         if self._sources:
@@ -98,15 +98,15 @@ class PrepareRows:
         for index, key in enumerate(keys):
             if errors[index] is None and deaths.get(key, 0) >= MAX_DEATHS:
                 errors[index] = ProcessDied(deaths[key])
-            self.journal.started(caller, [key])
+            self.journal.update(caller, done=keys[max(index - 1, 0) : index], started=[key], wait=key in deaths)
             started, row = time.perf_counter(), rows[index]
             for column in decoded:
                 reads = errors[index] is None and not is_missing(row.get(column.name))
                 errors[index] = column.append(row[column.name] if reads else None) or errors[index]
-            self.journal.done(caller, [key])
             if self.report is not None:
                 seconds = time.perf_counter() - started
                 self.report({"prepared": 1, "fetch_seconds": seconds, **storage.take_fault_counts()})
+        self.journal.update(caller, done=keys[-1:], started=(), wait=False)
         columns: dict[str, pa.Array] = {}
         for column in decoded:
             columns[DECODED[column.name]] = pa.array(column.pixels, DECODED_TYPE)
