@@ -15,6 +15,7 @@ from typing import Final
 import psutil
 
 from cluster import local
+from cluster.processes import is_running, kill_session
 from pipeline import storage
 from tests.chaos.attempt import CLUSTER, EXPIRY_SECONDS, Attempt
 from tests.faulty_s3 import FaultyProxy, Kind, Moment, faulty_proxy
@@ -163,18 +164,25 @@ def _kill_writer(proxy: FaultyProxy, moment: Moment, attempt: Attempt) -> bool:
 def on_cluster(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
     """Three nodes, of which each can be lost; a worker node is replaced, the head by a new cluster."""
 
+    def has_head() -> bool:
+        return is_running(local.LocalCluster.load(CLUSTER).nodes[0])
+
     def lose_node(attempt: Attempt) -> bool:
+        if not has_head():
+            return False
         node = attempt.chance.choice(local.LocalCluster.load(CLUSTER).nodes[1:])
         local.kill_node(CLUSTER, node)
         local.add_node(CLUSTER)
         return True
 
     def lose_head(attempt: Attempt) -> bool:
-        psutil.Process(local.LocalCluster.load(CLUSTER).nodes[0]).kill()
+        if not has_head():
+            return False
+        kill_session(local.LocalCluster.load(CLUSTER).nodes[0])
         return True
 
     def repair(environment: Environment) -> None:
-        if not psutil.pid_exists(local.LocalCluster.load(CLUSTER).nodes[0]):
+        if not has_head():
             local.down(CLUSTER)
             environment.address = local.up(CLUSTER, nodes=3, cpus=2).address
 
