@@ -48,6 +48,8 @@ class _PendingRow:
     key: str
     isolated: bool
     """The row runs with no other row: a process died with it, and the next death must be surely its own."""
+    doubtful: bool
+    """The row's start waits for the journal: a process that had the row died."""
     prepared: PreparedRow | None = None
     started_at: float = 0.0
 
@@ -97,7 +99,10 @@ class LaneWorker:
             return [Stopped()] * len(rows)
         call = _Call(outcomes=[None] * len(rows), unresolved=len(rows))
         deaths = self._journal.begin(self._name, [row.id for row in rows])
-        pending = [_PendingRow(call, index, row, row.id, row.id in deaths) for index, row in enumerate(rows)]
+        pending = [
+            _PendingRow(call, index, row, row.id, isolated=deaths.get(row.id, 0) > 0, doubtful=row.id in deaths)
+            for index, row in enumerate(rows)
+        ]
         with self._condition:
             for row in pending:
                 if deaths.get(row.key, 0) >= MAX_DEATHS:
@@ -132,7 +137,8 @@ class LaneWorker:
                 for key, latents in self._step():
                     if (row := self._running.pop(_as_int(key), None)) is not None:
                         self._finish(row, latents)
-                self._flush_journal()
+                if not self._waiting:
+                    self._update_journal([])
                 self._flush_metrics(force=not self._running)
         except BaseException as error:  # noqa: BLE001 - the waiting calls must raise, whatever it is
             self._fail(error)
@@ -158,7 +164,7 @@ class LaneWorker:
     def _admit(self) -> None:
         """Give the engine the rows that its next step could take; the journal gets their keys first."""
         while rows := self._next_rows():
-            self._journal.started(self._name, [row.key for row in rows])
+            self._update_journal(rows)
             for row in rows:
                 self._start(row)
 
@@ -221,11 +227,13 @@ class LaneWorker:
                 self._calls.discard(row.call)
                 row.call.done.set()
 
-    def _flush_journal(self) -> None:
+    def _update_journal(self, starting: Sequence[_PendingRow]) -> None:
+        """Note the rows that are resolved and those that start now."""
         with self._condition:
-            keys, self._resolved_keys = self._resolved_keys, []
-        if keys:
-            self._journal.done(self._name, keys)
+            done, self._resolved_keys = self._resolved_keys, []
+        if done or starting:
+            wait = any(row.doubtful for row in starting)
+            self._journal.update(self._name, done=done, started=[row.key for row in starting], wait=wait)
 
     def _flush_metrics(self, *, force: bool) -> None:
         """Report the amounts since the last report, twice a second or if `force`; stop if the run stops."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,14 +25,18 @@ from pipeline.run.stages import build_stages
 from pipeline.run.watchdog import Watchdog
 from pipeline.stages.denoise import LoadModel
 
+_ACTORS_PER_SHARD: Final = 64
+"""Actors that share a shard of the journal and of the totals."""
+_MAX_SHARDS: Final = 32
+
 
 def execute_plan(
     plan: RunPlan, pool: ActorPool, weights: WeightHashes, lease: Lease, load: LoadModel | None
 ) -> Counter[str]:
     """Run the graph of a plan; return the totals by name. KeyboardInterrupt if a signal stopped it early."""
     config = plan.config
-    totals = RemoteTotals(_driver_actor(PublishedTotals, plan.state.record.run_id))
-    journal = RemoteJournal(_driver_actor(Journal))
+    totals = RemoteTotals(_driver_actors(pool, PublishedTotals, plan.state.record.run_id))
+    journal = RemoteJournal(_driver_actors(pool, Journal))
     stages = build_stages(
         config,
         plan.checked.checkpoint,
@@ -52,10 +56,12 @@ def execute_plan(
     return Counter({**totals.total(), "ok": sink.ok, "failed": sink.failed, "actors": pool.count})
 
 
-def _driver_actor(kind: type, *arguments: Any) -> Any:
-    """Start an actor on the driver's node, so that no other node's loss ends it."""
+def _driver_actors(pool: ActorPool, kind: type, *arguments: Any) -> tuple[Any, ...]:
+    """Start the actors that the run's actors share, on the driver's node, so that no other node's loss ends them."""
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(kind).options(scheduling_strategy=node).remote(*arguments)  # pyright: ignore
+    shared: Any = ray.remote(num_cpus=0)(kind).options(scheduling_strategy=node)  # pyright: ignore
+    count = min(-(-pool.max_count // _ACTORS_PER_SHARD), _MAX_SHARDS)
+    return tuple(shared.remote(*arguments) for _ in range(count))
 
 
 def _sink(plan: RunPlan, pool: ActorPool, totals: RemoteTotals, lease: Lease) -> LedgerDatasink:

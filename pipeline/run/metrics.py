@@ -1,5 +1,6 @@
 """The totals of a run: amounts that stages and sink report, added up and published as Ray metrics."""
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -59,18 +60,25 @@ class PublishedTotals(Totals):
                 self._counters[name].inc(amount, self._tags)
 
 
+_CHOICE: Final = random.random()
+"""Which of the shards of its totals this process uses."""
+
+
 @dataclass(frozen=True)
 class RemoteTotals:
-    """Totals in a Ray actor. A call adds amounts without waiting for the actor."""
+    """Totals in Ray actors, of which each process uses one. A call adds amounts without waiting for the actor."""
 
-    actor: Any
+    shards: tuple[Any, ...]
 
     def __call__(self, amounts: Mapping[str, float]) -> None:
-        self.actor.add.remote(dict(amounts))
+        self.shards[int(_CHOICE * len(self.shards))].add.remote(dict(amounts))
 
     def total(self) -> dict[str, float]:
-        """Return the totals; none while the actor cannot be reached."""
+        """Return the totals; none while an actor cannot be reached."""
+        total = Totals()
         try:
-            return ray.get(self.actor.total.remote(), timeout=5)
+            for amounts in ray.get([shard.total.remote() for shard in self.shards], timeout=5):
+                total.add(amounts)
         except RayError:
             return {}
+        return total.total()
