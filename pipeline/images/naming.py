@@ -37,6 +37,12 @@ def stored_name(row_id: str, source_path: str | None, image_format: ImageFormat)
     return f"{FILES}/{'/'.join(parts)}-{_digest(row_id)}.{_EXTENSIONS[image_format]}"
 
 
+def paths_inside(path: str) -> list[str]:
+    """Return the paths, inside an output, that a row's `image.path` may mean; more than one if FILES is in it twice."""
+    parts = path.split("/")
+    return ["/".join(parts[index:]) for index, part in enumerate(parts) if part == FILES]
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

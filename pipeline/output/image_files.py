@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.schema import FILES
+from pipeline.images.naming import paths_inside
 
 
 def image_path(output: str, path: str) -> str:
@@ -29,16 +29,10 @@ def read_image_bytes(output: str, row: Mapping[str, Any]) -> bytes:
 
 def _file_url(output: str, path: str) -> str:
     """Return the URL of the file of a row's `image.path`."""
-    urls = [storage.join(output, inside) for inside in _paths_inside(path)]
+    urls = [storage.join(output, inside) for inside in paths_inside(path)]
     if path in map(storage.absolute, urls):
         return path
     return next(filter(storage.exists, urls), storage.join(output, path))
-
-
-def _paths_inside(path: str) -> list[str]:
-    """Return the paths, inside an output, that a row's `image.path` may mean; more than one if FILES is in it twice."""
-    parts = path.split("/")
-    return ["/".join(parts[index:]) for index, part in enumerate(parts) if part == FILES]
 
 
 def read_image_paths(output: str, file: str) -> list[str]:
@@ -53,4 +47,4 @@ def read_image_paths(output: str, file: str) -> list[str]:
             images = parquet.read(columns=["image.path"])["image"].combine_chunks()
     except (pa.ArrowException, OSError) as error:
         raise storage.StorageError(f"{file}: cannot be read: {(str(error).splitlines() or [''])[0]}") from error
-    return [inside for path in images.field("path").to_pylist() if path is not None for inside in _paths_inside(path)]
+    return [inside for path in images.field("path").to_pylist() if path is not None for inside in paths_inside(path)]

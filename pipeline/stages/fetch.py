@@ -9,6 +9,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ImageError, attempt
 from pipeline.images.decode import MAX_BYTES, decode_image, decode_mask, decode_with_metadata
+from pipeline.images.naming import paths_inside
 from pipeline.images.resize import center_square
 from pipeline.stages.rows import sha256_of
 
@@ -36,13 +37,25 @@ class SourceReader:
             source = source.get("bytes") or source.get("path")
         if isinstance(source, bytes):
             return source, None
-        url = self.roots.resolve(source)
+        url = self._resolve(source)
         if self.excluded_folder is not None and storage.is_below(url, self.excluded_folder):
             raise storage.StorageError(f"{storage.redact_url(url)}: lies where this run writes its pictures")
         try:
             return storage.read_bytes(url, max_bytes=MAX_BYTES), self.roots.relative_path(url)
         except storage.StorageUnavailableError as error:  # of this row's source, which other rows need not share
             raise storage.StorageError(str(error)) from error
+
+    def _resolve(self, reference: str) -> str:
+        """Return the location of a manifest's reference.
+
+        An image file of an output that was moved is found at its path inside the output, if that is the manifest."""
+        try:
+            return self.roots.resolve(reference)
+        except storage.StorageError:
+            for inside in paths_inside(reference) if ".." not in reference else ():
+                if storage.exists(url := self.roots.resolve(inside)):
+                    return url
+            raise
 
 
 @dataclass

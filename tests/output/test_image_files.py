@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config import RunConfig
+from pipeline.errors import StorageError
 from pipeline.images.naming import stored_name
 from pipeline.manifest.rules import Rules
 from pipeline.output.audit import check_output
@@ -20,8 +21,10 @@ from pipeline.report.write import write_report
 from pipeline.schema import IMAGE_TYPE
 from pipeline.stages.denoise import Denoise
 from pipeline.stages.encode import EncodeImages
+from pipeline.stages.fetch import SourceReader
 from pipeline.stages.prepare import PrepareRows
 from pipeline.stages.rows import sha256_of
+from pipeline.storage import AllowedRoots
 from tests.cheap import load_cheap
 from tests.output.rows import MANIFEST
 from tests.output.test_audit import rows_with_images
@@ -94,4 +97,8 @@ def test_datasets_opens_images_from_any_folder_and_a_moved_output_is_read(
     (tmp_path / "files" / "out").rename(tmp_path / "moved")
     [row] = pads.dataset(tmp_path / "moved" / "data", format="parquet").to_table().to_pylist()
     assert read_image_bytes(str(tmp_path / "moved"), row) == content
+    reader = SourceReader(AllowedRoots(str(tmp_path / "moved")))
+    assert reader.read(row["image"]) == (content, path)
+    with pytest.raises(StorageError, match="not below the manifest's folder"):
+        reader.read("/files/etc/files/passwd")
     assert find_orphans(str(tmp_path / "moved"), read_ledger(str(tmp_path / "moved")).files) == []
