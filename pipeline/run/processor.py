@@ -17,6 +17,7 @@ from pipeline.run.autoscaler import startable_resources
 from pipeline.run.check import check_options, rules_for_run
 from pipeline.run.cluster import plan_actors
 from pipeline.run.graph import build_graph
+from pipeline.run.plan import max_block_rows, source_bytes
 from pipeline.run.stages import build_stages, hash_weights
 from pipeline.schema import ROW
 
@@ -64,7 +65,7 @@ def _process(rows: Dataset, config: RunConfig, checkpoint: CheckpointInfo) -> Da
         report=_discard,
         weights=hash_weights(config, checkpoint, pool.device),
     )
-    rows_per_block = 1 if config.task == "upscale" else config.lanes
+    rows_per_block = min(config.lanes, max_block_rows(config, checkpoint, source_bytes(config, schema)))
     return build_graph(rows, config, stages, pool, rows_per_block).drop_columns([ROW])
 
 

@@ -147,3 +147,26 @@ def test_a_manifest_may_grow_but_committed_rows_may_not_change(tmp_path: Path) -
     with pytest.raises(RunError, match="the first is 'a'"):
         attempt({"id": "a", "prompt": "x", "seed": 7})
     assert attempt({"id": "b", "prompt": "other"}, new_run=True) == 4
+
+
+def test_a_block_holds_few_rows_where_sources_are_large_or_of_unknown_size(tmp_path: Path) -> None:
+    def rows_per_block(image: pa.Array | None, mask: pa.Array | None = None) -> int:
+        rows = 3000 if image is None else len(image)
+        columns = {"id": [str(index) for index in range(rows)], "prompt": ["x"] * rows}
+        columns |= {name: values for name, values in (("image", image), ("mask", mask)) if values is not None}
+        pq.write_table(pa.table(columns), tmp_path / "m.parquet", use_dictionary=False)
+        task = "generate" if mask is None else "inpaint"
+        config = RunConfig(task=task, manifest=str(tmp_path / "m.parquet"), output=str(tmp_path / "out"))
+        lease = Lease(config.output)
+        try:
+            return prepare_run(config, lease, FACTS).rows_per_block(1)
+        finally:
+            lease.release()
+
+    urls, photographs = pa.array(["x.jpg"] * 3000), pa.array([bytes(20_000)] * 3000)
+    assert rows_per_block(None) == 94
+    assert rows_per_block(urls) == 2
+    assert rows_per_block(urls, urls) == 2
+    assert rows_per_block(photographs) == 94
+    assert rows_per_block(photographs, photographs) == 94
+    assert rows_per_block(pa.array([bytes(2_000_000)] * 20)) == 3
