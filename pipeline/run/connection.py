@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
@@ -40,18 +41,27 @@ def connected(address: str | None, start: Callable[[], None] | None = None) -> I
 
 
 def start_local(*, num_cpus: int | None = None, num_gpus: int | None = None) -> None:
-    """Start a local Ray; None: all CPUs or GPUs of this machine."""
+    """Start a local Ray; None: all CPUs or GPUs of this machine. RunError if its temporary folder has a long path."""
     create_token_without_home()
-    with _silence_stderr():
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            job_config=_WithoutCurrentFolder(),
-        )
+    try:
+        with _silence_stderr():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=_WithoutCurrentFolder(),
+            )
+    except OSError as error:
+        if "AF_UNIX path length" not in str(error):
+            raise
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        raise RunError(
+            f"{folder} is too long a path for the sockets of Ray, which have 107 bytes; "
+            "set RAY_TMPDIR to a shorter folder, such as /tmp"
+        ) from error
 
 
 def _connect(address: str) -> None:

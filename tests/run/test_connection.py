@@ -1,6 +1,7 @@
 """The connection to Ray: a cluster that is gone, and the folders from which workers import."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -64,3 +65,13 @@ def test_workers_do_not_import_from_the_current_folder(tmp_path: Path) -> None:
     assert folder == str(tmp_path)  # relative paths still start here
     assert str(tmp_path) not in path and "" not in path
     assert not (tmp_path / "was-run").exists()
+
+
+def test_a_temporary_folder_with_a_long_path_is_told_with_what_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = "from pipeline.run.connection import start_local; start_local(num_cpus=1)"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_TMPDIR"} | {"TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"pipeline.errors.RunError: {folder} is too long a path") and "set RAY_TMPDIR" in last
