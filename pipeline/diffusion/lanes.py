@@ -19,7 +19,6 @@ from pipeline.diffusion.step import (
     per_row,
     sampler_step,
 )
-from pipeline.diffusion.table import HISTORY
 
 PROMPT: Final = 0
 NEGATIVE_PROMPT: Final = 1
@@ -67,7 +66,7 @@ class LaneGroup:
         extra = 0 if like.extra_channels is None else like.extra_channels.shape[0]
         # by slot
         self._coefficients = torch.zeros(lanes, COEFFICIENTS)
-        self._state = torch.zeros(lanes, 2 + HISTORY, *self._shape, device=device)  # x, anchor, denoised predictions
+        self._state = torch.zeros(lanes, 2 + like.table.history, *self._shape, device=device)  # x, anchor, predictions
         self._extra = torch.zeros(lanes, extra, *size, device=device, dtype=dtype)
         self._labels = None if like.class_label is None else torch.zeros(lanes, device=device, dtype=torch.long)
         # by slot and side
@@ -138,6 +137,7 @@ class LaneGroup:
         slot = self._free_slots.pop()
         self._running[slot] = row = _RunningRow(request)
         self._coefficients[slot] = row.coefficients
+        self._extend_history(request.table.history)
         self._state[slot] = 0
         self._state[slot, 0] = request.latents.to(self.device, non_blocking=True)
         self._outputs[2 * slot : 2 * slot + 2] = 0
@@ -150,6 +150,13 @@ class LaneGroup:
             self._labels[slot] = request.class_label
         self._rows_changed = True
         return slot
+
+    def _extend_history(self, history: int) -> None:
+        """Make room for the number of older predictions that a row's sampler reads."""
+        missing = history - (self._state.shape[1] - 2)
+        if missing > 0:
+            room = torch.zeros(self.lanes, missing, *self._shape, device=self.device)
+            self._state = torch.cat([self._state, room], dim=1)
 
     def _assign(self, assignments: list[Assignment]) -> None:
         """Set the lanes' assignments; gather inputs that stay the same between steps only where they changed."""
@@ -176,7 +183,7 @@ class LaneGroup:
         x, anchor, *history = self._state.index_select(0, slots).unbind(1)
         state = sampler_step(coefficients, State(x, anchor, tuple(history)), output, self._noise(rows))
         assert state.anchor is not None
-        stacked = torch.stack([state.x, state.anchor, *state.history[:HISTORY]], 1)
+        stacked = torch.stack([state.x, state.anchor, *state.history[: len(history)]], 1)
         for index, row in enumerate(rows):
             if row.request.known is not None:
                 stacked[index, 0] = row.restore_known(stacked[index, 0])

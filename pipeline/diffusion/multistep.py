@@ -1,8 +1,13 @@
 """Updates of the multistep solvers: the weights of one step, computed from noise levels alone."""
 
 import math
+from typing import Final
 
+from pipeline.diffusion.sampler_request import SamplerRequest
 from pipeline.diffusion.table import Evaluation, Weights
+
+_FEW_STEPS: Final = 15
+"""Below this number of steps, `lower_order_final` makes the last step one of first order, as in diffusers."""
 
 Prediction = tuple[float, float]
 """Weights of latents and model output in the denoised latents."""
@@ -28,41 +33,50 @@ def lms_weights(past: list[float], sigma_next: float) -> list[float]:
     return weights
 
 
-def dpmpp_2m(timesteps: list[float], sigmas: list[float], predictions: list[Prediction]) -> list[Evaluation]:
-    """DPM-Solver++ (2M), midpoint (Lu et al. 2022b, algorithm 2); the last step, to zero noise, is of first order."""
+def dpmpp_2m(
+    request: SamplerRequest, timesteps: list[float], sigmas: list[float], predictions: list[Prediction]
+) -> list[Evaluation]:
+    """DPM-Solver++ (2M), midpoint (Lu et al. 2022b, algorithm 2)."""
     rows = []
     for index, timestep in enumerate(timesteps):
         sigma, sigma_next = sigmas[index], sigmas[index + 1]
         signal, ratio = _signal(sigma_next), sigma_next / sigma
         gain = signal * (1 - ratio)
-        weights = {"x": _deviation(sigma_next) / _deviation(sigma)} | _second_order(gain, sigmas, index)
+        weights = {"x": _deviation(sigma_next) / _deviation(sigma)} | _second_order(request, gain, sigmas, index)
         rows.append(_evaluation(timestep, sigma, predictions[index], weights))
     return rows
 
 
-def dpmpp_2m_sde(timesteps: list[float], sigmas: list[float], predictions: list[Prediction]) -> list[Evaluation]:
+def dpmpp_2m_sde(
+    request: SamplerRequest, timesteps: list[float], sigmas: list[float], predictions: list[Prediction]
+) -> list[Evaluation]:
     """The stochastic DPM-Solver++ (2M), midpoint (Lu et al. 2022b, section 6)."""
     rows = []
     for index, timestep in enumerate(timesteps):
         sigma, sigma_next = sigmas[index], sigmas[index + 1]
         signal, ratio = _signal(sigma_next), sigma_next / sigma
         gain = signal * (1 - ratio**2)
-        weights = {"x": _deviation(sigma_next) / _deviation(sigma) * ratio} | _second_order(gain, sigmas, index)
-        weights["noise"] = _deviation(sigma_next) * math.sqrt(1 - ratio**2)
+        weights = _second_order(request, gain, sigmas, index)
+        weights["x"] = _deviation(sigma_next) / _deviation(sigma) * ratio
+        weights["noise"] = _deviation(sigma_next) * math.sqrt(max(1 - ratio**2, 0.0))
         rows.append(_evaluation(timestep, sigma, predictions[index], weights))
     return rows
 
 
-def unipc(timesteps: list[float], sigmas: list[float], predictions: list[Prediction]) -> list[Evaluation]:
-    """UniPC of order 2 with B2(h), corrector included (Zhao et al. 2023, algorithms 1 and 2).
+def unipc(
+    request: SamplerRequest, timesteps: list[float], sigmas: list[float], predictions: list[Prediction]
+) -> list[Evaluation]:
+    """UniPC of order 2 with B2(h) (Zhao et al. 2023, algorithms 1 and 2), which predicts the image or the noise.
 
-    `anchor` holds the corrected latents of the step before; each evaluation corrects `x`, then predicts the next.
-    """
-    rows, last_order = [], 0
+    `anchor` holds the corrected latents of the step before; each evaluation corrects `x`, then predicts the next. The
+    schedule's `disable_corrector` lists steps whose result is not corrected."""
+    rows, last_order, of_noise = [], 0, not request.schedule.predict_x0
     for index, timestep in enumerate(timesteps):
-        corrected: Weights = {"x": 1.0} if index == 0 else _unipc_corrector(sigmas, index, last_order)
+        corrected: Weights = {"x": 1.0}
+        if index > 0 and request.first + index - 1 not in request.schedule.disable_corrector:
+            corrected = _unipc_corrector(sigmas, index, last_order, of_noise=of_noise)
         order = min(2, len(timesteps) - index, index + 1)
-        keep, weights = _unipc_predictor(sigmas, index, order)
+        keep, weights = _unipc_predictor(sigmas, index, order, of_noise=of_noise)
         for term, part in corrected.items():
             weights[term] = weights.get(term, 0.0) + keep * part
         rows.append(_evaluation(timestep, sigmas[index], predictions[index], weights, corrected))
@@ -70,25 +84,26 @@ def unipc(timesteps: list[float], sigmas: list[float], predictions: list[Predict
     return rows
 
 
-def _unipc_predictor(sigmas: list[float], index: int, order: int) -> tuple[float, Weights]:
+def _unipc_predictor(sigmas: list[float], index: int, order: int, *, of_noise: bool) -> tuple[float, Weights]:
     sigma, sigma_next = sigmas[index], sigmas[index + 1]
-    gain = _signal(sigma_next) * (1 - sigma_next / sigma)
+    keep, gain = _first_order(sigma, sigma_next, of_noise=of_noise)
     weights = {"p0": gain}
     if order == 2:
         ratio = _log_snr_ratio(sigmas[index - 1], sigma, sigma_next)
         weights = {"p0": gain - gain * 0.5 / ratio, "p1": gain * 0.5 / ratio}
-    return _deviation(sigma_next) / _deviation(sigma), weights
+    return keep, weights
 
 
-def _unipc_corrector(sigmas: list[float], index: int, order: int) -> Weights:
+def _unipc_corrector(sigmas: list[float], index: int, order: int, *, of_noise: bool) -> Weights:
     sigma_previous, sigma = sigmas[index - 1], sigmas[index]
-    gain = _signal(sigma) * (1 - sigma / sigma_previous)
-    weights = {"anchor": _deviation(sigma) / _deviation(sigma_previous), "p1": gain}
+    keep, gain = _first_order(sigma_previous, sigma, of_noise=of_noise)
+    weights = {"anchor": keep, "p1": gain}
     if order == 1:
         parts = {"p0": 0.5, "p1": -0.5}
     else:
         older = _log_snr_ratio(sigmas[index - 2], sigma_previous, sigma)
         step = math.log(sigma / sigma_previous)  # minus the step in half log-SNR
+        step = -step if of_noise else step
         scale = math.expm1(step)
         first = scale / step - 1
         targets = first / scale, (first / step - 0.5) * 2 / scale
@@ -101,10 +116,21 @@ def _unipc_corrector(sigmas: list[float], index: int, order: int) -> Weights:
     return weights
 
 
-def _second_order(gain: float, sigmas: list[float], index: int) -> Weights:
-    """Return the weights of the newest two denoised latents, extrapolated to the middle of the step."""
+def _first_order(sigma: float, sigma_next: float, *, of_noise: bool) -> tuple[float, float]:
+    """Return the weights of the latents and of the prediction in a step of first order."""
+    if of_noise:
+        return _signal(sigma_next) / _signal(sigma), _deviation(sigma_next) * (1 - sigma / sigma_next)
+    return _deviation(sigma_next) / _deviation(sigma), _signal(sigma_next) * (1 - sigma_next / sigma)
+
+
+def _second_order(request: SamplerRequest, gain: float, sigmas: list[float], index: int) -> Weights:
+    """Return the weights of the newest two denoised latents, extrapolated to the middle of the step.
+
+    The last step is of first order if it ends at zero noise, or where the schedule says so."""
+    schedule, is_last = request.schedule, index + 2 == len(sigmas)
+    few = schedule.lower_order_final and request.first + len(sigmas) - 1 < _FEW_STEPS
     sigma, sigma_next = sigmas[index], sigmas[index + 1]
-    if index == 0 or sigma_next == 0:
+    if index == 0 or sigma_next in (0, sigma) or (is_last and (few or schedule.euler_at_final)):
         return {"p0": gain}
     ratio = math.log(sigmas[index - 1] / sigma) / math.log(sigma / sigma_next)
     return {"p0": gain * (1 + 0.5 / ratio), "p1": -gain * 0.5 / ratio}

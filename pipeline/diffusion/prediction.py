@@ -12,7 +12,10 @@ def denoised_weights(schedule: NoiseScheduleConfig, signal: float, deviation: fl
     if schedule.prediction_type == "sample":
         return 0.0, 1.0
     if signal == 0:
-        raise ValueError("a schedule of zero terminal SNR needs v_prediction or sample; this network predicts epsilon")
+        raise ValueError(
+            "scheduler rescale_betas_zero_snr True needs prediction_type v_prediction or sample; the network predicts "
+            "epsilon"
+        )
     return 1 / signal, -deviation / signal
 
 

@@ -31,6 +31,13 @@ SAMPLERS: Final[dict[str, Callable[[SamplerRequest], SamplerTable]]] = {
 """Every sampler by name; those with `_karras` use the noise levels of Karras et al. 2022, eq. 5."""
 
 
+def check_sampler(schedule: NoiseScheduleConfig, sampler: str) -> None:
+    """Raise ValueError if there is no sampler of this name, or if it does not support the schedule's options."""
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {sampler!r} is unknown; known are {', '.join(SAMPLERS)}")
+    schedule.for_sampler(sampler)
+
+
 def sampler_table(
     schedule: NoiseScheduleConfig,
     sampler: str,
@@ -52,6 +59,7 @@ def sampler_table(
         raise ValueError(f"strength is {strength:g}; give more than 0, at most 1")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta:g}; give 0 to 1")
+    schedule = schedule.for_sampler(sampler)
     name = sampler.removesuffix("_karras")
     request = SamplerRequest(
         schedule=schedule, steps=num_inference_steps, eta=eta, strength=strength, karras=name != sampler

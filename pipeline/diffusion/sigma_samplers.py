@@ -10,7 +10,7 @@ from typing import Final
 from pipeline.diffusion.multistep import lms_weights
 from pipeline.diffusion.prediction import clip_range, sigma_denoised_weights
 from pipeline.diffusion.sampler_request import SamplerRequest
-from pipeline.diffusion.spacing import karras_sigmas, sigmas_at, timestep_of, timesteps, training_sigmas
+from pipeline.diffusion.spacing import karras_bounds, karras_sigmas, sigmas_at, timestep_of, timesteps, training_sigmas
 from pipeline.diffusion.table import Evaluation, SamplerTable, Weights, table_of
 
 LMS_ORDER: Final = 4
@@ -55,7 +55,11 @@ def heun(request: SamplerRequest) -> SamplerTable:
 
 
 def lms(request: SamplerRequest) -> SamplerTable:
-    """Linear multistep of order 4 (Adams and Bashforth), on the slopes at the last four noise levels (k-diffusion)."""
+    """Linear multistep of order 4 (Adams and Bashforth), on the slopes at the last four noise levels (k-diffusion).
+
+    Started halfway (image to image), the first steps use the slopes that there are, in a lower order. diffusers takes
+    the weights of four slopes for the one, two or three that it has: they do not add up to the step, and its images
+    stay noisy."""
     visited, sigmas = _sigma_steps(request)
     rows = []
     for index in range(request.first, request.steps):
@@ -67,14 +71,16 @@ def lms(request: SamplerRequest) -> SamplerTable:
 
 
 def _sigma_steps(request: SamplerRequest) -> tuple[list[float], list[float]]:
-    """Return the timesteps (n) and the noise levels (n + 1, the last one zero)."""
+    """Return the timesteps (n) and the noise levels (n + 1, the last one zero or the least of training)."""
     levels = training_sigmas(request.schedule)
     visited = timesteps(request.schedule, request.steps, "linspace")
     sigmas = sigmas_at(levels, visited)
     if request.karras:
-        sigmas = karras_sigmas(sigmas[0], sigmas[-1], request.steps)
+        sigmas = karras_sigmas(*karras_bounds(request.schedule, sigmas[0], sigmas[-1]), request.steps)
         visited = [timestep_of(levels, sigma) for sigma in sigmas]
-    return visited, [*sigmas, 0.0]
+    if request.schedule.timestep_type == "continuous" and request.schedule.prediction_type == "v_prediction":
+        visited = [0.25 * math.log(sigma) for sigma in sigmas]  # Karras et al. 2022, table 1, c_noise
+    return visited, [*sigmas, levels[0] if request.schedule.final_sigmas_type == "sigma_min" else 0.0]
 
 
 def _sigma_row(

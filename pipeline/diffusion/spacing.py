@@ -8,17 +8,22 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig, Spacing
 KARRAS_RHO: Final = 7.0
 
 
-def timesteps(schedule: NoiseScheduleConfig, steps: int, default: Spacing, *, extra_point: bool = False) -> list[float]:
+def timesteps(
+    schedule: NoiseScheduleConfig, steps: int, default: Spacing, *, extra_point: bool = False, total: int | None = None
+) -> list[float]:
     """Return `steps` falling training timesteps (Lin et al. 2023, table 2); ValueError if there are not so many.
 
-    `extra_point` spaces one point more and drops the last, as the multistep solvers do. Strides are rounded as numpy's
-    `arange` and `linspace` round them, so that timesteps agree with diffusers'.
+    `extra_point` spaces one point more and drops the last, as the multistep solvers do. `total` is the number of
+    training timesteps that are in use, the least noisy ones; trailing spacing then has fewer steps. Strides are
+    rounded as numpy's `arange` and `linspace` round them, so that timesteps agree with diffusers'.
     """
-    total, spacing = schedule.num_train_timesteps, schedule.timestep_spacing or default
+    total = schedule.num_train_timesteps if total is None else total
+    spacing = schedule.timestep_spacing or default
     points = steps + 1 if extra_point else steps
     if spacing == "trailing":
-        stride = total - (total - total / steps)
-        return [float(round(total - index * stride) - 1) for index in range(steps)]
+        stride = total - (total - schedule.num_train_timesteps / steps)
+        count = math.ceil(total * steps / schedule.num_train_timesteps)
+        return [float(round(total - index * stride) - 1) for index in range(count)]
     if spacing == "leading":
         ratio = total // points
         rising = [float(index * ratio) + schedule.steps_offset for index in range(points)]
@@ -26,7 +31,7 @@ def timesteps(schedule: NoiseScheduleConfig, steps: int, default: Spacing, *, ex
         stride = (total - 1) / max(points - 1, 1)
         rising = [min(index * stride, total - 1.0) for index in range(points)]
     visited = rising[::-1][:steps]
-    if visited[0] > total - 1 or len({round(timestep) for timestep in visited}) < steps:
+    if visited[0] > schedule.num_train_timesteps - 1 or len({round(timestep) for timestep in visited}) < steps:
         raise ValueError(f"num_inference_steps is {steps}, too many for this sampler and noise schedule; give fewer")
     return visited
 
@@ -55,6 +60,14 @@ def karras_sigmas(highest: float, lowest: float, steps: int) -> list[float]:
     """Return falling noise levels, evenly spaced in their 1/7th power (Karras et al. 2022, eq. 5)."""
     first, last = highest ** (1 / KARRAS_RHO), lowest ** (1 / KARRAS_RHO)
     return [(first + index / max(steps - 1, 1) * (last - first)) ** KARRAS_RHO for index in range(steps)]
+
+
+def karras_bounds(schedule: NoiseScheduleConfig, highest: float, lowest: float) -> tuple[float, float]:
+    """Return the noise levels between which Karras' are spaced: the schedule's own bounds, else those given."""
+    return (
+        highest if schedule.sigma_max is None else schedule.sigma_max,
+        lowest if schedule.sigma_min is None else schedule.sigma_min,
+    )
 
 
 def timestep_of(levels: list[float], sigma: float) -> float:

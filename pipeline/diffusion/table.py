@@ -1,11 +1,11 @@
 """The sampler table: the form that every sampler takes.
 
 A row's state holds `x` (the latents at which the network is evaluated next), `anchor` (latents carried from one
-evaluation to the next), and the last five denoised predictions p0 (newest) to p4. One evaluation computes
+evaluation to the next), and the last denoised predictions p0 (newest) to p12. One evaluation computes
 
     model_output = network(c_in * x, timestep)
     p0           = c_skip * x + c_out * model_output        (clipped where the schedule says so)
-    x, anchor    = W @ (x, anchor, model_output, p0, ..., p4, noise)
+    x, anchor    = W @ (x, anchor, model_output, p0, ..., p12, noise)
 
 The names c_skip, c_out and c_in are those of Karras et al. 2022, eq. 7. `diffusion/step.py` applies a table.
 """
@@ -17,9 +17,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-TERMS: Final = ("x", "anchor", "model_output", "p0", "p1", "p2", "p3", "p4", "noise")
-HISTORY: Final = 5
-"""Denoised predictions that a row's state holds."""
+HISTORY: Final = 13
+"""Denoised predictions that an update can read; PNDM reads the first of its Runge-Kutta start last."""
+TERMS: Final = ("x", "anchor", "model_output", *(f"p{age}" for age in range(HISTORY)), "noise")
 
 Weights = dict[str, float]
 """Weights of TERMS by name; a term that is not named has weight zero."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import DenoisingRequest
-from pipeline.diffusion.samplers import SamplerTable, sampler_table
+from pipeline.diffusion.samplers import SamplerTable, check_sampler, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.errors import CheckpointError
 from pipeline.models.stack import Stack
@@ -68,6 +68,14 @@ def read_schedule(name: str, config: Mapping[str, Any]) -> NoiseScheduleConfig:
         return NoiseScheduleConfig.from_dict(config)
     except ValueError as error:
         raise CheckpointError(f"{name}: {error}") from None
+
+
+def check_default_sampler(name: str, schedule: NoiseScheduleConfig, sampler: str) -> None:
+    """Raise CheckpointError if the sampler of rows that name none cannot run on the checkpoint's schedule."""
+    try:
+        check_sampler(schedule, sampler)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}; give another with --sampler") from None
 
 
 def row_generator(parameters: RowParameters) -> torch.Generator:

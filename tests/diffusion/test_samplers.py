@@ -4,6 +4,7 @@ import inspect
 import itertools
 import logging
 import math
+import re
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import DenoisingRequest, KnownLatents
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
-from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.diffusion.schedule import SAMPLER_OF_CLASS, NoiseScheduleConfig
 from pipeline.diffusion.table import SamplerTable
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
@@ -52,6 +53,10 @@ def network(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
     return torch.tanh(mixed * (0.5 + time) + 0.3 * torch.sin(3 * latents)) * 1.2
 
 
+def reference_class(name: str) -> Any:
+    return getattr(schedulers, name)
+
+
 def reference_scheduler(config: dict[str, Any], sampler: str) -> Any:
     name, changes = REFERENCES[sampler.removesuffix("_karras")]
     changes = {**changes, "use_karras_sigmas": True} if sampler.endswith("_karras") else changes
@@ -62,7 +67,13 @@ def reference(
     config: dict[str, Any], sampler: str, steps: int, strength: float | None, eta: float, mask: Tensor | None = None
 ) -> Tensor:
     """What diffusers' pipelines do between their first noise and the autoencoder; with a mask, the inpainting one."""
-    scheduler, generator = reference_scheduler(config, sampler), torch.Generator().manual_seed(5)
+    return denoise(reference_scheduler(config, sampler), steps, strength, eta, mask)
+
+
+def denoise(
+    scheduler: Any, steps: int, strength: float | None = None, eta: float = 0.0, mask: Tensor | None = None
+) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
     scheduler.set_timesteps(steps)
     noise = torch.randn(1, 4, 8, 8, generator=generator)
     timesteps = scheduler.timesteps
@@ -142,9 +153,139 @@ def test_sampler_equals_diffusers_at_zero_terminal_snr(sampler: str, steps: int)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "lms", "pndm"])
-def test_samplers_that_divide_by_the_signal_stay_finite_at_zero_terminal_snr(sampler: str) -> None:
+def test_samplers_whose_scheduler_knows_no_zero_terminal_snr_ignore_it_as_diffusers_does(sampler: str) -> None:
     config = {**BASE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    assert run(sampler_table(NoiseScheduleConfig.from_dict(config), sampler, 10)).isfinite().all()
+    assert_equal(config, sampler, 10)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_ddim_with_all_noise_runs_on_zero_terminal_snr_at_every_step_count(spacing: str) -> None:
+    config = {**BASE, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": spacing}
+    schedule = NoiseScheduleConfig.from_dict(config)
+    for steps in range(1, 101):
+        assert sampler_table(schedule, "ddim", steps, eta=1.0).weights.isfinite().all()
+
+
+OPTION_VALUES: dict[str, tuple[Any, ...]] = {
+    "algorithm_type": ("dpmsolver", "sde-dpmsolver++", "deis"),
+    "beta_schedule": ("linear", "squaredcos_cap_v2", "sigmoid"),
+    "clip_sample": (True, False),
+    "disable_corrector": ([0, 2],),
+    "dynamic_thresholding_ratio": (0.5,),
+    "euler_at_final": (True,),
+    "final_sigmas_type": ("sigma_min",),
+    "flow_shift": (3.0,),
+    "interpolation_type": ("log_linear",),
+    "lambda_min_clipped": (-5.1, -1.0),
+    "lower_order_final": (False,),
+    "predict_x0": (False,),
+    "prediction_type": ("v_prediction", "sample"),
+    "rescale_betas_zero_snr": (True,),
+    "set_alpha_to_one": (True,),
+    "shift_terminal": (0.1,),
+    "sigma_max": (9.0,),
+    "sigma_min": (0.1,),
+    "skip_prk_steps": (True, False),
+    "solver_order": (1, 3),
+    "solver_type": ("heun", "midpoint", "logrho", "bh1", "bh2"),
+    "steps_offset": (0, 1),
+    "thresholding": (True,),
+    "timestep_spacing": ("linspace", "trailing", "leading"),
+    "timestep_type": ("continuous",),
+    "use_beta_sigmas": (True,),
+    "use_dynamic_shifting": (True,),
+    "use_exponential_sigmas": (True,),
+    "use_flow_sigmas": (True,),
+    "use_karras_sigmas": (True,),
+    "use_lu_lambdas": (True,),
+    "variance_type": ("fixed_large", "fixed_small_log", "fixed_large_log", "learned"),
+}
+CONTEXTS: tuple[tuple[dict[str, Any], int], ...] = (
+    ({"timestep_spacing": "trailing"}, 7),
+    ({"prediction_type": "v_prediction", "steps_offset": 1}, 7),
+    ({"use_karras_sigmas": True}, 7),
+    ({"final_sigmas_type": "sigma_min", "use_karras_sigmas": True}, 16),
+    ({"final_sigmas_type": "sigma_min", "prediction_type": "v_prediction"}, 16),
+)
+"""Other options, and a number of steps; below 15 steps `lower_order_final` counts."""
+PLAIN = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("option", OPTION_VALUES)
+@pytest.mark.parametrize("class_name", SAMPLER_OF_CLASS)
+def test_every_option_is_diffusers_or_refused_by_name(class_name: str, option: str) -> None:
+    scheduler_class, compared = reference_class(class_name), 0
+    reads = {*inspect.signature(scheduler_class.__init__).parameters, "beta_schedule"}
+    for value, (context, steps) in itertools.product(OPTION_VALUES[option], CONTEXTS):
+        config = {**PLAIN, **context, "_class_name": class_name, option: value}
+        if class_name == "HeunDiscreteScheduler" and value == "squaredcos_cap_v2":
+            continue  # float32 is too coarse for Heun's slopes at its first noise level, 20,000
+        table, refused = table_or_reason(config, steps)
+        if table is None:
+            assert any(f"scheduler {name} {config[name]!r} " in refused for name in config if name in reads), refused
+            continue
+        try:
+            expected = denoise(scheduler_class.from_config(config), steps)
+        except (AssertionError, IndexError, NotImplementedError):
+            continue  # diffusers cannot run it
+        difference = (run(table) - expected).abs().max() / expected.abs().max().clamp(min=1)
+        assert difference <= 1e-3, (value, context, steps)
+        compared += 1
+    assert compared > 0 or option in reads
+
+
+def table_or_reason(config: dict[str, Any], steps: int) -> tuple[SamplerTable | None, str]:
+    try:
+        schedule = NoiseScheduleConfig.from_dict(config)
+        return sampler_table(schedule, schedule.sampler, steps), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("steps", [4, 7, 20])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_pndm_with_its_runge_kutta_start_equals_diffusers(spacing: str, steps: int) -> None:
+    for prediction in ("epsilon", "v_prediction"):
+        config = {**BASE, "timestep_spacing": spacing, "prediction_type": prediction, "_class_name": "PNDMScheduler"}
+        expected = denoise(reference_class("PNDMScheduler").from_config(config), steps)
+        table, _ = table_or_reason(config, steps)
+        assert table is not None
+        assert (run(table) - expected).abs().max() <= 1e-4
+
+
+def test_pndm_with_its_runge_kutta_start_runs_all_its_steps() -> None:
+    schedule = NoiseScheduleConfig.from_dict({**BASE, "_class_name": "PNDMScheduler"})
+    for steps, strength in ((1, None), (3, None), (10, 0.5)):
+        with pytest.raises(ValueError, match="pndm with skip_prk_steps false runs all of four or more steps"):
+            sampler_table(schedule, "pndm", steps, strength=strength)
+    assert len(sampler_table(schedule, "pndm", 10, strength=1.0)) == 12 + 7
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_unipc_without_some_corrections_equals_diffusers(strength: float | None) -> None:
+    for changes in (
+        {"disable_corrector": [0, 3, 6]},
+        {"predict_x0": False, "final_sigmas_type": "sigma_min", "disable_corrector": [5]},
+    ):
+        config = {**BASE, **changes, "_class_name": "UniPCMultistepScheduler"}
+        expected = denoise(reference_class("UniPCMultistepScheduler").from_config(config), 10, strength)
+        table = sampler_table(NoiseScheduleConfig.from_dict(config), "unipc", 10, strength=strength)
+        assert (run(table) - expected).abs().max() <= 1e-4
+
+
+def test_a_row_with_another_sampler_is_checked_with_the_options_of_that_sampler() -> None:
+    schedule = NoiseScheduleConfig.from_dict(
+        {**BASE, "thresholding": True, "solver_order": 3, "variance_type": "learned"}
+    )
+    sampler_table(schedule, "euler", 4)
+    for sampler, message in (
+        ("ddim", "scheduler thresholding True is not supported by sampler ddim"),
+        ("ddpm", "scheduler thresholding True is not supported by sampler ddpm"),
+        ("dpmpp_2m_karras", "scheduler thresholding True is not supported by sampler dpmpp_2m_karras"),
+        ("unipc", "scheduler thresholding True is not supported by sampler unipc"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler_table(schedule, sampler, 4)
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
@@ -313,18 +454,32 @@ def test_what_can_not_be_is_refused(arguments: dict[str, Any], message: str) -> 
             "scheduler class FlowMatchEulerDiscreteScheduler is unknown",
         ),
         ({"beta_schedule": "sigmoid"}, "scheduler beta_schedule 'sigmoid' is unknown"),
-        ({"use_beta_sigmas": True}, "scheduler option use_beta_sigmas is not supported"),
-        (
-            {"final_sigmas_type": "sigma_min"},
-            "scheduler final_sigmas_type 'sigma_min' is not supported; known: zero",
-        ),
-        ({"solver_order": 3}, "scheduler solver_order 3 is not supported; known: 2"),
-        ({"algorithm_type": "dpmsolver"}, "scheduler algorithm_type 'dpmsolver' is not supported"),
+        ({"_class_name": None}, "scheduler class None is unknown"),
+        ({"beta_start": "0.1"}, "scheduler beta_start '0.1' is not a number"),
     ],
 )
 def test_unknown_schedules_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NoiseScheduleConfig.from_dict({**BASE, **change})
+
+
+@pytest.mark.parametrize(
+    ("class_name", "change", "message"),
+    [
+        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas True is not supported by sampler euler"),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order 3 is not supported by .* known: 2"),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "algorithm_type 'dpmsolver' is not supported"),
+        ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0 False cannot end at zero noise"),
+        ("DDPMScheduler", {"variance_type": "fixed_large_log"}, "variance_type 'fixed_large_log' is not supported"),
+        ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type 'sample' is not supported by sampler pndm"),
+    ],
+)
+def test_options_that_the_sampler_reads_and_cannot_honor_are_refused(
+    class_name: str, change: dict[str, Any], message: str
+) -> None:
+    table, refused = table_or_reason({**BASE, **change, "_class_name": class_name}, 4)
+    assert table is None
+    assert re.search(message, refused)
 
 
 def test_the_schedulers_folder_gives_the_default_sampler() -> None:

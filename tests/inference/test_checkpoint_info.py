@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.config import RunConfig
+from pipeline.config import RowDefaults, RunConfig
 from pipeline.errors import CheckpointError, RunError
 from pipeline.inference.checkpoint_info import read_checkpoint_info
 from pipeline.models.configs import EMBEDDED
@@ -56,6 +57,11 @@ def change_scheduler(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
+def change_scheduler_option(folder: Path) -> None:
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
+
+
 def break_tokenizer(folder: Path) -> None:
     (folder / "tokenizer" / "vocab.json").write_text("{")
 
@@ -67,6 +73,7 @@ def break_tokenizer(folder: Path) -> None:
         (add_half_weights_of_another_network, "tensor other is unknown"),
         (cut_weights, "model.safetensors: is not a readable safetensors file"),
         (change_scheduler, "scheduler class FlowMatchEulerDiscreteScheduler is unknown"),
+        (change_scheduler_option, "prediction_type 'sample' is not supported by sampler pndm"),
         (break_tokenizer, "cannot be read as a CLIPTokenizer"),
     ],
 )
@@ -79,6 +86,11 @@ def test_a_checkpoint_that_cannot_be_loaded_leaves_no_output(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path(config.output).exists()
+
+
+def test_a_scheduler_that_another_sampler_replaces_need_not_be_supported(config: RunConfig) -> None:
+    change_scheduler_option(Path(config.model))
+    read_checkpoint_info(replace(config, defaults=RowDefaults(sampler="ddim")))
 
 
 def test_a_checkpoint_is_described_without_reading_its_weights(config: RunConfig) -> None:
