@@ -101,6 +101,35 @@ def load_deadly(config: RunConfig, device: str) -> LoadedModel:
     return replace(load_cheap(config, device), task=DeadlyTask())
 
 
+class FaultyTask(CheapTask):
+    """Raises in one of its methods for a row with the prompt "poison"."""
+
+    def __init__(self, method: str, fault: Exception) -> None:
+        super().__init__()
+        self._method, self._fault = method, fault
+
+    def _raise(self, method: str, prompt: str | None) -> None:
+        if method == self._method and prompt == "poison":
+            raise self._fault
+
+    def prepare(self, row: Row) -> PreparedRow:
+        self._raise("prepare", row.prompt)
+        return super().prepare(row)
+
+    def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:
+        self._raise("request", row.parameters.prompt)
+        return super().request(key, row)
+
+    def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Callable[[], None]) -> NDArray[np.uint8]:
+        self._raise("decode", row.parameters.prompt)
+        return super().decode(latents, row, heartbeat)
+
+
+def load_faulty(config: RunConfig, device: str) -> LoadedModel:
+    """A model that has too little memory for a row with the prompt "poison"."""
+    return replace(load_cheap(config, device), task=FaultyTask("decode", MemoryError("cannot allocate 3 TiB")))
+
+
 def load_stuck(config: RunConfig, device: str) -> LoadedModel:
     """A model whose network never comes back."""
 

@@ -5,14 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import storage
@@ -33,7 +31,7 @@ from pipeline.stages.encode import EncodeImages
 from pipeline.stages.prepare import PrepareRows
 from pipeline.tasks.rows import PreparedRow, Row
 from tests.arrow_columns import columns
-from tests.cheap import CheapTask, load_cheap, zeros
+from tests.cheap import CheapTask, FaultyTask, load_cheap, zeros
 
 ROW_FAULTS = [
     ValueError("this row is refused"),
@@ -53,30 +51,6 @@ ROW_FAULTS = [
 ]
 ENDS = [CheckpointError("no unet"), StageError("a bug"), StorageUnavailableError("s3://out: 503"), ActorError("gone")]
 IDS = ["a", "poison", "c", "d", "e"]
-
-
-class FaultyTask(CheapTask):
-    """Raises in one of its methods for a row with the prompt "poison"."""
-
-    def __init__(self, method: str, fault: Exception) -> None:
-        super().__init__()
-        self._method, self._fault = method, fault
-
-    def _raise(self, method: str, prompt: str | None) -> None:
-        if method == self._method and prompt == "poison":
-            raise self._fault
-
-    def prepare(self, row: Row) -> PreparedRow:
-        self._raise("prepare", row.prompt)
-        return super().prepare(row)
-
-    def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:
-        self._raise("request", row.parameters.prompt)
-        return super().request(key, row)
-
-    def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Callable[[], None]) -> NDArray[np.uint8]:
-        self._raise("decode", row.parameters.prompt)
-        return super().decode(latents, row, heartbeat)
 
 
 def config_for(folder: Path) -> RunConfig:
