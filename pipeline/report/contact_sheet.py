@@ -7,7 +7,7 @@ from typing import Any, Final
 from PIL import Image, ImageDraw, ImageFont
 
 THUMBNAIL_SIZE: Final = 256
-"""Pixels of the longer side of an image in a report."""
+"""The longer side of an image in a report, in pixels."""
 
 Panel = tuple[Image.Image, ...]
 """The images of one row: its source and mask if it has them, and last its output."""
@@ -49,7 +49,7 @@ def render_contact_sheet(rows: Sequence[Mapping[str, Any]], panels: Sequence[Pan
 
 
 def resize_image(image: Image.Image, size: int) -> Image.Image:
-    """Resize an image to `size` pixels on its longer side; by 2, 4 or 8 it repeats pixels and keeps sharp edges."""
+    """Resize an image to `size` pixels on its longer side; factors of 2, 4 and 8 repeat pixels, so edges stay sharp."""
     scale = size / max(image.size)
     new_size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(new_size, Image.Resampling.NEAREST if scale in (2, 4, 8) else Image.Resampling.LANCZOS)

@@ -20,9 +20,9 @@ def render_page(
     panels: Sequence[Panel],
     failures: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Return index.html: the run's figures, a card for each row with its panel, the failed rows, and run.json.
+    """Return index.html: the run's figures, a card per row with its panel, the failed rows, and run.json.
 
-    The template escapes all values: whatever a prompt contains is shown as text."""
+    The template escapes all values, so HTML in a prompt is displayed as text."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", ""),
         autoescape=True,
@@ -41,12 +41,12 @@ def render_page(
 
 
 def _figures(run: Mapping[str, Any], row_count: int) -> dict[str, str]:
-    """Return the run's figures by name: counts, rates, and the hardware."""
+    """Return the run's figures by name: counts, rates and hardware."""
     last = run.get("last_attempt") or {}
-    figures = {"pictures": f"{run.get('ok', row_count):,}", "failed rows": f"{run.get('failed', 0):,}"}
+    figures = {"images": f"{run.get('ok', row_count):,}", "failed rows": f"{run.get('failed', 0):,}"}
     if last.get("seconds"):
         figures["last attempt"] = duration_of(last["seconds"])
-        figures["pictures per second"] = f"{last['images_per_second']:.2f}"
+        figures["images per second"] = f"{last['images_per_second']:.2f}"
     if last.get("evaluations"):
         figures["lanes filled"] = f"{last['occupancy']:.0%}"
         figures["U-Net calls"] = f"{last['evaluations']:,}"

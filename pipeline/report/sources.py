@@ -1,4 +1,4 @@
-"""Read the sources of a run's rows again, to show them beside the output."""
+"""Read the source images of a run's rows, which the report displays beside the output."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,9 +17,9 @@ from pipeline.stages.fetch import SourceReader
 def read_sources(
     run: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], max_size: int
 ) -> dict[str, list[Image.Image]]:
-    """Return, by id, the source image of each row and its mask if it has one, at most `max_size` pixels a side.
+    """Return the source image of each row, and its mask if it has one, by id; the longer side is at most `max_size`.
 
-    A source that cannot be read any more is left out without an error: the report is about the output."""
+    A source that can no longer be read is omitted without an error, since the report describes the output."""
     config = run.get("config", {})
     if "manifest" not in config or not any(row.get("source_sha256") for row in rows):
         return {}
@@ -35,7 +35,7 @@ def read_sources(
 
 
 def _read_rows(manifest: str, ids: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the manifest's rows with these ids; reads no further than the last of them."""
+    """Yield the manifest's rows with these ids; stops reading after the last of them."""
     missing = set(ids)
     for batch in read_batches(manifest, ["id", "image", "mask"], rows=100):
         batch_ids = [str(value) for value in batch.column("id").to_pylist()]

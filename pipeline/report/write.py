@@ -18,13 +18,13 @@ from pipeline.report.sources import read_sources
 from pipeline.schema import DATA, FAILED_FOLDER
 
 _PAGE_IMAGES: Final = 120
-"""Images on the page, at most; they are taken evenly from all files."""
+"""The maximum number of images on the page; they are sampled evenly from all files."""
 _SHEET_IMAGES: Final = 48
 _PAGE_FAILURES: Final = 50
 
 
 def write_report(output: str) -> str:
-    """Write the report of a run; return the URL of its index.html. RunError if the output has no images to show."""
+    """Write the report of a run and return the URL of its index.html. RunError if `output` is not a run with images."""
     run = read_run(output)
     if run.get("task") == "classify":
         raise RunError(f"{storage.redact_url(output)}: has labels, not images; a report needs a run that makes images")
@@ -45,13 +45,13 @@ def write_report(output: str) -> str:
 
 
 def _sample_rows(files: Sequence[str], max_rows: int) -> list[dict[str, Any]]:
-    """Return at most `max_rows` rows, evenly from at most as many files; images too large to decode are left out."""
+    """Return at most `max_rows` rows, sampled evenly from the files; images too large to decode are omitted."""
     if len(files) > max_rows:
         files = [files[index * len(files) // max_rows] for index in range(max_rows)]
     rows_per_file = -(-max_rows // max(1, len(files)))
     rows = [row for file in files for row in _read_rows(file, rows_per_file)]
-    shown = [row for row in rows if counted_pixels(row["width"], row["height"]) <= MAX_PIXELS]
-    return sorted(shown, key=lambda row: str(row["id"]))[:max_rows]
+    decodable = [row for row in rows if counted_pixels(row["width"], row["height"]) <= MAX_PIXELS]
+    return sorted(decodable, key=lambda row: str(row["id"]))[:max_rows]
 
 
 def _read_rows(file: str, max_rows: int) -> Iterator[dict[str, Any]]:

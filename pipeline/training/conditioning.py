@@ -1,4 +1,4 @@
-"""The text encoders of the diffusion recipes: how they are built or loaded, and saved.
+"""Build, load and save the text encoders of the diffusion recipes.
 
 - "clip": a new CLIP text encoder, trained with the U-Net.
 - "frozen-clip": the text encoder of the CLIP in `output/clip`, frozen, as in Stable Diffusion.
@@ -75,7 +75,7 @@ def new_bert_text_model(words: Sequence[str], *, width: int, window: int, layers
 
 
 def load_frozen_clip(folder: Path) -> TextModel:
-    """Load the tokenizer and the text encoder of the CLIP in `folder`; its weights get no gradient."""
+    """Load the tokenizer and the text encoder of the CLIP in `folder`, with frozen weights."""
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     config = clip.config.text_config
     assert isinstance(config, CLIPTextConfig)

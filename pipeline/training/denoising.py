@@ -29,10 +29,10 @@ def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
 
 
 def denoising_target(latents: Tensor, noise: Tensor, alphas: Tensor, prediction_type: str) -> Tensor:
-    """Return the output that the network should give for `add_noise(latents, noise, alphas)`.
+    """Return the target of the network for the input `add_noise(latents, noise, alphas)`.
 
     It is the noise (Ho et al. 2020, equation 14), the velocity (Salimans and Ho 2022, appendix D) or the latents.
-    `alphas` are cumulative, (B,). ValueError if the prediction type is not known.
+    `alphas` are cumulative, (B,). ValueError if the prediction type is unknown.
     """
     if prediction_type == "epsilon":
         return noise
@@ -75,8 +75,8 @@ def min_snr_weights(alphas: Tensor, gamma: float, prediction_type: str) -> Tenso
 def sample_timesteps(count: int, end: int, generator: torch.Generator) -> Tensor:
     """Sample timesteps in 0..end-1: half uniformly, half logit-normally (Esser et al. 2024, section 3.1).
 
-    Intermediate noise levels decide the content of an image, so they get more samples. The uniform half covers both
-    ends, above all the last timestep, where sampling starts.
+    Intermediate noise levels determine the content of an image, so they are sampled more often. The uniform half covers
+    both ends of the range, above all the last timestep, where inference starts.
     """
     uniform = torch.rand(count, generator=generator)
     logit_normal = torch.sigmoid(0.3 + torch.randn(count, generator=generator))

@@ -28,6 +28,6 @@ class PatchDiscriminator(nn.Module):
         return self.layers(pixels)
 
     def frozen_logits(self, pixels: Tensor) -> Tensor:
-        """Return the same logits with a gradient for the pixels only, none for the discriminator's weights."""
+        """Return the logits of `forward` with a gradient for the pixels, but none for the discriminator's weights."""
         weights = {name: value.detach() for name, value in self.named_parameters()}
         return functional_call(self, weights, (pixels,))

@@ -1,4 +1,4 @@
-"""Operations on latents that several recipes share: random crops, and a change of an autoencoder's latent scale."""
+"""Random crops of latents, and rescaling of an autoencoder's latents."""
 
 import math
 from random import Random
@@ -10,9 +10,9 @@ from pipeline.models.autoencoder import AutoencoderKL
 
 
 def random_crops(side: int, seed: str, latents: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """Crop latents (B, C, h, w) to `side` x `side` at a position drawn from `seed`, and the others accordingly.
+    """Crop latents (B, C, h, w) to `side` x `side` at a random position, and the other tensors to the same area.
 
-    The width of each other tensor must be a multiple of the latents' width; its crop covers the same area.
+    The width of each other tensor must be a multiple of that of the latents.
     """
     random, width = Random(seed), latents.shape[-1]
     top, left = random.randint(0, width - side), random.randint(0, width - side)

@@ -18,7 +18,7 @@ from pipeline.training.save import replacing
 log = logging.getLogger(__name__)
 
 StepLoss = Callable[[int], tuple[Tensor, dict[str, float]]]
-"""Maps a step to the loss of its batch and the metrics to log. A step must always get the same batch."""
+"""Maps a step to the loss of its batch and the metrics to log. A step must always use the same batch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,13 +47,13 @@ class Worker:
     device: str = "cpu"
 
     def local_rows(self, batch: Tensor) -> Tensor:
-        """Return this worker's rows of a whole batch, on its device."""
+        """Return this worker's rows of a whole batch, moved to its device."""
         return batch[self.rank :: self.count].to(self.device)
 
     def weight(self, batch: int) -> float:
-        """Return the weight of the mean over this worker's rows in the mean over the `batch` rows of all workers.
+        """Return the weight of this worker's mean loss, so that the average over the workers is the mean of the batch.
 
-        The weights of all workers have the mean 1; they differ if the workers' number does not divide the batch."""
+        The weights have the mean 1. They differ if `batch` is not divisible by the number of workers."""
         return len(range(self.rank, batch, self.count)) * self.count / batch
 
     def average(self, values: list[Tensor]) -> None:
@@ -74,7 +74,7 @@ SINGLE_WORKER = Worker()
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Return the random generator of one step. It depends on the seed and the step only, so a resume repeats it."""
+    """Return the random generator of one step. It depends only on the seed and the step, so a resume repeats it."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
@@ -96,9 +96,9 @@ def train(
 ) -> nn.Module:
     """Train `model` in place and return the averaged copy of it.
 
-    `batch` is the number of rows of a step, over all workers; ValueError if there are fewer than workers. `folder`
-    holds `state.pt`, from which a stopped run resumes, and `log.jsonl`. Several workers must start with the same
-    weights and share the folder; the worker of rank 0 writes to it.
+    `batch` is the number of rows per step over all workers; ValueError if it is less than the number of workers.
+    `folder` holds `state.pt`, from which a stopped run resumes, and `log.jsonl`. Several workers must start with the
+    same weights and share the folder; the worker of rank 0 writes to it.
     """
     if worker.count > batch:
         raise ValueError(f"{worker.count} workers are too many for batches of {batch} rows; give at most {batch}")
@@ -122,7 +122,7 @@ def train(
 
 
 class _TrainState:
-    """The model, the moving average of its weights and its optimizers: what `state.pt` holds."""
+    """The contents of `state.pt`: the model, the moving average of its weights, and its optimizers."""
 
     def __init__(self, model: nn.Module, config: LoopConfig) -> None:
         self.model = model

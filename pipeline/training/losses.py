@@ -1,4 +1,4 @@
-"""Losses of the CLIP and autoencoder recipes: functions of tensors, each with its source."""
+"""The losses of the CLIP and autoencoder recipes."""
 
 from collections.abc import Sequence
 

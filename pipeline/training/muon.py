@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 _MIN_SIDE = 16
-"""Matrices with a shorter side than this are left to AdamW."""
+"""AdamW optimizes matrices with a shorter side than this."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,10 +45,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return nearly the closest matrices with orthonormal rows or columns, (..., m, n), by Newton-Schulz iteration.
+    """Approximate the closest matrices (..., m, n) with orthonormal rows or columns by Newton-Schulz iteration.
 
-    The singular values of the result lie between about 0.7 and 1.2; the coefficients of the quintic are those of
-    Jordan et al. 2024. The iteration runs on the small Gram matrices, so only its product touches the large ones.
+    The singular values of the result lie approximately between 0.7 and 1.2; the coefficients of the quintic are those
+    of Jordan et al. 2024. The iteration runs on the smaller Gram matrices; its product is then applied to the input.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     wide = matrices.mT if tall else matrices

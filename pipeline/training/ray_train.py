@@ -27,11 +27,11 @@ from pipeline.training.save import replacing
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS: Final = 3
-"""How often Ray Train replaces a lost worker; all workers then resume from the last saved state."""
+"""The number of times that Ray Train replaces a lost worker; all workers then resume from the last saved state."""
 
 
 class DataError(ValueError):
-    """Raised for a table that can't be used for training."""
+    """Raised if a table cannot be used for training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class TrainConfig:
 def run_training(config: TrainConfig) -> None:
     """Train, in this process or on `config.workers` Ray Train workers; a stopped run resumes.
 
-    DataError if the table can't be used for training.
+    DataError if the table cannot be used for training.
     """
     if config.data is not None:
         prepare_table(config.data, config.output / "data", RECIPES[config.recipe].width)
@@ -99,8 +99,8 @@ def _train_on_worker(loop_config: Mapping[str, TrainConfig]) -> None:
 def prepare_table(data: str, folder: Path, width: int) -> None:
     """Read, decode and resize the images of a table into `folder`, the format that `Table` reads.
 
-    Rows whose image can't be decoded are left out, with a warning. If `folder` holds this table already, nothing is
-    done. DataError if it holds another table or another image width, if a column is missing, or if no image can be
+    Rows whose image cannot be decoded are skipped with a warning. If `folder` already holds this table, it is left
+    unchanged. DataError if it holds another table or another image width, if a column is missing, or if no image can be
     decoded.
     """
     source = {"data": storage.redact_url(data), "width": width}
@@ -111,7 +111,7 @@ def prepare_table(data: str, folder: Path, width: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     captions, errors = _write_images(rows, folder / PIXELS_FILE)
     if not captions:
-        raise DataError(f"{data}: no image of it can be decoded{': ' + errors[0] if errors else ''}")
+        raise DataError(f"{data}: none of its images can be decoded{': ' + errors[0] if errors else ''}")
     if errors:
         log.warning("left out %d of %d images; the first: %s", len(errors), len(captions) + len(errors), errors[0])
     description = json.dumps({**source, "captions": captions}, ensure_ascii=False)
@@ -130,7 +130,7 @@ def _check_prepared(folder: Path, source: Mapping[str, Any]) -> None:
 
 
 def _read_table(data: str) -> ray.data.Dataset:
-    """Return the columns image and prompt, in the order of the table. DataError if one is missing."""
+    """Return the columns image and prompt in the order of the rows. DataError if one is missing."""
     filesystem, path = storage.arrow_filesystem(data)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
@@ -144,7 +144,7 @@ def _read_table(data: str) -> ray.data.Dataset:
 
 @dataclass(frozen=True, slots=True)
 class _Prepare:
-    """Maps a row to `width` x `width` RGB bytes of its image, resized and center-cropped, or to an error message."""
+    """Maps a row to the RGB bytes of its image, resized and center-cropped to `width` x `width`, or to an error."""
 
     data: str
     width: int

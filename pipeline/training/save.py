@@ -20,7 +20,7 @@ DIFFUSERS_VERSION: Final = "0.42.1"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, whose file replaces `path` after the `with` block: `path` never holds half a file."""
+    """Yield a temporary path, whose file replaces `path` after the `with` block, so that `path` is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     yield temporary

@@ -1,4 +1,4 @@
-"""The page: complete, readable without a network, and safe with any text."""
+"""The page of a report: complete, self-contained, and safe with any text."""
 
 import re
 
@@ -17,7 +17,7 @@ def test_the_page_has_figures_images_settings_and_failures() -> None:
     page = render_page({"ok": 2, "device": "cpu", "last_attempt": attempt}, [ROW, ROW], [PANEL, PANEL * 3], [FAILURE])
     assert page.count("<img ") == page.count('src="data:image/png;base64,') == 4
     assert 'class="of1"' in page and 'class="of3"' in page
-    for text in ("<b>0.50</b><span>pictures per second", "<b>1,200</b><span>U-Net calls", "<b>50%</b>", "<b>cpu</b>"):
+    for text in ("<b>0.50</b><span>images per second", "<b>1,200</b><span>U-Net calls", "<b>50%</b>", "<b>cpu</b>"):
         assert text in page
     for text in ("a red circle", "<dt>guidance_scale<dd>7.5<dt>", "<dt>seed<dd>7<dt>", "this prompt is refused"):
         assert text in page
@@ -30,7 +30,7 @@ def test_the_page_loads_nothing_from_the_network() -> None:
     assert "prefers-color-scheme:dark" in page and "addEventListener('input'" in page
 
 
-def test_hostile_text_is_shown_as_text_wherever_it_stands() -> None:
+def test_html_in_any_value_is_escaped() -> None:
     row = {**ROW, "id": HOSTILE, "prompt": HOSTILE, "negative_prompt": HOSTILE}
     run = {"model": {"name": HOSTILE}, "device": HOSTILE}
     page = render_page(run, [row], [PANEL], [{"id": HOSTILE, "error_type": HOSTILE, "error_message": HOSTILE}])

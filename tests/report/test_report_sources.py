@@ -1,4 +1,4 @@
-"""Sources and masks beside the output."""
+"""The source images and masks in a report."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.report.contact_sheet import render_contact_sheet
 from pipeline.report.sources import read_sources
 
 
-def test_sources_and_masks_are_read_again_and_shown_beside_the_output(tmp_path: Path) -> None:
+def test_sources_and_masks_are_read_and_unreadable_sources_are_omitted(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), "red").save(tmp_path / "before.png")
     Image.new("L", (9, 9), 255).save(tmp_path / "mask.png")
     columns = {"image": ["before.png", "gone.png"], "mask": ["mask.png", "mask.png"]}

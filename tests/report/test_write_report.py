@@ -1,4 +1,4 @@
-"""Writing a report: what it shows of a run, and what it refuses."""
+"""Writing a report: its contents, its errors and its imports."""
 
 import io
 import subprocess

@@ -1,4 +1,4 @@
-"""Draws scenes as anti-aliased RGB images."""
+"""Draw scenes as anti-aliased RGB images."""
 
 import math
 from typing import Final
@@ -64,9 +64,9 @@ def _regular(corners: int, start: float, radii: tuple[float, ...] = (1.0,)) -> l
 
 
 def _heart() -> list[tuple[float, float]]:
-    turns = [2 * math.pi * step / 64 for step in range(64)]
-    waves = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in turns]
-    return [(16 * math.sin(t) ** 3 / 16, -(wave + 2.5) / 15) for t, wave in zip(turns, waves, strict=True)]
+    angles = [2 * math.pi * step / 64 for step in range(64)]
+    heights = [13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a) for a in angles]
+    return [(16 * math.sin(a) ** 3 / 16, -(height + 2.5) / 15) for a, height in zip(angles, heights, strict=True)]
 
 
 OUTLINES: Final[dict[str, list[tuple[float, float]]]] = {

@@ -1,6 +1,6 @@
-"""Sources of captioned training images. An example depends on the seed and its position only.
+"""Sources of captioned training images. An example depends only on the seed and its index.
 
-Scenes and textures are drawn on demand and never end. `table.py` has the source for a user's own table.
+Scenes and textures are drawn on demand, without end. `table.py` has the source for a user's own table.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from pipeline.training.data.hard_negatives import hard_negative
 from pipeline.training.data.scenes import Scene, random_scene, vocabulary
 from pipeline.training.data.textures import texture
 
-FAMILY: Final = 4
+FAMILY_SIZE: Final = 4
 """The number of scenes in a family of hard negatives."""
 FAMILY_SEED: Final = "siblings"
 """Part of the random seed of a family. The embedded CLIP was trained with it, so it must not change."""
@@ -59,12 +59,12 @@ class Scenes:
 
 @dataclass(frozen=True, slots=True)
 class HardNegatives(Scenes):
-    """Scenes in consecutive families of FAMILY: all members differ from the first in one word of the caption."""
+    """Scenes in consecutive families of FAMILY_SIZE, whose members differ from the first in one word of the caption."""
 
     def examples(self, seed: int, start: int, count: int, width: int) -> list[Example]:
-        families = range(start // FAMILY, -(-(start + count) // FAMILY))
+        families = range(start // FAMILY_SIZE, -(-(start + count) // FAMILY_SIZE))
         members = [scene for number in families for scene in _family(seed, number)]
-        first = start - families.start * FAMILY
+        first = start - families.start * FAMILY_SIZE
         return [(draw(scene, width), scene.caption()) for scene in members[first : first + count]]
 
 
@@ -92,10 +92,10 @@ def scenes(seed: int, start: int, count: int) -> list[Scene]:
 
 
 def _family(seed: int, number: int) -> list[Scene]:
-    """Return FAMILY scenes with distinct captions."""
+    """Return FAMILY_SIZE scenes with distinct captions."""
     (first,) = scenes(seed, number, 1)
     family, random = {first.caption(): first}, Random(f"{seed}/{number}/{FAMILY_SEED}")
-    while len(family) < FAMILY:
+    while len(family) < FAMILY_SIZE:
         member = hard_negative(first, random)
         family.setdefault(member.caption(), member)
     return list(family.values())

@@ -56,7 +56,7 @@ def _swap_things(scene: Scene, random: Random) -> Scene:
 
 
 def _transpose(scene: Scene, random: Random) -> Scene:
-    """Mirror the positions at the diagonal: a horizontal relation becomes a vertical one, and vice versa."""
+    """Mirror the positions along the diagonal: a horizontal relation becomes a vertical one, and vice versa."""
     things = tuple(replace(thing, x=thing.y, y=thing.x) for thing in scene.things)
     return replace(scene, things=things, relation=_TRANSPOSED[scene.relation])
 

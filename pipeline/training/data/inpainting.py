@@ -22,7 +22,7 @@ class InpaintingExample:
 def inpainting_example(
     scene: Scene, random: Random, width: int, *, removal: float, caption_dropout: float
 ) -> InpaintingExample:
-    """Mask a whole thing of the scene (60 %), brush strokes (20 %) or rectangles (20 %).
+    """Return the scene with a mask over a whole thing (60 %), brush strokes (20 %) or rectangles (20 %).
 
     With the probability `removal`, a masked thing is removed: the target is the scene without it, and the caption is
     empty. A masked thing that stays is always named, since an empty caption must mean that the area becomes empty.
@@ -62,8 +62,8 @@ def _mask_rectangles(canvas: Canvas, random: Random, width: int) -> None:
 
 def _mask_thing(canvas: Canvas, thing: Thing, random: Random, width: int) -> None:
     """Draw a box or an ellipse that covers the whole thing with a random margin."""
-    reach = [1.12 * thing.radius + random.uniform(0.02, 0.12) for _ in range(4)]
-    box = (thing.x - reach[0], thing.y - reach[1], thing.x + reach[2], thing.y + reach[3])
+    margins = [1.12 * thing.radius + random.uniform(0.02, 0.12) for _ in range(4)]
+    box = (thing.x - margins[0], thing.y - margins[1], thing.x + margins[2], thing.y + margins[3])
     left, top, right, bottom = (edge * width for edge in box)
     if random.random() < 0.6:
         canvas.rectangle((left, top, right, bottom), fill=255)

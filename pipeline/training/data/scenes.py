@@ -82,7 +82,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The contents of an image. `relation` is the one that the caption names: a RELATION, a POSITION or nothing."""
+    """The contents of an image. `relation` is the relation or position that the caption names, or empty."""
 
     things: tuple[Thing, ...]
     background: Background
@@ -105,7 +105,7 @@ def _with_article(phrase: str) -> str:
 
 
 def random_scene(random: Random, *, counts: tuple[float, float, float] = (0.45, 0.45, 0.1)) -> Scene:
-    """Return a scene of one, two or three things; `counts` are the probabilities of these numbers."""
+    """Return a scene of one, two or three things, with the probabilities `counts`."""
     background = _random_background(random)
     count = random.choices((1, 2, 3), counts)[0]
     if count == 1:
@@ -167,7 +167,7 @@ def _random_pair(random: Random, background: Background) -> Scene:
 
 
 def _random_nested_pair(random: Random, background: Background) -> Scene:
-    """Return a small thing inside a large one; a ring, a cross or a star leaves no room for it."""
+    """Return a small thing inside a large one, which is not a ring, a cross or a star: they have no room for it."""
     outer = _random_thing(random, background.colors, "large")
     while outer.shape in ("ring", "cross", "star"):
         outer = _random_thing(random, background.colors, "large")

@@ -98,12 +98,12 @@ def _lines(random: Random, width: int) -> Image.Image:
     image, canvas, large = _blank_image(random, width)
     for _ in range(random.randint(4, 16)):
         ink, stroke = _color(random), round(random.uniform(0.8, 3) * _SUPERSAMPLING)
-        x, y, reach = random.random() * large, random.random() * large, random.uniform(0.1, 0.6) * large
+        x, y, radius = random.random() * large, random.random() * large, random.uniform(0.1, 0.6) * large
         if random.random() < 0.6:
             angle = random.uniform(0, 2 * math.pi)
-            canvas.line((x, y, x + 2 * reach * math.cos(angle), y + 2 * reach * math.sin(angle)), ink, stroke)
+            canvas.line((x, y, x + 2 * radius * math.cos(angle), y + 2 * radius * math.sin(angle)), ink, stroke)
         else:
-            canvas.ellipse((x - reach, y - reach, x + reach, y + reach), outline=ink, width=stroke)
+            canvas.ellipse((x - radius, y - radius, x + radius, y + radius), outline=ink, width=stroke)
     return image.reduce(_SUPERSAMPLING)
 
 
@@ -130,20 +130,20 @@ def _blank_image(random: Random, width: int) -> tuple[Image.Image, ImageDraw.Ima
     return image, ImageDraw.Draw(image), large
 
 
-def _two_colored(first: np.ndarray, random: Random) -> Image.Image:
+def _two_colored(mask: np.ndarray, random: Random) -> Image.Image:
     colors = np.array([_color(random), _color(random)], dtype=np.uint8)
-    return Image.fromarray(colors[first.astype(int)]).reduce(_SUPERSAMPLING)
+    return Image.fromarray(colors[mask.astype(int)]).reduce(_SUPERSAMPLING)
 
 
 def _blob(canvas: ImageDraw.ImageDraw, random: Random, width: int, fill: Color | int) -> None:
     """Draw a random polygon or ellipse."""
-    x, y, reach = random.random() * width, random.random() * width, random.uniform(0.15, 0.6) * width
+    x, y, radius = random.random() * width, random.random() * width, random.uniform(0.15, 0.6) * width
     if random.random() < 0.4:
-        tall = reach * random.uniform(0.5, 1)
-        canvas.ellipse((x - reach, y - tall, x + reach, y + tall), fill=fill)
+        height = radius * random.uniform(0.5, 1)
+        canvas.ellipse((x - radius, y - height, x + radius, y + height), fill=fill)
         return
-    turns = sorted(random.uniform(0, 2 * math.pi) for _ in range(random.randint(3, 7)))
-    canvas.polygon([(x + reach * math.cos(turn), y + reach * math.sin(turn)) for turn in turns], fill=fill)
+    angles = sorted(random.uniform(0, 2 * math.pi) for _ in range(random.randint(3, 7)))
+    canvas.polygon([(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles], fill=fill)
 
 
 def _color(random: Random) -> Color:

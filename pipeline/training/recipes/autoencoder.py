@@ -35,14 +35,14 @@ class AutoencoderRecipe:
     kl_weight: float
     """The weight of the KL divergence per color value; the reconstruction error per color value has weight 1."""
     crop: int | None = None
-    """If set, only a random crop of the latents with this side is decoded. The decoder then can't rely on the position
-    in the image, so that tiles of an image decode as the whole image does."""
+    """If set, only a random crop of the latents with this side is decoded. The decoder then cannot rely on the position
+    in the image, so tiles are decoded like the whole image."""
     commitment: float = 0.25
     """The weight of the commitment loss (VQ only)."""
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
-    """The step from which on the discriminator is trained and used."""
+    """The first step at which the discriminator is trained and used."""
     decoder_only: bool = False
     """Train only the decoder of the existing `output/vae`. The latents stay the same, so denoisers trained on them
     still fit."""

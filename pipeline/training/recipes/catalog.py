@@ -1,4 +1,4 @@
-"""The table of recipes that `latentmill train` offers."""
+"""The recipes of `latentmill train`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -17,7 +17,7 @@ from pipeline.training.tokenizer import save_tokenizer, word_tokenizer
 
 IMAGE_MEAN: Final = 0.5
 IMAGE_STD: Final = 0.5
-"""With this mean and deviation of the color values, the image encoder reads pixels in [-1, 1]."""
+"""With this mean and standard deviation of color values, the input of the image encoder is in [-1, 1]."""
 MAX_LOGIT_SCALE: Final = 100.0
 """The value to which the paper clips the scale of the logits."""
 
@@ -80,7 +80,7 @@ def new_clip(recipe: ContrastiveRecipe, tokenizer: CLIPTokenizer) -> CLIPModel:
 def train_clip(recipe: ContrastiveRecipe, output: Path, worker: Worker = SINGLE_WORKER) -> None:
     """Train a CLIP and save it as `output/clip`; state and log are in `output/contrastive`.
 
-    ValueError for more than one worker, since the loss compares each pair with all others of its batch.
+    ValueError for more than one worker, since the loss compares all pairs of a batch.
     """
     if worker.count > 1:
         raise ValueError(

@@ -114,7 +114,7 @@ SHAPES_DIFFUSION_BERT: Final = replace(SHAPES_DIFFUSION, conditioning="bert")
 
 @dataclass(frozen=True, slots=True)
 class EncodedImages:
-    """The means and deviations of N images' scaled latents (N, C, h, w), and their captions."""
+    """The means and standard deviations of the scaled latents of N images (N, C, h, w), and their captions."""
 
     mean: Tensor
     deviation: Tensor
@@ -139,7 +139,7 @@ class DenoisingBatch:
 def denoising_loss(
     denoiser: Denoiser, batch: DenoisingBatch, alphas: Tensor, recipe: DiffusionRecipe
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the weighted mean squared error of the prediction, and its mean per third of the timesteps.
+    """Return the weighted mean squared error of the model output, and the mean error per third of the timesteps.
 
     `alphas` are the cumulative alphas of all timesteps, (T,).
     """

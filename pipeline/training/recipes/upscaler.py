@@ -29,7 +29,7 @@ from pipeline.training.save import save_component, write_json, write_model_index
 
 SCALE: Final = 4
 SCALING_FACTOR: Final = 0.08333
-"""The scaling factor of the latents: diffusers' upscaling pipeline uses this one, whatever the checkpoint has."""
+"""The scaling factor of the latents. diffusers' upscaling pipeline uses this value, not that of the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +41,7 @@ class UpscalerRecipe:
     width: int
     """The side of the square high-resolution training images in pixels."""
     crop: int
-    """The side of the random crop of the latents that is trained on, since most edges of tiles are not image edges."""
+    """The side of the random crop of the latents in training, since most edges of tiles are not edges of the image."""
     batch: int
     max_noise_level: int
     scheduler: dict[str, Any]
