@@ -1,4 +1,4 @@
-"""Loading checkpoint folders: every form that people have, and one clear line for what can't be loaded."""
+"""Loading checkpoint folders: every supported layout, and a one-line error for each that cannot be loaded."""
 
 import inspect
 import json
@@ -15,6 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig
 from safetensors.torch import load_file, save_file
 
+from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.errors import CheckpointError
 from pipeline.models.autoencoder import AutoencoderConfig, VQConfig
 from pipeline.models.bert import BertConfig
@@ -40,7 +41,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "tiny"))
 
 
-def test_text_encoder_equals_the_pipelines_own(saved: Path) -> None:
+def test_text_embeddings_equal_those_of_diffusers(saved: Path) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(saved)
@@ -51,7 +52,7 @@ def test_text_encoder_equals_the_pipelines_own(saved: Path) -> None:
         assert (ours - expected[0]).abs().max() <= 1e-4 * expected.abs().max()
 
 
-def test_a_long_prompt_is_encoded_in_windows_and_none_of_it_is_lost(saved: Path) -> None:
+def test_a_long_prompt_is_encoded_completely_in_several_windows(saved: Path) -> None:
     encoder = load_text_encoder(saved / "text_encoder", saved / "tokenizer")
     words = ["red"] * encoder.window * 2 + ["circle"]
     long, other = encoder.encode([" ".join(words), " ".join([*words[:-1], "square"])])
@@ -79,9 +80,9 @@ def test_shards_and_the_fp16_variant_load(folder: Path) -> None:
     (folder / "unet" / WEIGHTS).unlink()
     names = sorted(tensors)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, held in parts.items():
-        save_file({name: tensors[name] for name in held}, folder / "unet" / file)
-    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, folder / "unet" / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
     (folder / "unet" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
     sharded = load_stack(folder).unet.state_dict()
     assert all(torch.equal(whole[name], sharded[name]) for name in whole)
@@ -110,7 +111,7 @@ def test_a_pickle_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["diffusion_pytorch_model.non_ema.safetensors", "ema.safetensors", "a.safetensors"])
-def test_other_weights_beside_the_components_own_are_ignored(folder: Path, name: str) -> None:
+def test_other_weights_in_the_folder_of_a_component_are_ignored(folder: Path, name: str) -> None:
     whole, tensors = load_stack(folder), load_file(folder / "unet" / WEIGHTS)
     save_file({key: torch.zeros_like(tensor) for key, tensor in tensors.items()}, folder / "unet" / name)
     for dtype in (torch.float32, torch.float16):
@@ -128,7 +129,7 @@ def test_shards_outside_of_the_component_are_refused(folder: Path) -> None:
     assert "names '../vae/diffusion_pytorch_model.safetensors', which is not a file beside it" in refused(folder)
 
 
-def test_parts_that_are_not_used_are_neither_required_nor_hashed(folder: Path) -> None:
+def test_files_that_are_not_used_are_neither_required_nor_hashed(folder: Path) -> None:
     before = load_stack(folder).weights_sha256
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "safety_checker").mkdir()
@@ -161,7 +162,7 @@ def test_an_unknown_tensor_is_named(folder: Path) -> None:
     assert "tensor extra.weight is unknown" in refused(folder)
 
 
-def test_on_meta_the_same_faults_are_found_and_no_weights_are_read(folder: Path) -> None:
+def test_loading_on_meta_raises_the_same_errors_and_reads_no_weights(folder: Path) -> None:
     stack = load_stack(folder, device="meta")
     assert all(tensor.is_meta for tensor in stack.unet.state_dict().values())
     assert stack.native_size == load_stack(folder).native_size
@@ -193,7 +194,7 @@ def test_an_unknown_class_is_named(folder: Path, component: str) -> None:
     assert f"{component} has the unknown class Mystery" in refused(folder)
 
 
-def test_a_config_that_the_networks_do_not_know_is_named(folder: Path) -> None:
+def test_an_unsupported_config_option_is_named(folder: Path) -> None:
     path = folder / "unet" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "addition_embed_type": "text_time"}))
@@ -207,7 +208,7 @@ def change_config(folder: Path, component: str, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_class_names_may_stand_in_the_components_config_alone(folder: Path) -> None:
+def test_class_names_may_be_only_in_the_configs_of_components(folder: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         index[name][1] = None
@@ -217,9 +218,13 @@ def test_class_names_may_stand_in_the_components_config_alone(folder: Path) -> N
     assert "vae has the unknown class None" in refused(folder)
 
 
-def test_the_class_of_model_index_is_taken_before_that_of_the_config(folder: Path) -> None:
+def test_model_index_overrides_the_class_in_a_components_config(folder: Path) -> None:
     change_config(folder, "unet", _class_name="UNet2DModel")
-    load_stack(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "scheduler": ["diffusers", "HeunDiscreteScheduler"]}))
+    stack = load_stack(folder)
+    assert stack.schedule_config["_class_name"] == "HeunDiscreteScheduler"
+    assert NoiseScheduleConfig.from_dict(stack.schedule_config).sampler == "heun"
 
 
 @pytest.mark.parametrize(
@@ -244,14 +249,14 @@ def test_the_class_of_model_index_is_taken_before_that_of_the_config(folder: Pat
         ("text_encoder", {"num_attention_heads": 5}, "a CLIPTextModel cannot be built of it"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused_in_one_line(
+def test_an_invalid_config_is_refused_in_one_line(
     folder: Path, component: str, changes: dict[str, object], message: str
 ) -> None:
     change_config(folder, component, **changes)
     assert message in refused(folder, "meta")
 
 
-def test_sizes_as_a_pair_and_widths_as_a_list_are_taken(folder: Path) -> None:
+def test_options_may_be_lists_with_a_value_per_side_or_level(folder: Path) -> None:
     plain = load_stack(folder).unet.state_dict()
     change_config(folder, "unet", sample_size=[8, 16], cross_attention_dim=[32] * 4, layers_per_block=[1] * 4)
     stack = load_stack(folder)
@@ -259,7 +264,7 @@ def test_sizes_as_a_pair_and_widths_as_a_list_are_taken(folder: Path) -> None:
     assert stack.unet.state_dict().keys() == plain.keys()
 
 
-def test_options_without_effect_are_taken(folder: Path) -> None:
+def test_options_without_effect_are_accepted(folder: Path) -> None:
     change_config(folder, "unet", dropout=0.1, addition_time_embed_dim=256, key_of_another_version=1)
     load_stack(folder)
 
@@ -281,7 +286,7 @@ def test_every_option_of_diffusers_is_honored_refused_or_without_effect(config: 
 
 
 @pytest.mark.parametrize("prompt", ["a red circle", ""])
-def test_padding_is_masked_where_the_text_encoder_says_so(folder: Path, prompt: str) -> None:
+def test_padding_is_masked_if_the_text_encoders_config_says_so(folder: Path, prompt: str) -> None:
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     change_config(folder, "text_encoder", use_attention_mask=True)
@@ -301,7 +306,7 @@ def test_a_missing_or_broken_file_is_named(folder: Path, file: str, content: byt
     assert str(folder / Path(file).parts[0]) in refused(folder)
 
 
-def test_the_digest_changes_with_any_weight_and_config(folder: Path) -> None:
+def test_the_digest_changes_with_a_weight(folder: Path) -> None:
     first = load_stack(folder).weights_sha256
     assert load_stack(folder).weights_sha256 == first
     tensors = load_file(folder / "vae" / WEIGHTS)
