@@ -31,11 +31,15 @@ def device_name(device: str) -> str:
 
 
 def build_task(config: RunConfig, stack: "Stack") -> Task:
-    """Return the run's task on a stack; CheckpointError if the stack is made for another task."""
+    """Return the run's task on a stack; CheckpointError if the stack cannot be used for it."""
     from pipeline.tasks.generate import Generate
     from pipeline.tasks.inpaint import Inpaint
+    from pipeline.tasks.requests import check_default_sampler, read_schedule
     from pipeline.tasks.upscale import Upscale
 
+    schedule = read_schedule(stack.name, stack.schedule_config)
+    sampler = config.defaults.sampler or stack.generation_config.get("sampler") or schedule.sampler
+    check_default_sampler(stack.name, schedule, sampler)
     tasks = {"generate": Generate, "inpaint": Inpaint, "upscale": Upscale}
     return tasks[config.task](stack, config.defaults)
 
