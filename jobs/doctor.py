@@ -140,7 +140,7 @@ def _model_task(model: str) -> Callable[[], str]:
         from pipeline.models.checkpoint.weights import weights_digest
         from pipeline.models.clip import load_clip
 
-        folder = local_checkpoint(model)
+        folder = local_checkpoint(model, half=False)
         diffusion = (folder / "model_index.json").exists()
         kind, network = ("U-Net", load_stack(folder).unet) if diffusion else ("CLIP", load_clip(folder).model)
         size = sum(weight.numel() for weight in network.parameters()) / 1e6

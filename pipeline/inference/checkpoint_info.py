@@ -31,11 +31,11 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
     from pipeline.models.checkpoint.clip_config import clip_side  # what needs no checkpoint needs no torch
     from pipeline.models.clip import check_clip_weights
 
-    folder = local_checkpoint(config.model)
-    clip = None if config.clip_score is None else local_checkpoint(config.clip_score)
+    variants = _variants(config)
+    folder = local_checkpoint(config.model, half=variants[0] if len(variants) == 1 else None)
+    clip = None if config.clip_score is None else local_checkpoint(config.clip_score, half=False)
     if clip is not None:
         check_clip_weights(clip)
-    variants = _variants(config)
     if config.task == "classify":
         for half in variants:
             check_clip_weights(folder, half=half)

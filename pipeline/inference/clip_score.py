@@ -26,7 +26,7 @@ def load_clip_scorer(model: str, threads: int, device: str, weights_sha256: str 
     from pipeline.models.checkpoint.weights import weights_digest
     from pipeline.models.clip import load_clip
 
-    folder = local_checkpoint(model)
+    folder = local_checkpoint(model, half=False)
     check_weights(model, weights_digest(folder, half=False), weights_sha256)
     clip = load_clip(folder, device=device)
     embed_text = lru_cache(maxsize=_CACHED_TEXTS)(clip.embed_text)

@@ -51,7 +51,9 @@ def load_model(config: RunConfig, device: str) -> LoadedModel:
 
     torch.set_num_threads(config.threads)
     dtype = config.dtype_on(device)
-    stack = load_stack(local_checkpoint(config.model), device=device, dtype=getattr(torch, dtype))
+    stack = load_stack(
+        local_checkpoint(config.model, half=dtype == "float16"), device=device, dtype=getattr(torch, dtype)
+    )
     return LoadedModel(
         task=build_task(config, stack),
         engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),

@@ -2,48 +2,51 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.layout import names_in_use
 from pipeline.models.configs import checkpoint_folder
 
-COPIED_SUFFIXES: Final = (".json", ".safetensors", ".txt")
-"""Files of a checkpoint that are copied; pickled weights are not."""
+_COPIES: Final = 4
+"""Files that are copied at once."""
+_CHUNK_BYTES: Final = 16 * 2**20
 
 
-def local_checkpoint(model: str) -> Path:
-    """Return the local folder of a checkpoint; one at a URL is copied into this node's cache first."""
-    if not storage.is_url(model) or storage.is_local(model):
-        return checkpoint_folder(storage.locate(model)[1] if storage.is_url(model) else model)
-    filesystem, root = storage.locate(model)
-    files = [storage.locate(url)[1] for url in storage.list_files(model) if url.endswith(COPIED_SUFFIXES)]
-    if not {f"{root.rstrip('/')}/{name}" for name in ("model_index.json", "config.json")} & set(files):
-        name = storage.redact_url(model)
-        raise CheckpointError(
-            f"{name}: holds no model_index.json; a checkpoint is a folder with one (a CLIP: config.json)"
-        )
-    infos = {path: filesystem.info(path) for path in files}
-    versions = "\n".join(f"{path} {info.get('size')} {_version(info)}" for path, info in infos.items())
-    name = Path(root).name
-    folder = cache_folder() / hashlib.sha256(f"{model}\n{versions}".encode()).hexdigest()[:24] / name
-    if not folder.is_dir():
+def local_checkpoint(model: str, *, half: bool | None = None) -> Path:
+    """Return the local folder of a checkpoint; of one at a URL, the files in use are copied into this node's cache.
+
+    `half` as in `load_stack`, None for the files of both precisions."""
+    if "://" not in model or storage.is_local(model):
+        return checkpoint_folder(model if "://" not in model else storage.locate(model)[1])
+    remote = _list_remote(model)
+    name = storage.locate(model)[1].rpartition("/")[2]
+    folder = cache_folder() / hashlib.sha256(f"{model}\n{remote.versions}".encode()).hexdigest()[:24] / name
+    names = remote.names(half)
+    if any(not (folder / name).is_file() for name in names):
         with _exclusive_lock(folder.parent):
-            if not folder.is_dir():  # another process may have been first
-                _copy(model, {path: info["size"] for path, info in infos.items()}, folder)
+            missing = [name for name in names if not (folder / name).is_file()]  # another process may have been first
+            with ThreadPoolExecutor(_COPIES) as threads:
+                list(threads.map(lambda name: _copy(storage.join(model, name), folder / name), missing))
     return folder
 
 
 def cache_folder() -> Path:
     """Return the folder of copied checkpoints: below $LATENTMILL_CACHE, else ~/.cache/latentmill."""
-    return Path(os.environ.get("LATENTMILL_CACHE") or Path.home() / ".cache" / "latentmill") / "checkpoints"
+    folder = Path(os.environ.get("LATENTMILL_CACHE") or os.path.expanduser("~/.cache/latentmill"))
+    if not folder.is_absolute() and "LATENTMILL_CACHE" not in os.environ:
+        raise CheckpointError("there is no home folder to copy a checkpoint to; set LATENTMILL_CACHE or HOME")
+    return folder / "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +72,58 @@ def check_weights(model: str, node: str, driver: str | None) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _RemoteCheckpoint:
+    """The names of the files in use of a checkpoint at a URL."""
+
+    full: frozenset[str]
+    half: frozenset[str]
+    versions: str
+    """Other if any of these files is."""
+
+    def names(self, half: bool | None) -> frozenset[str]:
+        return self.full | self.half if half is None else self.half if half else self.full
+
+
+def _list_remote(model: str) -> _RemoteCheckpoint:
+    names = {storage.path_below(url, model) for url in storage.list_files(model)}
+    if not {"model_index.json", "config.json"} & names:
+        raise CheckpointError(
+            f"{storage.redact_url(model)}: holds no model_index.json; a checkpoint is a folder with one "
+            "(a CLIP: config.json)"
+        )
+
+    def read(name: str) -> Any:
+        url = storage.join(model, name)
+        try:
+            return json.loads(storage.read_bytes(url))
+        except ValueError as error:
+            raise CheckpointError(f"{storage.redact_url(url)}: is not readable JSON: {error}") from None
+
+    full, half = (names_in_use(names, read, half=half) for half in (False, True))
+    versions = [f"{name} {storage.version_of(storage.join(model, name))}" for name in sorted(full | half)]
+    return _RemoteCheckpoint(full, half, "\n".join(versions))
+
+
 @contextmanager
 def _exclusive_lock(folder: Path) -> Iterator[None]:
     """Let one process of this machine at a time into the `with` block; the lock of a dead process is released."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: {error.strerror}; set LATENTMILL_CACHE to a folder that can be written"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _copy(model: str, sizes: dict[str, int], folder: Path) -> None:
-    """Copy a model's files; the folder appears whole or not at all. CheckpointError if a file comes short."""
-    filesystem, root = storage.locate(model)
-    partial = folder.parent / f".{folder.name}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that died while copying
-    for path, size in sizes.items():
-        name = path.removeprefix(root).lstrip("/")
-        copy = partial / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        filesystem.get_file(path, str(copy))
-        if (received := copy.stat().st_size) != size:
-            url = storage.redact_url(storage.join(model, name))
-            raise CheckpointError(f"{url}: {received:,} of {size:,} bytes were received; try again")
-    partial.rename(folder)
-
-
-def _version(info: dict[str, object]) -> object:
-    return info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")
+def _copy(url: str, path: Path) -> None:
+    """Copy a file; it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part")  # of a process that died while copying: it is overwritten
+    with storage.open_file(url) as source, partial.open("wb") as target:
+        shutil.copyfileobj(source, target, _CHUNK_BYTES)
+    partial.rename(path)

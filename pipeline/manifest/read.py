@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -100,11 +100,8 @@ def fingerprint(path: str) -> str:
     """Return the sha256, in hexadecimal, over the sha256 digests of the files in the order of their names."""
     digest = hashlib.sha256()
     for file in manifest_files(path):
-        filesystem, inner = storage.locate(file.url)
-        content = hashlib.sha256()
-        with filesystem.open(inner, "rb") as stream:
-            while block := cast(bytes, stream.read(2**22)):
-                content.update(block)
+        with storage.open_file(file.url) as stream:
+            content = hashlib.file_digest(stream, "sha256")
         digest.update(content.digest())
         if file.partition:
             digest.update(repr(file.partition).encode())

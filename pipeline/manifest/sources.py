@@ -4,6 +4,7 @@ A source knows its columns before its rows are read, so that rows can be written
 """
 
 import csv
+import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -54,10 +55,9 @@ def from_file(url: str, *, prompt_column: str = "prompt") -> Source:
 
 def read_lines(url: str) -> Iterator[str]:
     """Yield the lines of a UTF-8 text file, with or without a byte order mark. BuildError if it cannot be read."""
-    filesystem, path = storage.locate(url)
     try:
-        with filesystem.open(path, "r", encoding="utf-8-sig", newline="") as stream:
-            yield from stream  # type: ignore[misc]
+        with io.TextIOWrapper(storage.open_file(url), encoding="utf-8-sig", newline="") as stream:
+            yield from stream
     except UnicodeDecodeError as error:
         raise BuildError(f"{storage.redact_url(url)}: not UTF-8 text (byte {error.start})") from error
     except OSError as error:

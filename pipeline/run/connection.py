@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
-import ray
 from ray.data import DataContext
 from ray.job_config import JobConfig
 
+import ray
 from pipeline.errors import RunError, one_line
 from pipeline.run.ray_token import create_token_without_home
 
 _ANSWER_SECONDS: Final = 10
 """How long a cluster may take to answer; Ray itself tries for a quarter of an hour."""
+_ACTOR_START_FAILURES: Final = 3
+"""Failures of actors' starts, one after another, before a run ends: a node may lose its storage for a while."""
 _NO_TIMEOUT_SECONDS: Final = 30 * 86_400
 
 
@@ -25,14 +27,14 @@ def connected(address: str | None, start: Callable[[], None] | None = None) -> I
     """Connect to the Ray cluster at `address` or RAY_ADDRESS, or else start a local one by `start`, and disconnect.
 
     A Ray that is initialized already is used and left running. RunError if no cluster answers at the address."""
-    _disable_ray_output()
+    _configure_ray_data()
     ours = not ray.is_initialized()
     address = address or os.environ.get("RAY_ADDRESS")
     if ours and address and address != "local":
         _connect(address)
     elif ours:
         (start or start_local)()
-    _disable_ray_output()
+    _configure_ray_data()
     try:
         yield
     finally:
@@ -110,12 +112,15 @@ class _WithoutCurrentFolder(JobConfig):
         return super()._serialize()
 
 
-def _disable_ray_output() -> None:
-    """Switch off Ray Data's progress bars and its warnings on the terminal; its log files remain."""
+def _configure_ray_data() -> None:
+    """Switch off Ray Data's progress bars and its warnings on the terminal, and let an actor's start fail and repeat.
+
+    Its log files remain."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _NO_TIMEOUT_SECONDS  # the watchdog sees progress that Ray does not
+    context.max_consecutive_actor_init_deaths = _ACTOR_START_FAILURES
     context.use_datasource_v2 = False  # its reader starts tens of processes to read Parquet footers
     for name in ("ray", "ray.data"):
         logger = logging.getLogger(name)

@@ -43,7 +43,8 @@ class Classify:
             from pipeline.models.clip import load_clip
 
             torch.set_num_threads(config.threads)
-            dtype, folder = config.dtype_on(device), local_checkpoint(config.model)
+            dtype = config.dtype_on(device)
+            folder = local_checkpoint(config.model, half=dtype == "float16")
             digest = weights_digest(folder, half=dtype == "float16")
             check_weights(config.model, digest, weights.model)
             clip = load_clip(folder, device=device, dtype=getattr(torch, dtype))

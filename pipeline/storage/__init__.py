@@ -6,7 +6,7 @@ a message. Every failure raises StorageError with a message of one line.
 
 from pipeline.errors import StorageError, StorageUnavailableError
 from pipeline.storage.allowed_roots import AllowedRoots, is_below
-from pipeline.storage.arrow import arrow_filesystem
+from pipeline.storage.arrow import arrow_filesystem, open_file
 from pipeline.storage.files import (
     create_bytes,
     delete,
@@ -17,6 +17,7 @@ from pipeline.storage.files import (
     list_sizes,
     put_file,
     read_bytes,
+    version_of,
     write_bytes,
 )
 from pipeline.storage.filesystem import absolute, locate, path_below
@@ -41,11 +42,13 @@ __all__ = [
     "list_files",
     "list_sizes",
     "locate",
+    "open_file",
     "parent",
     "path_below",
     "put_file",
     "read_bytes",
     "redact_url",
     "take_fault_counts",
+    "version_of",
     "write_bytes",
 ]

@@ -1,7 +1,7 @@
 """pyarrow filesystems whose requests are retried."""
 
 import io
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import fsspec
 import pyarrow as pa
@@ -9,7 +9,9 @@ import pyarrow.fs as pafs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.storage.filesystem import locate, url_of
-from pipeline.storage.retry import with_retries
+from pipeline.storage.retry import storage_errors, with_retries
+
+_BUFFER_BYTES: Final = 2**22
 
 
 def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
@@ -20,6 +22,15 @@ def arrow_filesystem(url: str) -> tuple[pafs.FileSystem, str]:
     if isinstance(filesystem, LocalFileSystem):
         return pafs.LocalFileSystem(), path
     return pafs.PyFileSystem(_RetryingHandler(url)), path
+
+
+def open_file(url: str) -> io.BufferedReader:
+    """Open a file for reading, in requests that are retried one by one."""
+    filesystem, path = locate(url)
+    if isinstance(filesystem, LocalFileSystem):
+        with storage_errors(url):
+            return open(path, "rb")
+    return io.BufferedReader(_RangeFile(filesystem, path), _BUFFER_BYTES)
 
 
 class _RetryingHandler(pafs.FSSpecHandler):
@@ -75,6 +86,11 @@ class _RangeFile(io.RawIOBase):
         data = with_retries(self._url, lambda: self._read_range(start, end))
         self._position = end
         return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def _read_range(self, start: int, end: int) -> bytes:
         data = cast(bytes, self._filesystem.cat_file(self._path, start=start, end=end))

@@ -86,6 +86,14 @@ def read_bytes(url: str, *, max_bytes: int | None = None) -> bytes:
     return with_retries(url, lambda: cast(bytes, filesystem.cat_file(path)))
 
 
+def version_of(url: str) -> str:
+    """Return a text that changes when a file does: its size, and its ETag or the time of its last change."""
+    filesystem, path = locate(url)
+    info = with_retries(url, lambda: filesystem.info(path))
+    changed = (info[name] for name in ("ETag", "etag", "LastModified", "mtime", "created") if info.get(name))
+    return f"{info.get('size')} {next(changed, '')}"
+
+
 def write_bytes(url: str, content: bytes, *, fence: str | None = None) -> None:
     """Write a file atomically: readers see either the old content or the new one.
 

@@ -4,7 +4,7 @@ Everything else in a folder (safety checkers, feature extractors, training state
 loaded, hashed nor required.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -50,3 +50,19 @@ def is_config(name: str, index: Mapping[str, Any] | None) -> bool:
     if len(path.parts) == 1:
         return index is None or name in ("model_index.json", "generation_config.json")
     return index is not None and len(path.parts) == 2 and path.parts[0] in COMPONENTS & index.keys()
+
+
+def names_in_use(names: Collection[str], read: Callable[[str], Any], *, half: bool) -> frozenset[str]:
+    """Return those of a checkpoint folder's files that are read; `read` returns the content of a JSON file.
+
+    Paths are relative to the folder. Weights that are missing are not in the result."""
+    index = read("model_index.json") if "model_index.json" in names else None
+    used = {name for name in names if is_config(name, index)}
+    stems = {"": TRANSFORMERS_STEM} if index is None else {f"{name}/": STEMS[name] for name in STEMS if name in index}
+    for folder, stem in stems.items():
+        weights = next((folder + name for name in weight_names(stem, half=half) if folder + name in names), None)
+        if weights is not None:
+            used.add(weights)
+            shards = read(weights).get("weight_map", {}).values() if weights.endswith(".json") else ()
+            used |= {f"{folder}{shard}" for shard in shards} & set(names)
+    return frozenset(used)
