@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import click
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.models.configs import is_embedded
 from pipeline.settings import Location, settings_in
@@ -36,6 +37,12 @@ STORAGE_SETTINGS: Final = (
     "HF_TOKEN",
 )
 """Environment variables that give workers access to storage; those that are set are sent with a job."""
+
+_LOCATIONS: Final[dict[str, Location]] = {
+    **{name: setting.location for name, setting in settings_in(RunConfig).items() if setting.location is not None},
+    "data": "path",
+}
+"""The arguments and options of commands that are paths."""
 
 address_option = click.option(
     "--address",
@@ -165,14 +172,15 @@ def rewritten(command: click.Command, arguments: list[str]) -> tuple[list[str], 
         ]
     if values.get("address"):
         raise click.UsageError("--address stands before `--`: the job runs on the cluster that it is submitted to")
-    for name, setting in settings_in(RunConfig).items():
-        if setting.location is not None and values.get(name) is not None:
-            values[name] = _absolute(values[name], setting.location)
+    for name, location in _LOCATIONS.items():
+        if values.get(name) is not None:
+            values[name] = _absolute(values[name], location)
     options: list[str] = []
     for parameter in given:
         if isinstance(parameter, click.Option):
             options += _command_line_of(parameter, values[parameter.name or ""])
-    return [command.name or "", *options, "--", values["manifest"], values["output"]], values
+    arguments = [str(values[each.name or ""]) for each in command.params if isinstance(each, click.Argument)]
+    return [command.name or "", *options, "--", *arguments], values
 
 
 def _command_line_of(option: click.Option, value: Any) -> list[str]:
@@ -186,6 +194,6 @@ def _command_line_of(option: click.Option, value: Any) -> list[str]:
 def _absolute(path: Any, location: Location) -> Any:
     if isinstance(path, tuple):
         return tuple(_absolute(each, location) for each in path)
-    if "://" in path or (location == "checkpoint" and is_embedded(path)):
+    if storage.is_url(path := str(path)) or (location == "checkpoint" and is_embedded(path)):
         return path
     return os.path.abspath(path)

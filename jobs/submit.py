@@ -16,6 +16,7 @@ from jobs.classify import classify
 from jobs.generate import generate
 from jobs.inpaint import inpaint
 from jobs.ray_jobs import JobError, address_option, connect, find, follow, pack, rewritten, storage_settings
+from jobs.train import train
 from jobs.upscale import upscale
 
 SUBMITTABLE: Final[dict[str, click.Command]] = {
@@ -23,6 +24,7 @@ SUBMITTABLE: Final[dict[str, click.Command]] = {
     "inpaint": inpaint,
     "upscale": upscale,
     "classify": classify,
+    "train": train,
 }
 STOPPING: Final = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 """`latentmill stop` sends SIGINT, as Ctrl-C does, and leaves the job time to commit its rows."""
@@ -54,7 +56,7 @@ def submit(
     The code is uploaded with the embedded checkpoints that the command names, and nothing else. MANIFEST, OUTPUT and
     --model must be reachable from the cluster: URLs, or paths that its machines share. Storage settings (AWS_...,
     AZURE_...) are sent in the job's environment, which everyone who can read the cluster's dashboard can see;
-    --no-storage-env leaves them out.
+    --no-storage-env leaves them out. `train RECIPE OUTPUT` is submitted in the same way.
 
     Submit the same command again, with another id or none, to complete the missing rows.
     """
@@ -86,17 +88,21 @@ def _submit(
 ) -> tuple[str, int]:
     """Upload the code and start a job; return its id and the upload's size in bytes. JobError if it is refused."""
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
-        size = pack(Path(folder), values["model"], values.get("clip_score"))
+        size = pack(Path(folder), values.get("model"), values.get("clip_score"))
         try:
             job = client.submit_job(
                 entrypoint="python -m jobs.cli " + shlex.join(command),
                 submission_id=job_id,
                 runtime_env={"working_dir": folder, "env_vars": {**variables, **STOPPING}},
-                metadata={"task": command[0], **{name: values[name] for name in ("manifest", "output", "model")}},
+                metadata={"task": command[0], **_paths(values)},
             )
         except (RuntimeError, ValueError) as error:
             raise JobError(_refusal(error, job_id)) from error
     return job, size
+
+
+def _paths(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(values[name]) for name in ("manifest", "output", "model") if values.get(name) is not None}
 
 
 def _refusal(error: Exception, job_id: str | None) -> str:

@@ -8,6 +8,7 @@ import pytest
 from jobs import ray_jobs
 from jobs.generate import generate
 from jobs.ray_jobs import JobError, pack, rewritten, storage_settings
+from jobs.submit import SUBMITTABLE
 from jobs.upscale import upscale
 
 
@@ -46,6 +47,16 @@ def test_a_command_line_is_sent_with_absolute_paths_and_its_own_options() -> Non
     for flag in ("--correct-colors", "--no-correct-colors"):
         assert flag in rewritten(upscale, ["m.parquet", "out", flag])[0]
     assert "correct" not in " ".join(rewritten(upscale, ["m.parquet", "out"])[0])
+
+
+def test_training_is_sent_with_absolute_paths() -> None:
+    line = ["shapes-clip", "out", "--data", "table", "--workers", "2"]
+    folder = Path.cwd()
+    command, values = rewritten(SUBMITTABLE["train"], line)
+    assert command == ["train", "--data", f"{folder}/table", "--workers", "2", "--", "shapes-clip", f"{folder}/out"]
+    assert values.get("model") is None
+    command, _ = rewritten(SUBMITTABLE["train"], ["shapes-clip", "out", "--data", "s3://b/table"])
+    assert command[:3] == ["train", "--data", "s3://b/table"]
 
 
 def test_a_wrong_command_line_is_refused_before_anything_is_sent() -> None:
