@@ -36,8 +36,8 @@ def output_schema(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
 
 
 def row_ids(table: pa.Table) -> list[str]:
-    """Return the rows' ids; a row without one gets an id made of a hash of its content, under which it fails."""
-    ids = column_values(table["id"])
+    """Return the rows' ids as text; a row without one gets a hash of its content as id, under which it fails."""
+    ids = [row_id if row_id is None else str(row_id) for row_id in column_values(table["id"])]
     for index in [index for index, row_id in enumerate(ids) if row_id is None]:
         [row] = rows_to_json(table.slice(index, 1))
         ids[index] = f"no-id-{sha256_of(row.encode())[:16]}"
