@@ -37,8 +37,9 @@ def output_schema(manifest: pa.Schema, task: Task = "generate") -> pa.Schema:
 
 def row_ids(table: pa.Table) -> list[str]:
     """Return the rows' ids as text; a row without one gets a hash of its content as id, under which it fails."""
-    ids = [row_id if row_id is None else str(row_id) for row_id in column_values(table["id"])]
-    for index in [index for index, row_id in enumerate(ids) if row_id is None]:
+    values = column_values(table["id"])
+    ids = [str(value) for value in values]
+    for index in [index for index, value in enumerate(values) if value is None]:
         [row] = rows_to_json(table.slice(index, 1))
         ids[index] = f"no-id-{sha256_of(row.encode())[:16]}"
     return ids
