@@ -32,7 +32,8 @@ def encode_data_file(rows: pa.Table, schema: pa.Schema) -> bytes:
         for start in range(0, rows.num_rows, MAX_ROW_GROUP_ROWS):
             group = rows.slice(start, MAX_ROW_GROUP_ROWS).select(schema.names)
             group = group.take(pa.array(range(group.num_rows)))  # a copy: a slice would keep offsets of over 2 GiB
-            writer.write_table(group.cast(schema))
+            columns = [_cast(column, field.type) for column, field in zip(group.columns, schema, strict=True)]
+            writer.write_table(pa.table(columns, schema=schema))
     return sink.getvalue().to_pybytes()
 
 
@@ -76,6 +77,11 @@ def split_by_size(rows: pa.Table) -> Iterator[pa.Table]:
         size += length
     if rows.num_rows > start:
         yield rows.slice(start)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column of a type; pyarrow's cast of nested nulls to their own type gives invalid arrays (26.0)."""
+    return column if column.type == kind else column.cast(kind)
 
 
 def _leaf_names(field: pa.Field) -> list[str]:

@@ -60,7 +60,7 @@ def test_a_dataset_gives_the_images_of_a_run(tmp_path: Path, model: str) -> None
 
 
 def test_a_bad_row_comes_out_with_its_error(model: str) -> None:
-    results = processed(config_for(model), [*ROWS[:2], {**ROWS[2], "prompt": ""}])
+    results = processed(config_for(model), [*ROWS[:2], {**ROWS[2], "prompt": None}])
     assert [row["error_type"] for row in results.values()].count(None) == 2
     assert (results["r2"]["error_type"], results["r2"]["image"]) == ("InvalidRow", None)
     assert "prompt" in results["r2"]["error_message"]

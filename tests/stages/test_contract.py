@@ -32,7 +32,7 @@ def exactly(table: pa.Table, columns: StageColumns) -> pa.Table:
 
 def names_of(columns: StageColumns, given: pa.Table | None = None) -> set[str]:
     """The columns that a stage returns for those that it is given, or else for exactly those that it needs."""
-    return ((columns.needs if given is None else set(given.column_names)) | set(columns.adds)) - columns.removes
+    return (set(columns.needs if given is None else given.column_names) | set(columns.adds)) - columns.removes
 
 
 def manifest_of(task: Task) -> pa.Table:
