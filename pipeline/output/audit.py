@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import storage
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, one_line
 from pipeline.images.decode import MAX_BYTES, MAX_PIXELS, counted_pixels, decode_image
 from pipeline.manifest.identity import Shard
 from pipeline.output.id_sets import HashBuckets, isin_sorted, read_manifest_ids
@@ -35,6 +35,12 @@ class Audit:
     files: int = 0
     count: int = 0
     problems: list[str] = field(default_factory=list)
+    damaged_files: set[str] = field(default_factory=set)
+    """Committed files that are missing, unreadable, or hold other rows or images than they should."""
+
+    def add_damage(self, file: str, text: str) -> None:
+        self.damaged_files.add(file)
+        self.add_problem(f"{file}: {text}")
 
     def add_problem(self, text: str, count: int = 1) -> None:
         self.count += count
@@ -98,14 +104,14 @@ def _check_file(output: str, file: str, expected: int, file_ids: HashBuckets, au
                 if "image" in row:
                     _check_image(output, file, row, audit)
     except (storage.StorageError, OSError, ValueError) as error:
-        audit.add_problem(f"{file}: cannot be read: {(str(error).splitlines() or [''])[0]}")
+        audit.add_damage(file, f"cannot be read: {one_line(error)}")
         return
     if posixpath.dirname(file) == DATA:
         audit.ok += count
     else:
         audit.failed += count
     if count != expected:
-        audit.add_problem(f"{file}: has {count} rows, the ledger has {expected}")
+        audit.add_damage(file, f"has {count} rows, the ledger has {expected}")
 
 
 def _read_batches(url: str) -> Iterator[list[dict[str, Any]]]:
@@ -117,21 +123,21 @@ def _read_batches(url: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _check_image(output: str, file: str, row: dict[str, Any], audit: Audit) -> None:
-    location = f"{file}: row {row['id']!r}"
+    name = f"row {row['id']!r}"
     try:
         data = read_image_bytes(output, row)
     except storage.StorageError as error:
-        return audit.add_problem(f"{location}: {error}")
+        return audit.add_damage(file, f"{name}: {error}")
     if sha256_of(data) != row["sha256"]:
-        return audit.add_problem(f"{location}: the sha256 of its image is not the one in its column sha256")
+        return audit.add_damage(file, f"{name}: the sha256 of its image is not the one in its column sha256")
     if counted_pixels(row["width"], row["height"]) > MAX_PIXELS:
         return None  # too large to decode; its sha256 shows that it is what was encoded
     try:
         height, width = decode_image(data, max_bytes=max(MAX_BYTES, len(data))).shape[:2]
     except ImageError as error:
-        return audit.add_problem(f"{location}: {error}")
+        return audit.add_damage(file, f"{name}: {error}")
     if (width, height) != (row["width"], row["height"]):
-        return audit.add_problem(f"{location}: is {width}x{height}, not {row['width']}x{row['height']}")
+        return audit.add_damage(file, f"{name}: is {width}x{height}, not {row['width']}x{row['height']}")
     return None
 
 

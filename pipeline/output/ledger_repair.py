@@ -6,12 +6,13 @@ deleted file, or hold rows that the other run has committed too. Such entries ar
 made again, and the same row has the same image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 
 from pipeline import storage
 from pipeline.manifest.identity import hash_ids
+from pipeline.output.lease import Lease
 from pipeline.output.ledger import LedgerState, list_data_files, read_entry_urls, read_ledger
 from pipeline.schema import OK
 
@@ -22,8 +23,18 @@ def repair_ledger(output: str, ledger: LedgerState) -> LedgerState:
     repeated = set(_repeated_hashes(ledger))
     if not missing and not repeated:
         return ledger
-    removed = _remove_entries(output, missing, repeated)
+    removed = remove_entries(output, missing, repeated)
     return read_ledger(output) if removed else ledger
+
+
+def repair_output(output: str, damaged_files: set[str]) -> None:
+    """Take damaged files out of the ledger of an output that no run writes to. OutputBusyError if one does."""
+    lease = Lease(output)
+    lease.acquire()
+    try:
+        remove_entries(output, damaged_files)
+    finally:
+        lease.release()
 
 
 def _missing_files(output: str, ledger: LedgerState) -> set[str]:
@@ -38,16 +49,17 @@ def _repeated_hashes(ledger: LedgerState) -> Iterator[bytes]:
         yield from np.unique(hashes[1:][hashes[1:] == hashes[:-1]]).tolist()
 
 
-def _remove_entries(output: str, missing: set[str], repeated: set[bytes]) -> int:
-    """Delete entries that name a missing file, or hold a good row that an entry before them holds; return their number.
+def remove_entries(output: str, files: set[str], repeated: Container[bytes] = frozenset()) -> int:
+    """Delete entries that name one of the files, or a good row that an entry before them names; return their number.
 
-    Failed rows may be there more than once: rows of the manifest with one id are committed as failed."""
+    `repeated` are the hashes of ids that several entries name. The next run makes the rows again. Failed rows may be
+    there more than once: rows of the manifest with one id are committed as failed."""
     seen: set[bytes] = set()
     removed = 0
     for url, entry in read_entry_urls(output):
-        hashes = set(hash_ids(entry["id"].to_pylist()).tolist()) & repeated if repeated else set[bytes]()
+        hashes = {digest for digest in hash_ids(entry["id"].to_pylist()).tolist() if digest in repeated}
         is_good = OK in entry["status"].unique().to_pylist()
-        if missing & set(entry["file"].unique().to_pylist()) or (is_good and hashes & seen):
+        if files & set(entry["file"].unique().to_pylist()) or (is_good and hashes & seen):
             storage.delete(url)
             removed += 1
         else:

@@ -17,6 +17,9 @@ import psutil
 from cluster import local
 from cluster.processes import is_running, kill_session
 from pipeline import storage
+from pipeline.output.audit import check_output
+from pipeline.output.ledger import read_entries
+from pipeline.output.ledger_repair import repair_output
 from tests.chaos.attempt import CLUSTER, EXPIRY_SECONDS, Attempt
 from tests.faulty_s3 import FaultyProxy, Kind, Moment, faulty_proxy
 from tests.s3 import CREDENTIALS, s3_server
@@ -46,8 +49,26 @@ class Environment:
 
 @contextmanager
 def on_local_disk(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
-    faults = {"the driver stalled": Attempt.stall_driver}
-    yield Environment(manifest, str(folder / f"out-{seed}"), faults=faults)
+    output = str(folder / f"out-{seed}")
+
+    def corrupt(attempt: Attempt) -> bool:
+        """Change bytes in the middle of a committed file."""
+        committed = sorted(file for entry in read_entries(output) for file in entry["file"].unique().to_pylist())
+        if not committed:
+            return False
+        path = Path(output) / attempt.chance.choice(committed)
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 64] = bytes(byte ^ 0xFF for byte in content[middle : middle + 64])
+        path.write_bytes(content)
+        return True
+
+    def repair(environment: Environment) -> None:
+        if damaged := check_output(output).damaged_files:
+            repair_output(output, damaged)
+
+    faults = {"the driver stalled": Attempt.stall_driver, "a committed file corrupted": corrupt}
+    yield Environment(manifest, output, faults=faults, repair=repair)
 
 
 @contextmanager

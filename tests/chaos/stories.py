@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.output.audit import check_output
+from pipeline.output.ledger import read_ledger
 from pipeline.output.run_record import read_run
 from tests.chaos.attempt import Attempt
 from tests.chaos.environments import ENVIRONMENTS, Environment
@@ -83,7 +84,7 @@ def run_with_faults(
                     story.faults[name] += 1
         environment.repair(environment)
         hosts = attempt.hosts
-        if attempt.process.returncode == 0:
+        if attempt.process.returncode == 0 and read_ledger(environment.output).ok == len(expected):
             break
     else:
         story.problems.append("did not finish")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from pipeline import storage
-from pipeline.output.ledger import encode_entry, entry_url, read_ledger
+from pipeline.output.ledger import encode_entry, entry_url, read_entries, read_ledger
 from pipeline.output.ledger_repair import repair_ledger
+from tests.output.rows import datasink, encoded_rows
 
 
 def commit(output: str, key: str, ids: list[str], *, status: str = "ok", writes: bool = True) -> None:
@@ -54,3 +56,17 @@ def test_an_entry_that_no_listing_shows_yet_is_found_by_its_data_file(
 
     monkeypatch.setattr(storage, "list_files", without_new)
     assert read_ledger(output).ok == 2
+
+
+def test_check_takes_damaged_files_out_of_the_ledger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path)
+    sink = datasink(output)
+    sink.write([encoded_rows(["a", "b"])], None)
+    sink.write([encoded_rows(["c"], failed=("c",))], None)
+    [damaged] = [entry["file"][0].as_py() for entry in read_entries(output) if entry.num_rows == 2]
+    (tmp_path / damaged).write_bytes(b"damaged")
+    assert cli.run(["check", output]) == 3
+    assert read_ledger(output).ok == 2
+    assert cli.run(["check", output, "--repair"]) == 3
+    assert "1 damaged files are out of the ledger" in capsys.readouterr().out
+    assert (read_ledger(output).ok, read_ledger(output).failed) == (0, 1)
