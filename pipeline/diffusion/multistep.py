@@ -1,6 +1,7 @@
-"""Updates of the multistep solvers: the weights of one step, computed from noise levels alone."""
+"""Multistep solvers: the evaluations of a whole run, from its noise levels and prediction weights."""
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 from pipeline.diffusion.sampler_request import SamplerRequest
@@ -11,6 +12,9 @@ _FEW_STEPS: Final = 15
 
 Prediction = tuple[float, float]
 """Weights of latents and model output in the denoised latents."""
+
+Solver = Callable[[SamplerRequest, list[float], list[float], list[Prediction]], list[Evaluation]]
+"""Returns the evaluations for timesteps (n), noise levels (n + 1, with the last one) and predictions (n)."""
 
 
 def lms_weights(past: list[float], sigma_next: float) -> list[float]:

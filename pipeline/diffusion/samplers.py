@@ -8,7 +8,7 @@ from pipeline.diffusion.sampler_request import SamplerRequest
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.sigma_samplers import euler, euler_a, heun, lms
 from pipeline.diffusion.table import SamplerTable
-from pipeline.diffusion.vp_samplers import ddim, ddpm, multistep, pndm
+from pipeline.diffusion.vp_samplers import ddim, ddpm, pndm, sampler_of_solver
 
 SAMPLERS: Final[dict[str, Callable[[SamplerRequest], SamplerTable]]] = {
     "ddpm": ddpm,
@@ -21,12 +21,12 @@ SAMPLERS: Final[dict[str, Callable[[SamplerRequest], SamplerTable]]] = {
     "heun_karras": heun,
     "lms": lms,
     "lms_karras": lms,
-    "dpmpp_2m": multistep(dpmpp_2m),
-    "dpmpp_2m_karras": multistep(dpmpp_2m),
-    "dpmpp_2m_sde": multistep(dpmpp_2m_sde),
-    "dpmpp_2m_sde_karras": multistep(dpmpp_2m_sde),
-    "unipc": multistep(unipc),
-    "unipc_karras": multistep(unipc),
+    "dpmpp_2m": sampler_of_solver(dpmpp_2m),
+    "dpmpp_2m_karras": sampler_of_solver(dpmpp_2m),
+    "dpmpp_2m_sde": sampler_of_solver(dpmpp_2m_sde),
+    "dpmpp_2m_sde_karras": sampler_of_solver(dpmpp_2m_sde),
+    "unipc": sampler_of_solver(unipc),
+    "unipc_karras": sampler_of_solver(unipc),
 }
 """Every sampler by name; those with `_karras` use the noise levels of Karras et al. 2022, eq. 5."""
 

@@ -1,7 +1,8 @@
 """The sampler table: the form that every sampler takes.
 
 A row's state holds `x` (the latents at which the network is evaluated next), `anchor` (latents carried from one
-evaluation to the next), and the last denoised predictions p0 (newest) to p12. One evaluation computes
+evaluation to the next), and the last predictions p0 (newest) to p12: denoised latents,
+or what a sampler's c_skip and c_out make of them. One evaluation computes
 
     model_output = network(c_in * x, timestep)
     p0           = c_skip * x + c_out * model_output        (clipped where the schedule says so)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from pipeline.diffusion.multistep import unipc
+from pipeline.diffusion.multistep import Solver, unipc
 from pipeline.diffusion.pndm_steps import plms_steps, runge_kutta_steps
 from pipeline.diffusion.prediction import clip_range, denoised_weights, noise_weights
 from pipeline.diffusion.sampler_request import SamplerRequest
@@ -93,8 +93,8 @@ def pndm(request: SamplerRequest) -> SamplerTable:
     return _vp_table(request, rows)
 
 
-def multistep(solver: Callable[..., list[Evaluation]]) -> Callable[[SamplerRequest], SamplerTable]:
-    """Return the sampler of a multistep solver, which works in half log-SNR (Lu et al. 2022)."""
+def sampler_of_solver(solver: Solver) -> Callable[[SamplerRequest], SamplerTable]:
+    """Return the sampler of a solver of `multistep.py`, whose predictions are denoised latents (Lu et al. 2022)."""
 
     def build(request: SamplerRequest) -> SamplerTable:
         schedule, levels = request.schedule, training_sigmas(request.schedule)

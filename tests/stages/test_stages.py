@@ -38,7 +38,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_for(folder: Path, model: Path | str = "none", **changes: Any) -> RunConfig:
     (folder / "manifest.parquet").touch()
-    (folder / "manifest.parquet").touch()
     config = RunConfig(
         task="generate",
         manifest=str(folder / "manifest.parquet"),
