@@ -55,7 +55,7 @@ def cluster_for(config: RunConfig, checkpoint: CheckpointInfo) -> Iterator[Actor
 
 def _await_gpu(pool: ActorPool) -> None:
     """Wait until a node with a GPU has joined: a task that needs one makes an autoscaler start it."""
-    probe = ray.remote(num_cpus=0, num_gpus=pool.gpus)(os.getpid).remote()
+    probe = ray.remote(num_cpus=0, num_gpus=pool.gpus)(lambda: None).remote()
     started = time.monotonic()
     while not ray.wait([probe], timeout=_LINE_SECONDS if time.monotonic() > started + 1 else 1.0)[0]:
         waited = time.monotonic() - started
