@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any, Final
 
+import ray
 from ray.data import DataContext
 from ray.job_config import JobConfig
 
-import ray
 from pipeline.errors import RunError, one_line
 from pipeline.run.ray_token import create_token_without_home
 
