@@ -197,7 +197,7 @@ def _build_text_model(recipe: DiffusionRecipe, output: Path) -> TextModel:
     new_text_model = new_bert_text_model if recipe.conditioning == "bert" else new_clip_text_model
     return new_text_model(
         recipe.source.words(),
-        width=recipe.unet.cross_attention_dim,
+        width=recipe.unet.per_level("cross_attention_dim")[0],
         window=recipe.window,
         layers=recipe.text_layers,
         heads=recipe.text_heads,
