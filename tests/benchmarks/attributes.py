@@ -1,7 +1,7 @@
-"""Checks of generated images against their captions without a trained reader, and functions that all scores share.
+"""Checks of generated images against their captions without a trained network, and functions that all scores share.
 
 `check_attributes` uses no network: it maps each pixel to the nearest color of the palette, reads the background from
-the border, each thing from the pixels of its color, and its shape from the outline that overlaps them best.
+the border, each thing from the pixels of its color, and its shape from the shape mask with the best overlap.
 `caption_accuracy` uses a CLIP.
 """
 
@@ -29,15 +29,15 @@ NAMES = tuple(COLORS)
 PALETTE = np.array(list(COLORS.values()), dtype=np.float32)
 
 
-def nearest_colors(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+def nearest_colors(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the index of the nearest palette color for each pixel, (H, W)."""
-    distances = np.square(picture[:, :, None].astype(np.float32) - PALETTE).sum(-1)
+    distances = np.square(image[:, :, None].astype(np.float32) - PALETTE).sum(-1)
     return distances.argmin(-1)
 
 
 @cache
-def outline(shape: str) -> NDArray[np.bool_]:
-    """Return the mask of a shape, cropped to it, at a size that can be scaled to any other."""
+def shape_mask(shape: str) -> NDArray[np.bool_]:
+    """Return the mask of a large instance of a shape, cropped to its bounding box."""
     scene = Scene((Thing(shape, "black", "large", 0.5, 0.5, 0.35),), Background("plain", ("white",)))
     return cropped(np.asarray(draw(scene, 128).convert("L")) < 128)
 
@@ -47,21 +47,21 @@ def cropped(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
-def shape_of(mask: NDArray[np.bool_]) -> str:
-    """Return the shape whose outline, stretched to the mask's box, overlaps the mask best."""
+def best_shape(mask: NDArray[np.bool_]) -> str:
+    """Return the shape that overlaps `mask` best when it is stretched to the bounding box of `mask`."""
     box = cropped(mask)
     height, width = box.shape
 
     def overlap(shape: str) -> float:
-        stretched = np.asarray(Image.fromarray(outline(shape)).resize((width, height))) > 0
+        stretched = np.asarray(Image.fromarray(shape_mask(shape)).resize((width, height))) > 0
         return float((stretched & box).sum() / (stretched | box).sum())
 
     return max(SHAPES, key=overlap)
 
 
-def check_attributes(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
+def check_attributes(image: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
     """Yield the kind of each attribute of a caption with a plain background, and whether the image has it."""
-    colors = nearest_colors(picture)
+    colors = nearest_colors(image)
     border = np.concatenate([colors[0], colors[-1], colors[:, 0], colors[:, -1]])
     yield "background", NAMES[np.bincount(border).argmax()] == scene.background.colors[0]
     inner = colors[1:-1, 1:-1]
@@ -72,7 +72,7 @@ def check_attributes(picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple
         mask = colors == NAMES.index(thing.color)
         present = thing.color in colors_present and mask.sum() >= 12
         yield "color", present
-        yield "shape", present and shape_of(mask) == thing.shape
+        yield "shape", present and best_shape(mask) == thing.shape
         centers.append(np.argwhere(mask).mean(0) if present else None)
     if scene.relation in ("left of", "right of", "above", "below"):
         axis, sign = (
@@ -100,32 +100,32 @@ def generate_images(task: Generate, rows: Sequence[Mapping[str, Any]], lanes: in
     """Return the images of the rows, computed by the lane engine; the default seed of a row is its index."""
     engine = LaneEngine(task.stack.denoise, lanes=lanes, device=task.stack.device, dtype=task.stack.dtype)
     prepared = [task.prepare(Row(**{"seed": index, **row})) for index, row in enumerate(rows)]
-    pictures: dict[int, NDArray[np.uint8]] = {}
+    images: dict[int, NDArray[np.uint8]] = {}
     for key, latents in engine.run(task.request(index, row) for index, row in enumerate(prepared)):
         assert isinstance(key, int)
         assert isinstance(latents, torch.Tensor)
-        pictures[key] = task.decode(latents, prepared[key])
-    return [pictures[index] for index in range(len(rows))]
+        images[key] = task.decode(latents, prepared[key])
+    return [images[index] for index in range(len(rows))]
 
 
 def caption_accuracy(
     clip: Clip,
-    pictures: Sequence[NDArray[np.uint8]],
-    wanted: Sequence[Scene],
+    images: Sequence[NDArray[np.uint8]],
+    drawn: Sequence[Scene],
     words: Sequence[str],
     other: Callable[[Scene, str], Scene],
 ) -> float:
-    """Return how often a CLIP picks the right caption among those that `other` returns for each of the words."""
+    """Return how often a CLIP picks the caption of `drawn` among those of `other(scene, word)` for each word."""
     right = 0
-    for picture, scene in zip(pictures, wanted, strict=True):
-        seen = clip.embed_images(clip.crop(picture)[None])[0]
+    for image, scene in zip(images, drawn, strict=True):
+        embedding = clip.embed_images(clip.crop(image)[None])[0]
         captions = [other(scene, word).caption() for word in words]
         texts = torch.stack([clip.embed_text(caption) for caption in captions])
-        right += captions[int((texts @ seen).argmax())] == scene.caption()
-    return right / len(wanted)
+        right += captions[int((texts @ embedding).argmax())] == scene.caption()
+    return right / len(drawn)
 
 
-def other_thing(attribute: str, index: int = 0) -> Callable[[Scene, str], Scene]:
+def with_attribute(attribute: str, index: int = 0) -> Callable[[Scene, str], Scene]:
     """Return a function that changes the shape, color or size of one thing of a scene."""
 
     def other(scene: Scene, word: str) -> Scene:
@@ -136,7 +136,7 @@ def other_thing(attribute: str, index: int = 0) -> Callable[[Scene, str], Scene]
     return other
 
 
-def other_relation(scene: Scene, word: str) -> Scene:
+def with_relation(scene: Scene, word: str) -> Scene:
     return replace(scene, relation=word)
 
 

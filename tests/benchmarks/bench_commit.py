@@ -1,7 +1,7 @@
-"""The cost of the commit: the same run with the ledger's sink and with one that only writes Parquet, alternately.
+"""The cost of commits: the same run with the ledger's sink and with a sink that only writes Parquet, alternately.
 
-`python -m tests.benchmarks.bench_commit` prints the images per second and actor of both, from the first call of a
-network to the end of the run, and how much slower the first is. A call of the network takes a fixed time, so that an
+`python -m tests.benchmarks.bench_commit` prints the images per second per actor of both, from the first call of a
+network to the end of the run, and the slowdown by the commits. A call of the network takes a fixed time, so that an
 actor makes at most 4 images of 512x512 pixels per second.
 """
 
@@ -42,7 +42,7 @@ SECONDS_PER_CALL = 1.0
 
 
 class PlainDatasink(LedgerDatasink):
-    """Writes its rows and commits nothing."""
+    """Writes its rows without committing them."""
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> tuple[int, int]:
         table = pa.concat_tables(blocks)
@@ -55,7 +55,7 @@ class PlainDatasink(LedgerDatasink):
 
 
 class LargeImages(CheapTask):
-    """Half of each image is noise, so that their files have the usual size."""
+    """Images of which one half is noise, so that their files have a typical size."""
 
     def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Callable[[], None]) -> NDArray[np.uint8]:
         image = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -79,7 +79,7 @@ def first_call_file(output: str) -> Path:
 
 
 def measure(manifest: str, output: str, actors: int, sink: type[LedgerDatasink]) -> float:
-    """Return the images per second and actor."""
+    """Return the images per second per actor."""
     config = RunConfig(task="generate", manifest=manifest, output=output, actors=actors, lanes=LANES)
     with mock.patch("pipeline.run.execute.LedgerDatasink", sink):
         summary = run_job(config, load=load, checkpoint=CheckpointInfo(native_pixels=SIDE * SIDE))

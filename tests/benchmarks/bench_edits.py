@@ -1,7 +1,7 @@
 """Inpainting and upscaling against diffusers' own pipelines, with the embedded weights, in one process.
 
-`python -m tests.benchmarks.bench_edits` prints images per second for both and their ratio, the peers taking turns, and
-tiles per second for an archive of mixed sizes: the tiles of all images in shared lanes, against one image at a time.
+`python -m tests.benchmarks.bench_edits` prints the images per second of both, which run alternately, and their ratio;
+and tiles per second for an archive of mixed sizes: all images in shared lanes, against one image at a time.
 """
 
 import argparse
@@ -26,21 +26,27 @@ from pipeline.tasks.upscale import Upscale
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.textures import texture
 from tests.benchmarks.attributes import held_out
-from tests.benchmarks.bench_engine import Row, Timing, generators, in_turns, run_engine, timed
-from tests.benchmarks.score_inpainting import hole
+from tests.benchmarks.bench_engine import Row, Timing, compare, generators, run_engine, timed
+from tests.benchmarks.score_inpainting import thing_mask
 
 INPAINTING: Row = {"num_inference_steps": 20, "guidance_scale": 4.0}
 UPSCALING: Row = {"num_inference_steps": 8, "guidance_scale": 1.0, "noise_level": 0}
 
 
-def holes(count: int) -> list[Row]:
+def inpainting_rows(count: int) -> list[Row]:
     return [
-        {"pixels": np.asarray(draw(scene)), "mask": hole(scene), "prompt": scene.caption(), "seed": index, **INPAINTING}
+        {
+            "pixels": np.asarray(draw(scene)),
+            "mask": thing_mask(scene),
+            "prompt": scene.caption(),
+            "seed": index,
+            **INPAINTING,
+        }
         for index, scene in enumerate(held_out(1, count))
     ]
 
 
-def pictures(sizes: list[tuple[int, int]]) -> list[Row]:
+def upscaling_rows(sizes: list[tuple[int, int]]) -> list[Row]:
     """Return rows of textures with these heights and widths."""
     drawn = [np.asarray(texture(random.Random(index), max(size))) for index, size in enumerate(sizes)]
     return [
@@ -88,29 +94,29 @@ def load_pipeline(pipeline_class: Any, name: str) -> Any:
 
 
 def compare_inpainting(count: int, batch: int, repeats: int) -> None:
-    rows = holes(count)
+    rows = inpainting_rows(count)
     task = Inpaint(load_stack(EMBEDDED / "shapes-inpainting"), RowDefaults(sampler="ddim"))
-    peer = load_pipeline(StableDiffusionInpaintPipeline, "shapes-inpainting")
+    pipeline = load_pipeline(StableDiffusionInpaintPipeline, "shapes-inpainting")
     run_engine(task, rows[:batch], 2 * batch)
-    diffusers(peer, rows[:batch], batch, inpaint_arguments)
-    in_turns(
+    diffusers(pipeline, rows[:batch], batch, inpaint_arguments)
+    compare(
         "inpaint, 64x64",
         ("latentmill", lambda: run_engine(task, rows, 2 * batch)),
-        ("diffusers", lambda: diffusers(peer, rows, batch, inpaint_arguments)),
+        ("diffusers", lambda: diffusers(pipeline, rows, batch, inpaint_arguments)),
         len(rows),
         repeats,
     )
 
 
 def compare_upscaling(task: Upscale, count: int, batch: int, repeats: int) -> None:
-    rows = pictures([(64, 64)] * count)
-    peer = load_pipeline(StableDiffusionUpscalePipeline, "upscaler")
+    rows = upscaling_rows([(64, 64)] * count)
+    pipeline = load_pipeline(StableDiffusionUpscalePipeline, "upscaler")
     run_engine(task, rows[:batch], batch)
-    diffusers(peer, rows[:batch], batch, upscale_arguments)
-    in_turns(
+    diffusers(pipeline, rows[:batch], batch, upscale_arguments)
+    compare(
         "upscale, 64x64 to 256x256",
         ("latentmill", lambda: run_engine(task, rows, batch)),
-        ("diffusers", lambda: diffusers(peer, rows, batch, upscale_arguments)),
+        ("diffusers", lambda: diffusers(pipeline, rows, batch, upscale_arguments)),
         len(rows),
         repeats,
     )
@@ -119,9 +125,9 @@ def compare_upscaling(task: Upscale, count: int, batch: int, repeats: int) -> No
 def compare_shared_lanes(task: Upscale, count: int, batch: int, repeats: int) -> None:
     """Compare all images of an archive in shared lanes with one image at a time."""
     sizes = random.Random(1)
-    archive = pictures([(sizes.randint(40, 200), sizes.randint(40, 200)) for _ in range(count)])
+    archive = upscaling_rows([(sizes.randint(40, 200), sizes.randint(40, 200)) for _ in range(count)])
     tilings = [Tiling.of(*row["pixels"].shape[:2], task.tile, task.overlap) for row in archive]
-    in_turns(
+    compare(
         f"archive of {len(archive)} sizes",
         ("together", lambda: run_engine(task, archive, batch)),
         ("one at a time", lambda: one_at_a_time(task, archive, batch)),

@@ -1,9 +1,9 @@
 """The lane engine against diffusers' own pipeline: same weights, sampler, steps, guidance and batch, in one process.
 
-`python tests/benchmarks/bench_engine.py` prints images per second for both, their ratio, and the U-Net's share of the
-time. The peers take turns, `--repeats` times, and the best of each counts. Uniform: one batch of equal rows. Mixed:
-rows of 10 to 50 steps, where diffusers must run one group of equal settings after the other. A mixed run ends with
-lanes that stand empty, so it has several times as many rows as fit into the lanes.
+`python -m tests.benchmarks.bench_engine` prints images per second for both, their ratio, and the U-Net's share of the
+time. Both run alternately, `--repeats` times, and the best time of each counts. Uniform: one batch of rows with equal
+settings. Mixed: rows of 10 to 50 steps, where diffusers must run each group of equal settings separately. At the end
+of a mixed run some lanes are empty, so it has several times as many rows as lanes.
 """
 
 import argparse
@@ -38,14 +38,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds for all rows, and the seconds of them that the U-Net took."""
+    """Seconds for all rows, and the part of them that the U-Net took."""
 
     seconds: float
     unet_seconds: float
 
 
 def sd15_scaled_down(folder: Path) -> Path:
-    """Write a random checkpoint of SD 1.5's shape with about 50 million U-Net parameters, 32x32 latents."""
+    """Write a random checkpoint with the architecture of SD 1.5, about 50 million U-Net parameters, 32x32 latents."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         sample_size=32,
@@ -120,21 +120,21 @@ def generators(rows: list[Row]) -> list[torch.Generator]:
 
 def timed(pipeline: Any, run: Callable[[], None]) -> Timing:
     """Return the time of `run`, and the part of it that the pipeline's U-Net takes."""
-    spent = [0.0]
+    unet_seconds = [0.0]
     forward = pipeline.unet.forward
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        begun = time.perf_counter()
+    def timed_forward(*args: Any, **kwargs: Any) -> Any:
+        call_started = time.perf_counter()
         output = forward(*args, **kwargs)
-        spent[0] += time.perf_counter() - begun
+        unet_seconds[0] += time.perf_counter() - call_started
         return output
 
-    pipeline.unet.forward = counted
+    pipeline.unet.forward = timed_forward
     started = time.perf_counter()
     run()
     seconds = time.perf_counter() - started
     pipeline.unet.forward = forward
-    return Timing(seconds, spent[0])
+    return Timing(seconds, unet_seconds[0])
 
 
 def uniform_rows(count: int, steps: int) -> list[Row]:
@@ -151,38 +151,38 @@ def uniform_rows(count: int, steps: int) -> list[Row]:
 
 
 def mixed_rows(count: int) -> list[Row]:
-    drawn = random.Random(0)
+    generator = random.Random(0)
     rows = uniform_rows(count, 0)
-    return [{**row, "num_inference_steps": drawn.randint(10, 50)} for row in rows]
+    return [{**row, "num_inference_steps": generator.randint(10, 50)} for row in rows]
 
 
-def race(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> None:
+def compare_generation(name: str, folder: Path, rows: list[Row], batch: int, repeats: int) -> None:
     """Compare the engine with diffusers' text-to-image pipeline."""
     task = Generate(load_stack(folder), RowDefaults())
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    warm = uniform_rows(batch, 1)
-    run_engine(task, warm, 2 * batch)
-    run_diffusers(pipeline, warm, batch)
+    warmup_rows = uniform_rows(batch, 1)
+    run_engine(task, warmup_rows, 2 * batch)
+    run_diffusers(pipeline, warmup_rows, batch)
     ours = ("latentmill", lambda: run_engine(task, rows, 2 * batch))
-    in_turns(name, ours, ("diffusers", lambda: run_diffusers(pipeline, rows, batch)), len(rows), repeats)
+    compare(name, ours, ("diffusers", lambda: run_diffusers(pipeline, rows, batch)), len(rows), repeats)
 
 
 Runner = tuple[str, Callable[[], Timing]]
-"""The name of a peer, and the function that runs it once."""
+"""The name of a program, and the function that runs it once."""
 
 
-def in_turns(name: str, ours: Runner, theirs: Runner, count: int, repeats: int, unit: str = "images/s") -> None:
-    """Print the best of `repeats` turns of both peers over `count` units, and the ratio of their times."""
+def compare(name: str, ours: Runner, theirs: Runner, count: int, repeats: int, unit: str = "images/s") -> None:
+    """Run both programs alternately; print the best rate of each over `count` units and the ratio of their times."""
     turns = [(ours[1](), theirs[1]()) for _ in range(repeats)]
     best = [min(timings, key=lambda timing: timing.seconds) for timings in zip(*turns, strict=True)]
-    for (who, _), timing in zip((ours, theirs), best, strict=True):
+    for (program, _), timing in zip((ours, theirs), best, strict=True):
         rate, share = count / timing.seconds, timing.unet_seconds / timing.seconds
-        print(f"{name:<28} {who:<14} {rate:8.3f} {unit}   U-Net {share:4.0%} of the time")
-    spread = ", ".join(f"{p.seconds / o.seconds:.2f}" for o, p in turns)
+        print(f"{name:<28} {program:<14} {rate:8.3f} {unit}   U-Net {share:4.0%} of the time")
+    ratios = ", ".join(f"{their_timing.seconds / our_timing.seconds:.2f}" for our_timing, their_timing in turns)
     ratio = best[1].seconds / best[0].seconds
-    print(f"{name:<28} ratio          {ratio:8.2f}            (turns: {spread})", flush=True)
+    print(f"{name:<28} ratio          {ratio:8.2f}            (turns: {ratios})", flush=True)
 
 
 def main() -> None:
@@ -190,8 +190,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--mixed-batch", type=int, default=4, help="of the mixed manifests")
-    parser.add_argument("--rows", type=int, default=24, help="of the mixed manifests: many more than the batch")
+    parser.add_argument("--mixed-batch", type=int, default=4, help="batch of the mixed manifests")
+    parser.add_argument("--rows", type=int, default=24, help="rows of the mixed manifests; many more than the batch")
     parser.add_argument("--only", choices=("sd15", "shapes"))
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -200,13 +200,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if options.only != "shapes":
             folder = sd15_scaled_down(Path(scratch) / "sd15")
-            race("SD 1.5's shape, uniform", folder, uniform_rows(options.batch, 4), options.batch, options.repeats)
-            race("SD 1.5's shape, mixed", folder, mixed_rows(options.rows), options.mixed_batch, 1)
+            compare_generation(
+                "SD 1.5 scaled down, uniform", folder, uniform_rows(options.batch, 4), options.batch, options.repeats
+            )
+            compare_generation("SD 1.5 scaled down, mixed", folder, mixed_rows(options.rows), options.mixed_batch, 1)
         if options.only != "sd15":
             rows = uniform_rows(options.batch * 4, 20)
-            race("embedded model, uniform", EMBEDDED / "shapes", rows, options.batch, options.repeats)
+            compare_generation("embedded model, uniform", EMBEDDED / "shapes", rows, options.batch, options.repeats)
             rows = mixed_rows(2 * options.rows)
-            race("embedded model, mixed", EMBEDDED / "shapes", rows, options.mixed_batch, options.repeats)
+            compare_generation("embedded model, mixed", EMBEDDED / "shapes", rows, options.mixed_batch, options.repeats)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The time to list very many files: on the local disk, and on an S3 server with a latency.
+"""The time to list many files: on the local disk, and on a simulated S3 server with latency.
 
 `python -m tests.benchmarks.bench_listing --files 1000000`. The server only answers listings, 1,000 names at a time,
 each after --latency seconds; its files do not exist.

@@ -1,11 +1,11 @@
-"""The cost of everything around the network: rows per second from read to write, and the driver's CPU and memory.
+"""The speed of the pipeline without the network: rows per second from read to write, and the driver's CPU and memory.
 
     python -m tests.benchmarks.bench_pipeline --rows 1000 100000
     python -m tests.benchmarks.bench_pipeline --rows 400000 --blank 512
     python -m tests.benchmarks.bench_pipeline --rows 10000000 --blank 64
 
-The network returns at once, and every image is noise, so that encoding and writing have their usual work. With --blank
-all images have one color, and a block has as many rows as for images of that size: only the driver has work left."""
+The network returns at once, and every image is noise, so encoding and writing cost as much as usual. With --blank all
+images have one color, and blocks have as many rows as for images of that size, so that only the driver has work."""
 
 import argparse
 import resource

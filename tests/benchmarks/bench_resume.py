@@ -1,7 +1,7 @@
-"""The cost of resuming a long run: seconds and memory to find the missing ones of N rows.
+"""The cost of resuming a long run: seconds and memory to find the missing rows among N.
 
 `python -m tests.benchmarks.bench_resume --rows 10000000` writes a manifest and the ledger of a run that lacks a few of
-its rows, and then plans the same run again, in a process of its own. With --check the run has images too, of one pixel
+its rows, and then plans the same run again in a separate process. With --check the run also has images, of one pixel
 each, and the whole output is audited.
 """
 

@@ -1,4 +1,4 @@
-"""The efficiency of several actors: a network that takes a fixed time and no CPU, on one actor, two, four, ...
+"""The efficiency of 1, 2, 4, ... actors with a simulated network that takes a fixed time and no CPU.
 
 `python -m tests.benchmarks.bench_scaling --actors 1 2 4 8` prints for each the rows per second and the efficiency: the
 fraction of the time in which the networks ran, from when the last actor was ready to the last row. If there are more
@@ -26,9 +26,9 @@ from tests.cheap import FACTS, loaded_model_of, zeros
 
 LANES = 4
 CPUS = 20
-"""CPUs that Ray is given, whatever the machine has: the networks need none."""
+"""The number of CPUs that Ray assumes, independent of the machine; the networks need none."""
 SECONDS = "LATENTMILL_BENCH_SECONDS"
-"""The environment variable with the seconds of a call of the network."""
+"""The environment variable with the seconds per call of the network."""
 
 
 def load(config: RunConfig, device: str) -> LoadedModel:

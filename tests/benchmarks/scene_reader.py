@@ -36,49 +36,54 @@ class SceneReader(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # Presence, shapes, sizes, and the center.
-        self.thing = _reader(4, 1 + len(SHAPES) + len(SIZES) + 2)
-        self.background = _reader(3, len(PATTERNS) + len(NAMES))
+        self.thing = _network(4, 1 + len(SHAPES) + len(SIZES) + 2)  # presence, shapes, sizes, center
+        self.background = _network(3, len(PATTERNS) + len(NAMES))
 
-    def of_things(self, pixels: Tensor, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def read_things(self, pixels: Tensor, colors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return logits for the presence of a thing of the color (B,), for shapes and for sizes, and centers (B, 2)."""
         distance = (pixels - PIXELS[colors][:, :, None, None]).square().mean(1, keepdim=True).sqrt()
         outputs = self.thing(torch.cat([pixels, distance], 1))
         present, shapes, sizes, center = outputs.split([1, len(SHAPES), len(SIZES), 2], 1)
         return present[:, 0], shapes, sizes, center.sigmoid()
 
-    def of_backgrounds(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def read_backgrounds(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits for patterns and for each color."""
         patterns, colors = self.background(pixels).split([len(PATTERNS), len(NAMES)], 1)
         return patterns, colors
 
 
-def _reader(channels: int, answers: int) -> nn.Sequential:
+def _network(channels: int, out_features: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for before, after in ((channels, 32), (32, 48), (48, 64), (64, 96)):
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-        layers += [nn.Conv2d(after, after, 3, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, answers))
+    for in_channels, out_channels in ((channels, 32), (32, 48), (48, 64), (64, 96)):
+        layers += [
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1),
+            nn.GroupNorm(8, out_channels),
+            nn.SiLU(),
+        ]
+        layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1), nn.GroupNorm(8, out_channels), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(96 * 16, 128), nn.SiLU(), nn.Linear(128, out_features))
 
 
-def loss_of(reader: SceneReader, pixels: Tensor, wanted: Sequence[Scene], random: Random) -> Tensor:
-    """Return the loss for three colors per scene: that of a thing, one of the background, and one that is absent."""
-    things = [random.choice(scene.things) for scene in wanted]
+def loss_of(reader: SceneReader, pixels: Tensor, targets: Sequence[Scene], random: Random) -> Tensor:
+    """Return the loss for three colors per scene: of a thing, of the background, and one that is absent."""
+    things = [random.choice(scene.things) for scene in targets]
     absent = []
-    for scene in wanted:
+    for scene in targets:
         present = {*scene.background.colors, *(thing.color for thing in scene.things)}
         absent.append(random.choice([name for name in NAMES if name not in present]))
-    asked = [thing.color for thing in things] + [random.choice(scene.background.colors) for scene in wanted] + absent
-    colors = torch.tensor([NAMES.index(name) for name in asked])
-    presence, shapes, sizes, centers = reader.of_things(pixels.repeat(3, 1, 1, 1), colors)
-    count = len(wanted)
+    color_names = (
+        [thing.color for thing in things] + [random.choice(scene.background.colors) for scene in targets] + absent
+    )
+    colors = torch.tensor([NAMES.index(name) for name in color_names])
+    presence, shapes, sizes, centers = reader.read_things(pixels.repeat(3, 1, 1, 1), colors)
+    count = len(targets)
     is_present = torch.cat([torch.ones(count), torch.zeros(2 * count)])
     shape = torch.tensor([SHAPES.index(thing.shape) for thing in things])
     size = torch.tensor([SIZE_NAMES.index(thing.size) for thing in things])
     center = torch.tensor([[thing.x, thing.y] for thing in things])
-    patterns, background_colors = reader.of_backgrounds(pixels)
-    pattern = torch.tensor([PATTERNS.index(scene.background.pattern) for scene in wanted])
-    color_labels = torch.tensor([[float(name in scene.background.colors) for name in NAMES] for scene in wanted])
+    patterns, background_colors = reader.read_backgrounds(pixels)
+    pattern = torch.tensor([PATTERNS.index(scene.background.pattern) for scene in targets])
+    color_labels = torch.tensor([[float(name in scene.background.colors) for name in NAMES] for scene in targets])
     return (
         F.binary_cross_entropy_with_logits(presence, is_present)
         + F.cross_entropy(shapes[:count], shape)
@@ -99,10 +104,10 @@ def load_reader() -> SceneReader:
     optimizer = torch.optim.AdamW(reader.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=STEPS)
     for step in range(STEPS):
-        wanted, random = scenes(SEED, step * SCENES_PER_STEP, SCENES_PER_STEP), Random(f"{SEED}/{step}")
-        pixels = stack_pixels([draw(scene) for scene in wanted])
+        targets, random = scenes(SEED, step * SCENES_PER_STEP, SCENES_PER_STEP), Random(f"{SEED}/{step}")
+        pixels = stack_pixels([draw(scene) for scene in targets])
         pixels = pixels + random.uniform(0, 0.08) * torch.randn(pixels.shape)
-        loss = loss_of(reader, pixels, wanted, random)
+        loss = loss_of(reader, pixels, targets, random)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -115,16 +120,16 @@ def load_reader() -> SceneReader:
 
 
 @torch.inference_mode()
-def read_attributes(reader: SceneReader, picture: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
+def read_attributes(reader: SceneReader, image: NDArray[np.uint8], scene: Scene) -> Iterator[tuple[str, bool]]:
     """Yield the kind of each attribute of a scene's caption, and whether the image (64, 64, 3) has it."""
-    pixels = stack_pixels([Image.fromarray(picture)])
-    patterns, colors = reader.of_backgrounds(pixels)
+    pixels = stack_pixels([Image.fromarray(image)])
+    patterns, colors = reader.read_backgrounds(pixels)
     pattern = PATTERNS[int(patterns.argmax())]
     expected = scene.background.colors
     predicted = {NAMES[index] for index in colors[0].topk(len(expected)).indices.tolist()}
     yield "background", pattern == scene.background.pattern and predicted == set(expected)
-    asked = torch.tensor([NAMES.index(thing.color) for thing in scene.things])
-    presence, shapes, sizes, centers = reader.of_things(pixels.expand(len(asked), -1, -1, -1), asked)
+    thing_colors = torch.tensor([NAMES.index(thing.color) for thing in scene.things])
+    presence, shapes, sizes, centers = reader.read_things(pixels.expand(len(thing_colors), -1, -1, -1), thing_colors)
     for index, thing in enumerate(scene.things):
         present = bool(presence[index] > 0)
         yield "color", present
@@ -150,10 +155,12 @@ def relation_holds(scene: Scene, centers: Tensor) -> bool:
     }[scene.relation]
 
 
-def table(reader: SceneReader, name: str, seen: Sequence[NDArray[np.uint8]], wanted: Sequence[Scene]) -> None:
-    """Print the accuracy over all attributes, and of each kind."""
+def print_accuracy(
+    reader: SceneReader, name: str, images: Sequence[NDArray[np.uint8]], targets: Sequence[Scene]
+) -> None:
+    """Print the accuracy over all attributes and for each kind."""
     verdicts = Counter(
-        v for picture, scene in zip(seen, wanted, strict=True) for v in read_attributes(reader, picture, scene)
+        v for image, scene in zip(images, targets, strict=True) for v in read_attributes(reader, image, scene)
     )
     kinds = dict.fromkeys(kind for kind, _ in verdicts)
     rates = {kind: verdicts[kind, True] / (verdicts[kind, True] + verdicts[kind, False]) for kind in kinds}
@@ -173,12 +180,12 @@ def held_out(things: int, count: int) -> list[Scene]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=500, help="scenes of one, two and three things each")
+    parser.add_argument("--count", type=int, default=500, help="number of scenes of one, two and three things each")
     options = parser.parse_args()
     reader = load_reader()
     for things in (1, 2, 3):
-        wanted = held_out(things, options.count)
-        table(reader, f"{things} thing(s), the generator's own", [np.asarray(draw(scene)) for scene in wanted], wanted)
+        targets = held_out(things, options.count)
+        print_accuracy(reader, f"{things} thing(s), drawn", [np.asarray(draw(scene)) for scene in targets], targets)
 
 
 if __name__ == "__main__":

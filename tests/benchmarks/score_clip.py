@@ -1,7 +1,7 @@
 """The accuracy of the embedded CLIP on held-out scenes: `python -m tests.benchmarks.score_clip`.
 
-It picks the caption of an image among those of 32 scenes, and among captions that differ in one word: for one thing,
-the shape among 8, the color among 10 and the size among 2; for two things, the relation among 4.
+It must pick the caption of an image among those of 32 scenes, and among captions that differ in one word: for one
+thing, the shape among 8, the color among 10 and the size among 2; for two things, the relation among 4.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from pipeline.models.configs import EMBEDDED
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import scenes
 from pipeline.training.data.scenes import COLORS, RELATIONS, SHAPES, SIZES, Scene
-from tests.benchmarks.attributes import HELD_OUT, caption_accuracy, other_relation, other_thing
+from tests.benchmarks.attributes import HELD_OUT, caption_accuracy, with_attribute, with_relation
 
 CANDIDATES = 32
 
 
-def among_all(clip: Clip, drawn: Sequence[Scene]) -> float:
+def caption_retrieval(clip: Clip, drawn: Sequence[Scene]) -> float:
     """Return how often the right caption is picked among those of CANDIDATES scenes."""
-    seen = clip.embed_images(np.stack([clip.crop(np.asarray(draw(scene, clip.side))) for scene in drawn]))
+    images = clip.embed_images(np.stack([clip.crop(np.asarray(draw(scene, clip.side))) for scene in drawn]))
     texts = torch.stack([clip.embed_text(scene.caption()) for scene in drawn])
     right = 0
     for start in range(0, len(drawn), CANDIDATES):
         part = slice(start, start + CANDIDATES)
-        right += int(((seen[part] @ texts[part].T).argmax(1) == torch.arange(len(drawn[part]))).sum())
+        right += int(((images[part] @ texts[part].T).argmax(1) == torch.arange(len(drawn[part]))).sum())
     return right / len(drawn)
 
 
@@ -43,18 +43,18 @@ def main() -> None:
     sized = [scene for scene in one if scene.things[0].says_size]
     pairs = [scene for scene in drawn if scene.relation in RELATIONS[:4]]
     whole = options.count // CANDIDATES * CANDIDATES
-    print(f"the caption among those of {CANDIDATES} scenes: {among_all(clip, drawn[:whole]):.1%} of {whole}")
-    for name, found, words, other in (
-        ("one thing, its shape among 8", one, SHAPES, other_thing("shape")),
-        ("one thing, its color among 10", one, tuple(COLORS), other_thing("color")),
-        ("one thing, its size among 2", sized, tuple(SIZES), other_thing("size")),
-        ("two things, the first's shape among 8", pairs, SHAPES, other_thing("shape")),
-        ("two things, the second's shape among 8", pairs, SHAPES, other_thing("shape", 1)),
-        ("two things, their relation among 4", pairs, RELATIONS[:4], other_relation),
+    print(f"the caption among those of {CANDIDATES} scenes: {caption_retrieval(clip, drawn[:whole]):.1%} of {whole}")
+    for name, selected, words, change in (
+        ("one thing, its shape among 8", one, SHAPES, with_attribute("shape")),
+        ("one thing, its color among 10", one, tuple(COLORS), with_attribute("color")),
+        ("one thing, its size among 2", sized, tuple(SIZES), with_attribute("size")),
+        ("two things, the first's shape among 8", pairs, SHAPES, with_attribute("shape")),
+        ("two things, the second's shape among 8", pairs, SHAPES, with_attribute("shape", 1)),
+        ("two things, their relation among 4", pairs, RELATIONS[:4], with_relation),
     ):
-        part = found[: options.count]
-        pictures = [np.asarray(draw(scene, clip.side)) for scene in part]
-        print(f"{name}: {caption_accuracy(clip, pictures, part, words, other):.1%} of {len(part)}", flush=True)
+        part = selected[: options.count]
+        images = [np.asarray(draw(scene, clip.side)) for scene in part]
+        print(f"{name}: {caption_accuracy(clip, images, part, words, change):.1%} of {len(part)}", flush=True)
 
 
 if __name__ == "__main__":

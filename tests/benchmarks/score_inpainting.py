@@ -1,4 +1,4 @@
-"""Scores an inpainting checkpoint on held-out scenes of one thing.
+"""The accuracy of an inpainting checkpoint on held-out scenes of one thing.
 
 With a prompt for another thing, the scene reader checks its color and shape. With an empty prompt, the masked area is
 compared with the scene drawn without the thing.
@@ -26,7 +26,7 @@ from tests.benchmarks.attributes import HELD_OUT, generate_images, psnr
 from tests.benchmarks.scene_reader import held_out, load_reader, read_attributes
 
 
-def hole(scene: Scene) -> NDArray[np.uint8]:
+def thing_mask(scene: Scene) -> NDArray[np.uint8]:
     """Return a mask (64, 64): a white box over the scene's thing, with a margin of a few pixels."""
     thing, mask = scene.things[0], np.zeros((64, 64), np.uint8)
     reach = 1.12 * thing.radius + 0.05
@@ -38,11 +38,11 @@ def hole(scene: Scene) -> NDArray[np.uint8]:
     return mask
 
 
-def row(scene: Scene, prompt: str) -> dict[str, Any]:
-    return {"prompt": prompt, "pixels": np.asarray(draw(scene)), "mask": hole(scene)}
+def inpainting_row(scene: Scene, prompt: str) -> dict[str, Any]:
+    return {"prompt": prompt, "pixels": np.asarray(draw(scene)), "mask": thing_mask(scene)}
 
 
-def other_thing(scene: Scene, random: Random) -> Scene:
+def with_other_thing(scene: Scene, random: Random) -> Scene:
     """Return the scene with its thing replaced by one of another shape and color, at the same position."""
     thing = scene.things[0]
     shape = random.choice([name for name in SHAPES if name != thing.shape])
@@ -50,23 +50,25 @@ def other_thing(scene: Scene, random: Random) -> Scene:
     return replace(scene, things=(replace(thing, shape=shape, color=color),))
 
 
-def replaced(task: Inpaint, count: int) -> None:
+def score_replacement(task: Inpaint, count: int) -> None:
+    """Print how often the image has the color and the shape of the prompted thing."""
     random, reader = Random(HELD_OUT), load_reader()
     scenes_before = held_out(1, count)
-    wanted = [other_thing(scene, random) for scene in scenes_before]
-    rows = [row(before, after.caption()) for before, after in zip(scenes_before, wanted, strict=True)]
-    found = Counter[str]()
-    for picture, scene in zip(generate_images(task, rows), wanted, strict=True):
-        right = dict(read_attributes(reader, picture, scene))
-        found.update(kind for kind in ("color", "shape") if right[kind])
-        found["both"] += right["color"] and right["shape"]
+    targets = [with_other_thing(scene, random) for scene in scenes_before]
+    rows = [inpainting_row(before, after.caption()) for before, after in zip(scenes_before, targets, strict=True)]
+    correct = Counter[str]()
+    for image, scene in zip(generate_images(task, rows), targets, strict=True):
+        attributes = dict(read_attributes(reader, image, scene))
+        correct.update(kind for kind in ("color", "shape") if attributes[kind])
+        correct["both"] += attributes["color"] and attributes["shape"]
     print(
         f"another thing, {count} scenes: "
-        + "  ".join(f"{kind} {found[kind] / count:.0%}" for kind in ("color", "shape", "both"))
+        + "  ".join(f"{kind} {correct[kind] / count:.0%}" for kind in ("color", "shape", "both"))
     )
 
 
-def removed(task: Inpaint, count: int) -> None:
+def score_removal(task: Inpaint, count: int) -> None:
+    """Print the PSNR of the masked area after an empty prompt."""
     for pattern in ("plain", "striped"):
         selected = [
             scene
@@ -74,12 +76,14 @@ def removed(task: Inpaint, count: int) -> None:
             if len(scene.things) == 1 and scene.background.pattern == pattern
         ][:count]
         errors: list[float] = []
-        for scene, picture in zip(selected, generate_images(task, [row(scene, "") for scene in selected]), strict=True):
-            empty = np.asarray(draw(replace(scene, things=())))
-            inside = hole(scene) > 0
-            errors.append(float(np.square(picture[inside].astype(float) - empty[inside]).mean()))
+        for scene, image in zip(
+            selected, generate_images(task, [inpainting_row(scene, "") for scene in selected]), strict=True
+        ):
+            target = np.asarray(draw(replace(scene, things=())))
+            masked = thing_mask(scene) > 0
+            errors.append(float(np.square(image[masked].astype(float) - target[masked]).mean()))
         mean, median = psnr(float(np.mean(errors))), psnr(float(np.median(errors)))
-        print(f"nothing, {len(selected)} {pattern} scenes: {mean:.1f} dB PSNR in the hole, median {median:.1f}")
+        print(f"nothing, {len(selected)} {pattern} scenes: {mean:.1f} dB PSNR in the mask, median {median:.1f}")
 
 
 def main() -> None:
@@ -90,8 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = Inpaint(load_stack(options.model), RowDefaults())
-    replaced(task, options.count)
-    removed(task, options.count)
+    score_replacement(task, options.count)
+    score_removal(task, options.count)
 
 
 if __name__ == "__main__":

@@ -17,35 +17,35 @@ from pipeline.tasks.generate import Generate
 from pipeline.training.data.drawing import draw
 from pipeline.training.data.examples import SCENES, stack_pixels
 from tests.benchmarks.attributes import HELD_OUT, generate_images, psnr
-from tests.benchmarks.scene_reader import held_out, load_reader, table
+from tests.benchmarks.scene_reader import held_out, load_reader, print_accuracy
 
 
 def reconstruction(task: Generate, count: int) -> float:
-    """Return the PSNR in dB of held-out images after encoding (mean) and decoding, at 8 bits."""
-    wanted = stack_pixels(SCENES.examples(HELD_OUT, 0, count, task.stack.native_size[0]))
+    """Return the PSNR in dB, at 8 bits, of held-out images that are encoded to the posterior's mean and decoded."""
+    targets = stack_pixels(SCENES.examples(HELD_OUT, 0, count, task.stack.native_size[0]))
     with torch.inference_mode():
-        rebuilt = torch.cat([task.stack.decode(task.stack.autoencoder.encode(part)) for part in wanted.split(16)])
+        decoded = torch.cat([task.stack.decode(task.stack.autoencoder.encode(part)) for part in targets.split(16)])
     levels = lambda pixels: ((pixels / 2 + 0.5).clamp(0, 1) * 255).round()  # noqa: E731
-    return psnr(float((levels(wanted) - levels(rebuilt)).square().mean()))
+    return psnr(float((levels(targets) - levels(decoded)).square().mean()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=EMBEDDED / "shapes")
-    parser.add_argument("--count", type=int, default=100, help="captions of each kind")
+    parser.add_argument("--count", type=int, default=100, help="captions of one, two and three things each")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task, reader = Generate(load_stack(options.model), RowDefaults()), load_reader()
-    print(f"autoencoder, 256 held-out pictures: {reconstruction(task, 256):.1f} dB PSNR")
+    print(f"autoencoder, 256 held-out images: {reconstruction(task, 256):.1f} dB PSNR")
     print(f"attributes right, {options.count} held-out captions each")
     for things in (1, 2, 3):
-        wanted = held_out(things, options.count)
-        rows = [{"prompt": scene.caption()} for scene in wanted]
-        table(reader, f"{things} thing(s), the generator's own", [np.asarray(draw(scene)) for scene in wanted], wanted)
-        table(reader, f"{things} thing(s), model", generate_images(task, rows), wanted)
+        targets = held_out(things, options.count)
+        rows = [{"prompt": scene.caption()} for scene in targets]
+        print_accuracy(reader, f"{things} thing(s), drawn", [np.asarray(draw(scene)) for scene in targets], targets)
+        print_accuracy(reader, f"{things} thing(s), model", generate_images(task, rows), targets)
         unguided = generate_images(task, [row | {"guidance_scale": 1.0} for row in rows])
-        table(reader, f"{things} thing(s), model, guidance 1", unguided, wanted)
+        print_accuracy(reader, f"{things} thing(s), model, guidance 1", unguided, targets)
 
 
 if __name__ == "__main__":

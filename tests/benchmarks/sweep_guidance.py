@@ -28,14 +28,14 @@ SEEDS = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=EMBEDDED / "shapes")
-    parser.add_argument("--count", type=int, default=24, help="captions of one and of two things")
+    parser.add_argument("--count", type=int, default=24, help="captions of one and of two things each")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plot", type=Path, help="An SVG to write.")
+    parser.add_argument("--plot", type=Path, help="SVG file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = Generate(load_stack(options.model), RowDefaults())
     scenes = held_out(1, options.count) + held_out(2, options.count)
-    results = [(scale, *measured(task, scenes, scale)) for scale in SCALES]
+    results = [(scale, *measure(task, scenes, scale)) for scale in SCALES]
     print("guidance  attributes right  diversity")
     for scale, right, diversity in results:
         print(f"{scale:8g}  {right:16.1%}  {diversity:9.1f}")
@@ -43,24 +43,24 @@ def main() -> None:
         options.plot.write_text(plot(results))
 
 
-def measured(task: Generate, scenes: list[Scene], scale: float) -> tuple[float, float]:
-    """Return the fraction of attributes that are right, and the diversity."""
+def measure(task: Generate, scenes: list[Scene], scale: float) -> tuple[float, float]:
+    """Return the fraction of correct attributes, and the diversity."""
     rows = [
         {"prompt": scene.caption(), "seed": seed, "guidance_scale": scale} for scene in scenes for seed in range(SEEDS)
     ]
-    pictures, reader = generate_images(task, rows), load_reader()
-    verdicts = [
+    images, reader = generate_images(task, rows), load_reader()
+    correct = [
         right
         for index, scene in enumerate(scenes)
-        for picture in pictures[SEEDS * index : SEEDS * (index + 1)]
-        for _, right in read_attributes(reader, picture, scene)
+        for image in images[SEEDS * index : SEEDS * (index + 1)]
+        for _, right in read_attributes(reader, image, scene)
     ]
-    apart = [
+    distances = [
         distance(*pair)
         for index in range(len(scenes))
-        for pair in combinations(pictures[SEEDS * index : SEEDS * (index + 1)], 2)
+        for pair in combinations(images[SEEDS * index : SEEDS * (index + 1)], 2)
     ]
-    return float(np.mean(verdicts)), float(np.mean(apart))
+    return float(np.mean(correct)), float(np.mean(distances))
 
 
 def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
@@ -69,26 +69,26 @@ def distance(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 
 def plot(results: list[tuple[float, float, float]]) -> str:
     """Return both curves over the guidance scale, as SVG."""
-    most = max(diversity for _, _, diversity in results)
+    max_diversity = max(diversity for _, _, diversity in results)
     right = curve([(scale, part) for scale, part, _ in results], "#2a6fdb")
-    diverse = curve([(scale, diversity / most) for scale, _, diversity in results], "#d9822b")
-    ticks = "".join(f'<text x="{across(scale)}" y="268" text-anchor="middle">{scale:g}</text>' for scale in SCALES)
+    diverse = curve([(scale, diversity / max_diversity) for scale, _, diversity in results], "#d9822b")
+    ticks = "".join(f'<text x="{x_of(scale)}" y="268" text-anchor="middle">{scale:g}</text>' for scale in SCALES)
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 300" font-family="sans-serif" font-size="12">
 <rect width="640" height="300" fill="#fff"/><path d="M50 50V250H590" fill="none" stroke="#888"/>
 {ticks}{right}{diverse}
 <text x="320" y="290" text-anchor="middle">guidance scale</text>
 <text x="50" y="20" fill="#2a6fdb">attributes right, 0 to 100 %</text>
-<text x="270" y="20" fill="#d9822b">diversity, 0 to {most:.0f} levels of 255</text></svg>
+<text x="270" y="20" fill="#d9822b">diversity, 0 to {max_diversity:.0f} levels of 255</text></svg>
 """
 
 
 def curve(points: list[tuple[float, float]], color: str) -> str:
     """Return a line through points (scale, value), values in 0 to 1."""
-    points_text = " ".join(f"{across(scale)},{250 - 200 * value:.1f}" for scale, value in points)
+    points_text = " ".join(f"{x_of(scale)},{250 - 200 * value:.1f}" for scale, value in points)
     return f'<polyline fill="none" stroke="{color}" stroke-width="2.5" points="{points_text}"/>'
 
 
-def across(scale: float) -> float:
+def x_of(scale: float) -> float:
     return round(50 + 540 * scale / max(SCALES), 1)
 
 

@@ -1,4 +1,4 @@
-"""The paper's text transformer, and pictures of a checkpoint that has it, against the reference's."""
+"""The paper's text transformer, and images of a checkpoint that has it, against diffusers."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +41,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circ
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the paper's text-to-image model, scaled down, as the reference saves it."""
+    """A checkpoint of the paper's text-to-image model, scaled down, as diffusers saves it."""
     folder = tmp_path_factory.mktemp("checkpoints") / "ldm"
     words = tmp_path_factory.mktemp("words") / "vocab.txt"
     words.write_text("\n".join(WORDS))
@@ -79,12 +79,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_picture_equals_the_reference_pipelines(folder: Path) -> None:
+def test_an_image_equals_that_of_diffusers(folder: Path) -> None:
     pipeline = LDMTextToImagePipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     prompt = "a red circle, a blue squares"
     generator = torch.Generator().manual_seed(5)
-    told: Any = pipeline(
+    expected: Any = pipeline(
         prompt, height=64, width=64, num_inference_steps=4, guidance_scale=5.0, generator=generator, output_type="np"
     )
     stack = load_stack(folder)
@@ -94,22 +94,22 @@ def test_a_picture_equals_the_reference_pipelines(folder: Path) -> None:
     prepared = task.prepare(Row(**row))
     [(_, latents)] = engine.run([task.request("only", prepared)])
     assert isinstance(latents, torch.Tensor)
-    assert np.abs(task.decode(latents, prepared) - 255 * told.images[0]).max() <= 1
+    assert np.abs(task.decode(latents, prepared) - 255 * expected.images[0]).max() <= 1
     other = task.request("other", task.prepare(Row(**{**row, "prompt": "a blue square"})))
     assert (other.prompt_embeds - task.request("only", prepared).prompt_embeds).abs().max() > 0.1
 
 
-def test_a_tokenizer_without_words_is_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "ldm"
-    broken.mkdir()
+def test_a_missing_tokenizer_is_an_error_that_names_it(folder: Path, tmp_path: Path) -> None:
+    incomplete = tmp_path / "ldm"
+    incomplete.mkdir()
     for path in folder.iterdir():
         if path.name != "tokenizer":
-            (broken / path.name).symlink_to(path)
+            (incomplete / path.name).symlink_to(path)
     with pytest.raises(CheckpointError, match="tokenizer: cannot be read as a BertTokenizer"):
-        load_stack(broken)
+        load_stack(incomplete)
 
 
-def test_states_equal_the_reference() -> None:
+def test_hidden_states_equal_those_of_diffusers() -> None:
     torch.manual_seed(0)
     reference = LDMBertModel(LDMBertConfig(**asdict(CONFIG))).eval()
     with torch.no_grad():
@@ -119,5 +119,5 @@ def test_states_equal_the_reference() -> None:
     ours.load_state_dict(reference.state_dict())
     tokens = torch.randint(0, 100, (3, 12))
     with torch.inference_mode():
-        wanted, seen = reference(tokens, return_dict=True).last_hidden_state, ours(tokens).last_hidden_state
-    assert (seen - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+        expected, states = reference(tokens, return_dict=True).last_hidden_state, ours(tokens).last_hidden_state
+    assert (states - expected).abs().max() <= 1e-5 * expected.abs().max()

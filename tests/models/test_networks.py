@@ -1,4 +1,4 @@
-"""The networks against diffusers' own, on small random checkpoints that diffusers saved."""
+"""The networks against diffusers, on small random checkpoints that diffusers saved."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.models.checkpoint.components import load_autoencoder, load_unet, load_vq
 
 TOLERANCE = 1e-4
-"""Of the output's scale."""
+"""The maximum error, relative to the largest output."""
 
 UNETS = {
     "sd15": {"block_out_channels": (32, 64, 64, 64), "attention_head_dim": 8},
@@ -37,7 +37,7 @@ UNETS = {
 }
 
 
-def difference(ours: Tensor, reference: Tensor) -> float:
+def relative_error(ours: Tensor, reference: Tensor) -> float:
     return ((ours - reference).abs().max() / reference.abs().max()).item()
 
 
@@ -53,7 +53,7 @@ def test_unet_equals_diffusers(tmp_path: Path, family: str, size: tuple[int, int
     labels = torch.tensor([20, 300]) if unet.config.num_class_embeds else None
     with torch.no_grad():
         expected = reference(latents, timesteps, states, class_labels=labels).sample
-        assert difference(unet(latents, timesteps, states, labels), expected) <= TOLERANCE
+        assert relative_error(unet(latents, timesteps, states, labels), expected) <= TOLERANCE
 
 
 @pytest.fixture
@@ -75,13 +75,15 @@ def test_autoencoder_equals_diffusers(tmp_path: Path, reference_autoencoder: Ref
     with torch.no_grad():
         expected = reference_autoencoder.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         posterior = autoencoder.posterior(pixels)
-        assert difference(posterior.mean, expected.mean) <= TOLERANCE
-        assert difference(posterior.logvar, expected.logvar) <= TOLERANCE
+        assert relative_error(posterior.mean, expected.mean) <= TOLERANCE
+        assert relative_error(posterior.logvar, expected.logvar) <= TOLERANCE
         decoded = reference_autoencoder.decode(latents / 0.18215).sample  # pyright: ignore[reportAttributeAccessIssue]
-        assert difference(autoencoder.decode(latents), decoded) <= TOLERANCE
+        assert relative_error(autoencoder.decode(latents), decoded) <= TOLERANCE
 
 
-def test_autoencoder_draws_what_diffusers_draws(tmp_path: Path, reference_autoencoder: ReferenceAutoencoder) -> None:
+def test_autoencoder_samples_equal_those_of_diffusers(
+    tmp_path: Path, reference_autoencoder: ReferenceAutoencoder
+) -> None:
     reference_autoencoder.save_pretrained(tmp_path / "vae")
     autoencoder = load_autoencoder(tmp_path / "vae")
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
@@ -89,27 +91,25 @@ def test_autoencoder_draws_what_diffusers_draws(tmp_path: Path, reference_autoen
     with torch.no_grad():
         distribution = reference_autoencoder.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
         expected = 0.18215 * distribution.sample(torch.Generator().manual_seed(7))
-        assert difference(autoencoder.encode(pixels, noise), expected) <= TOLERANCE
+        assert relative_error(autoencoder.encode(pixels, noise), expected) <= TOLERANCE
 
 
-def test_attention_tensors_of_old_autoencoders_load(
-    tmp_path: Path, reference_autoencoder: ReferenceAutoencoder
-) -> None:
+def test_old_names_of_attention_tensors_load(tmp_path: Path, reference_autoencoder: ReferenceAutoencoder) -> None:
     from safetensors.torch import load_file, save_file
 
     reference_autoencoder.save_pretrained(tmp_path / "vae")
     path = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old_names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     tensors = {}
     for name, tensor in load_file(path).items():
-        for new, former in old.items():
-            name = name.replace(f".{new}.", f".{former}.")
+        for new_name, old_name in old_names.items():
+            name = name.replace(f".{new_name}.", f".{old_name}.")
         tensors[name] = tensor[..., None, None] if "attentions" in name and tensor.ndim == 2 else tensor
     save_file(tensors, path)
     pixels = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         expected = reference_autoencoder.encode(pixels).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
-        assert difference(load_autoencoder(tmp_path / "vae").posterior(pixels).mean, expected) <= TOLERANCE
+        assert relative_error(load_autoencoder(tmp_path / "vae").posterior(pixels).mean, expected) <= TOLERANCE
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_sd15_at_full_size_equals_diffusers(tmp_path: Path) -> None:
     latents, timesteps, states = torch.randn(1, 4, 64, 64), torch.tensor([500.0]), torch.randn(1, 77, 768)
     with torch.no_grad():
         expected = reference(latents, timesteps, states).sample
-        assert difference(unet(latents, timesteps, states), expected) <= TOLERANCE
+        assert relative_error(unet(latents, timesteps, states), expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("size", [(16, 16), (32, 24)])
@@ -142,7 +142,7 @@ def test_unconditional_unet_equals_diffusers(tmp_path: Path, size: tuple[int, in
     latents, timesteps = torch.randn(2, 6, *size), torch.tensor([3.0, 777.0])
     with torch.no_grad():
         ours = unet(latents, timesteps, torch.zeros(2, 0, 0))
-        assert difference(ours, reference(latents, timesteps).sample) <= TOLERANCE
+        assert relative_error(ours, reference(latents, timesteps).sample) <= TOLERANCE
 
 
 @pytest.mark.parametrize("embed_dim", [None, 5])
@@ -161,8 +161,8 @@ def test_vector_quantized_autoencoder_equals_diffusers(tmp_path: Path, embed_dim
     autoencoder = load_vq(tmp_path / "vqvae")
     pixels, latents = torch.rand(2, 3, 32, 48) * 2 - 1, torch.randn(2, embed_dim or 3, 8, 12)
     with torch.no_grad():
-        assert difference(autoencoder.encode(pixels), reference.encode(pixels).latents) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
+        assert relative_error(autoencoder.encode(pixels), reference.encode(pixels).latents) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
         decoded = autoencoder.decode(latents)
-        assert difference(decoded, reference.decode(latents).sample) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
+        assert relative_error(decoded, reference.decode(latents).sample) <= TOLERANCE  # pyright: ignore[reportAttributeAccessIssue]
         unquantized = autoencoder.decoder(autoencoder.post_quant_conv(latents))
-        assert difference(decoded, unquantized) > 0.1  # the codebook matters
+        assert relative_error(decoded, unquantized) > 0.1  # the codebook matters
