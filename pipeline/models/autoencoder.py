@@ -87,7 +87,7 @@ class DiagonalGaussian:
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks, with attention between them if `attends`."""
+    """Two residual blocks, with attention between them if `attends` is true."""
 
     def __init__(self, channels: int, groups: int, *, attends: bool) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Level(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels (B, 3, H, W) to moments (B, 2 C, H/f, W/f)."""
+    """Maps pixels (B, 3, H, W) to moments (B, 2 C, H/f, W/f), or to latents (B, C, H/f, W/f) without a Gaussian."""
 
     def __init__(self, config: AutoencoderConfig, out_channels: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, C, h, w) to pixels (B, 3, h f, w f)."""
+    """Maps latents (B, C, h, w) to pixels (B, 3, h f, w f)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """The KL autoencoder; `encode` and `decode` apply the latents' scale, so no caller has to."""
+    """The KL autoencoder; `encode` and `decode` apply the scaling factor of the latents."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -188,13 +188,13 @@ class AutoencoderKL(nn.Module):
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Return scaled latents (B, C, H/f, W/f): the posterior's sample for `noise`, or its mean without."""
+        """Return scaled latents (B, C, H/f, W/f): the posterior's sample for `noise`, or its mean."""
         posterior = self.posterior(pixels)
         latents = posterior.mean if noise is None else posterior.sample(noise)
         return latents * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, h f, w f), about [-1, 1], of scaled latents (B, C, h, w)."""
+        """Return pixels (B, 3, h f, w f), approximately in [-1, 1], of scaled latents (B, C, h, w)."""
         return self.decode_unscaled(latents / self.config.scaling_factor)
 
     def decode_unscaled(self, latents: Tensor) -> Tensor:
@@ -243,9 +243,9 @@ class VQModel(nn.Module):
         return self.quant_conv(self.encoder(pixels))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, h f, w f), about [-1, 1], of latents (B, D, h, w)."""
+        """Return pixels (B, 3, h f, w f), approximately in [-1, 1], of latents (B, D, h, w)."""
         return self.decode_codes(self.quantize(latents))
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """Return pixels (B, 3, h f, w f), about [-1, 1], of codebook vectors (B, D, h, w)."""
+        """Return pixels (B, 3, h f, w f), approximately in [-1, 1], of codebook vectors (B, D, h, w)."""
         return self.decoder(self.post_quant_conv(codes))

@@ -1,7 +1,7 @@
 """The text transformer of the latent-diffusion paper, on BERT's tokens (Rombach et al. 2022, section 4.3.1).
 
-Attribute names are diffusers' tensor names (LDMBertModel). The head width is an option of its own, queries, keys and
-values have no bias, and padding is not masked, as in training.
+Attribute names are diffusers' tensor names (LDMBertModel). The head width is a separate option; queries, keys and
+values have no bias; padding is not masked, as in training.
 """
 
 from collections.abc import Mapping
@@ -81,6 +81,8 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Token and position embeddings, the transformer layers and the final norm."""
+
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
@@ -97,7 +99,7 @@ class Encoder(nn.Module):
 
 
 class BertModel(nn.Module):
-    """Token ids (B, T) to states (B, T, D) after the final norm; `to_logits` is loaded but not used."""
+    """Maps token ids (B, T) to states (B, T, D) after the final norm; `to_logits` is loaded but not used."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()

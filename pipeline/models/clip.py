@@ -1,4 +1,4 @@
-"""CLIP in the layout of transformers' CLIPModel: images and texts as unit vectors of one space."""
+"""CLIP in the layout of transformers' CLIPModel: images and texts as unit vectors in one space."""
 
 from pathlib import Path
 from typing import Final
@@ -21,12 +21,12 @@ _NAMES: Final = TensorNames(ignored=(".position_ids",))
 
 
 class Clip:
-    """A CLIP on one device. A text's embedding depends on it alone; an image's on the batch shape too."""
+    """A CLIP on one device. A text's embedding depends only on the text; an image's also on the batch shape."""
 
     def __init__(self, folder: Path, model: CLIPModel, text: TextEncoder, device: torch.device) -> None:
         self.name, self.model, self.device = folder.name, model, device
         self.side = clip_side(folder)
-        """Pixels of the side of the square to which an image is cropped."""
+        """The side of the square to which an image is cropped, in pixels."""
         self._text = text
         mean, deviation = clip_colors(folder)
         self._mean = torch.tensor(mean, device=device)[:, None, None]

@@ -13,10 +13,10 @@ EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Config:
-    """A network's config. Every option of the diffusers class is in one of the three.
+    """A network's config. Every option of the diffusers class is in one of three groups.
 
     The fields are the supported options. CONSTANTS are the options with only some supported values. WITHOUT_EFFECT are
-    options that the supported networks do not read, or read only in training. Other keys diffusers ignores too.
+    options that the supported networks do not read, or read only in training. Other keys are ignored, as in diffusers.
     """
 
     CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -24,7 +24,7 @@ class Config:
     PER_LEVEL: ClassVar[tuple[str, ...]] = ()
     """Options that are given once, or once per level of `block_out_channels`."""
     BLOCKS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Options that name the class of each level, and the classes that are supported."""
+    """Options that name the class of each level, with the supported classes."""
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], source: str) -> Self:
@@ -59,7 +59,7 @@ def check_levels(config: Config, source: str) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Return whether a value of JSON is of a field's type; lists are tuples, and a float may be given as an integer."""
+    """Return whether a value from JSON has a field's type; lists are tuples, and integers are valid floats."""
     parts = get_args(kind)
     if get_origin(kind) is tuple:
         if not isinstance(value, tuple):
@@ -80,14 +80,14 @@ FORMS: Final[Mapping[Task, tuple[Form, ...]]] = {
     "inpaint": ("inpainting", "text to image"),
     "upscale": ("upscaling",),
 }
-"""The forms of checkpoint that a task can use."""
+"""The forms of checkpoints that a task can use."""
 
 
 def checked_form(name: str, task: Task, in_channels: int, latent_channels: int) -> Form:
-    """Return what a checkpoint is made for, by its U-Net's input channels (Rombach et al. 2022, section 4).
+    """Return the form of a checkpoint, which follows from its U-Net's input channels (Rombach et al. 2022, section 4).
 
-    They are the latents alone; also a mask and the masked image's latents; or also an RGB image. CheckpointError if
-    the task cannot use it."""
+    They are the latents; the latents, a mask and the masked image's latents; or the latents and an RGB image.
+    CheckpointError if the task cannot use the form."""
     forms: dict[int, Form] = {
         latent_channels: "text to image",
         2 * latent_channels + 1: "inpainting",
@@ -103,12 +103,12 @@ def checked_form(name: str, task: Task, in_channels: int, latent_channels: int) 
 
 
 def is_embedded(model: str) -> bool:
-    """Return whether a name is that of a checkpoint that comes with the package."""
+    """Return whether `model` is the name of an embedded checkpoint, which comes with the package."""
     return "/" not in model and (EMBEDDED / model).is_dir()
 
 
 def checkpoint_folder(model: str) -> Path:
-    """Return the local folder of a checkpoint, given an embedded one's name or a path."""
+    """Return the local folder of a checkpoint, given its path or the name of an embedded one."""
     folder = EMBEDDED / model if is_embedded(model) else Path(model)
     if folder.is_file():
         raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _NARROW: Final = 16
-"""Heads with fewer channels are padded with zeros on CPUs."""
+"""On CPUs, heads with fewer channels are padded with zeros to this width."""
 
 
 def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, freq_shift: float) -> Tensor:
@@ -21,7 +21,7 @@ def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, 
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers: a timestep's sinusoids (B, width) to the time embedding (B, embedding)."""
+    """Two linear layers that map the sinusoids of a timestep (B, width) to the time embedding (B, embedding)."""
 
     def __init__(self, width: int, embedding: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Return attention (B, heads, tokens, width). torch's CPU kernel is slow for narrow heads: zeros pad them."""
+    """Return attention (B, heads, tokens, width). torch's CPU kernel is slow for narrow heads, so they are padded."""
     width = query.shape[-1]
     if query.is_cuda or width >= _NARROW:
         return F.scaled_dot_product_attention(query, key, value)
@@ -93,7 +93,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class PixelAttention(Attention):
-    """Self-attention over the positions of a feature map, normalized before and added."""
+    """Self-attention over the positions of a feature map, with pre-normalization and a residual connection."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
         super().__init__(channels, heads, bias=True)
@@ -105,7 +105,7 @@ class PixelAttention(Attention):
 
 
 class GEGLU(nn.Module):
-    """Linear layer gated by the GELU of its other half (Shazeer 2020)."""
+    """A linear layer, one half of whose output is gated by the GELU of the other half (Shazeer 2020)."""
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the text, feed-forward; each normalized before and added."""
+    """Self-attention, cross-attention to the text and feed-forward, each pre-normalized with a residual connection."""
 
     def __init__(self, channels: int, heads: int, states: int, *, only_cross: bool) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbor enlargement of a feature map to `size`, then a convolution."""
+    """Nearest-neighbor upsampling of a feature map to `size`, followed by a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

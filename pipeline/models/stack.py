@@ -1,4 +1,4 @@
-"""A latent diffusion model on one device."""
+"""The loaded components of a checkpoint."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +13,17 @@ from pipeline.models.unet import UNet
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A latent diffusion model on one device: everything that a task needs of a checkpoint."""
+    """A latent diffusion model on one device: all that a task needs from a checkpoint."""
 
     name: str
     weights_sha256: str
     unet: UNet
     autoencoder: AutoencoderKL | VQModel
     text: TextEncoder | None
-    """None where the U-Net takes no text."""
+    """None if the U-Net is unconditional."""
     schedule_config: dict[str, Any]
     low_res_schedule_config: dict[str, Any] | None
-    """The schedule of the noise that an upscaler adds to its source; None where it adds none."""
+    """The schedule of the noise that an upscaler adds to its source; None if the model adds no noise."""
     max_noise_level: int
     """The highest level of that noise."""
     generation_config: dict[str, Any]
@@ -33,7 +33,7 @@ class Stack:
 
     @property
     def downsample_factor(self) -> int:
-        """Pixels per latent: widths and heights are multiples of it."""
+        """Pixels per latent along one side; widths and heights of images are multiples of it."""
         return self.autoencoder.config.downsample_factor
 
     @property
@@ -68,7 +68,7 @@ class Stack:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W), about [-1, 1], of scaled latents; float32."""
+        """Return pixels (B, 3, H, W), approximately in [-1, 1], of scaled latents; float32."""
         dtype = next(self.autoencoder.parameters()).dtype
         latents = latents.to(self.device, dtype, memory_format=torch.channels_last)
         return self.autoencoder.decode(latents).float()

@@ -11,7 +11,7 @@ from pipeline.models.bert import BertModel
 
 
 class TextEncoder:
-    """Encodes prompts to the U-Net's cross-attention input: the last hidden states after the final norm."""
+    """Encodes prompts into the U-Net's cross-attention input: the last hidden states after the final norm."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: CLIPTextModel | BertModel) -> None:
         self.tokenizer = tokenizer
@@ -26,7 +26,7 @@ class TextEncoder:
     def encode(self, prompts: list[str], *, chunks: int = 1) -> list[Tensor]:
         """Return each prompt's embeddings (T, D), padded to at least `chunks` windows; T is a multiple of the window.
 
-        Windows go through the network one at a time, so a prompt's embeddings depend on it alone.
+        Windows go through the network one at a time, so the embeddings of a prompt do not depend on the others.
         """
         return [self._encode(prompt, chunks) for prompt in prompts]
 
@@ -42,7 +42,7 @@ class TextEncoder:
         return [self._padded(part) for part in parts]
 
     def attention_mask(self, window: list[int]) -> Tensor:
-        """Return 1 for the tokens (1, T) of a window up to its end, 0 for padding."""
+        """Return the mask (1, T) of a window: 1 for tokens up to the end token, 0 for padding."""
         length = window.index(self.end, 1) + 1
         return (torch.arange(len(window), device=self.model.device) < length).long()[None]
 
@@ -56,7 +56,7 @@ class TextEncoder:
         return torch.cat([self._states(ids) for ids in windows])
 
     def _states(self, window: list[int]) -> Tensor:
-        """Return the states (T, D) of a window; padding is masked where the model's config says so."""
+        """Return the states (T, D) of a window; padding is masked if the model's config says so."""
         ids = torch.tensor([window], device=self.model.device)
         if isinstance(self.model, CLIPTextModel) and getattr(self.model.config, "use_attention_mask", False):
             return self.model(ids, attention_mask=self.attention_mask(window)).last_hidden_state[0]

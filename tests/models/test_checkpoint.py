@@ -22,7 +22,7 @@ from pipeline.models.bert import BertConfig
 from pipeline.models.checkpoint.components import load_text_encoder
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import Config
-from pipeline.models.unet import UnconditionalUNetConfig, UNetConfig
+from pipeline.models.unet_config import UnconditionalUNetConfig, UNetConfig
 from tests.checkpoints import tiny_checkpoint
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

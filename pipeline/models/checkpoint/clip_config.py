@@ -1,4 +1,4 @@
-"""A CLIP folder's config.json and preprocessor_config.json, read without its weights."""
+"""Read a CLIP folder's config.json and preprocessor_config.json, without its weights."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -22,14 +22,14 @@ def check_clip(folder: Path) -> None:
 
 
 def clip_side(folder: Path) -> int:
-    """Return the pixels of the side of a CLIP's input."""
+    """Return the side of a CLIP's input images in pixels."""
     found = _preparation(folder).get("crop_size")
     found = found.get("height") if isinstance(found, dict) else found
     return int(found or read_json(folder / "config.json")["vision_config"].get("image_size", _SIDE))
 
 
 def clip_colors(folder: Path) -> tuple[list[float], list[float]]:
-    """Return the mean and the deviation by which color values in [0, 1] are normalized."""
+    """Return the mean and the standard deviation by which color values in [0, 1] are normalized."""
     about = _preparation(folder)
     return list(about.get("image_mean", _MEAN)), list(about.get("image_std", _DEVIATION))
 

@@ -1,4 +1,4 @@
-"""Loading the components of a checkpoint folder. A class of network is a row of NETWORK_CLASSES."""
+"""Load the components of a checkpoint folder. NETWORK_CLASSES lists the classes of networks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from pipeline.models.checkpoint.layout import DIFFUSERS_STEM, TRANSFORMERS_STEM
 from pipeline.models.checkpoint.weights import PLAIN_NAMES, TensorNames, load_weights, match_tensors, read_json
 from pipeline.models.configs import Config, check_levels
 from pipeline.models.text import TextEncoder, load_tokenizer
-from pipeline.models.unet import UnconditionalUNetConfig, UNet, UNetConfig
+from pipeline.models.unet import UNet
+from pipeline.models.unet_config import UnconditionalUNetConfig, UNetConfig
 
 CLASSES: Final = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
@@ -30,7 +31,9 @@ CLASSES: Final = {
 
 NETWORKS: Final = (("unet",), ("vae", "vqvae"))
 TEXT: Final = (("text_encoder", "bert"), ("tokenizer",))
-"""The components of a checkpoint, with the names that the paper's own models use; a UNet2DModel has no text."""
+"""The components of a checkpoint: the possible names of each, the second being that of the paper's models.
+
+A checkpoint with a UNet2DModel has no text encoder."""
 
 OLD_ATTENTION: Final = (
     (".query.", ".to_q."),
@@ -43,14 +46,14 @@ OLD_ATTENTION: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkClass:
-    """How the networks of one class are built from config.json, and loaded."""
+    """The construction of a class of networks from config.json, and the format of its weights."""
 
     build: Callable[[Mapping[str, Any], str], nn.Module]
-    """Builds the network from the config and the config's file name, which errors name."""
+    """Builds the network from a config and the config's file name, which error messages contain."""
     stem: str = DIFFUSERS_STEM
     names: TensorNames = PLAIN_NAMES
     has_buffers: bool = False
-    """Whether the network computes tensors that no file holds."""
+    """Whether the network has tensors that it computes and that are not in the weight files."""
 
 
 def _network(config: type[Config], network: Callable[[Any], nn.Module]) -> Callable[..., nn.Module]:
@@ -84,7 +87,7 @@ NETWORK_CLASSES: Final[Mapping[str, NetworkClass]] = {
 def load_network(folder: Path, class_name: str, *, half: bool = False, device: str = "cpu") -> nn.Module:
     """Load the network in `folder`, in float32 on the CPU; CheckpointError if it cannot be loaded.
 
-    On "meta" nothing but the config and the weights' headers is read, and the network stays empty."""
+    On the device "meta", only the config and the headers of the weight files are read; the weights have no data."""
     kind, path = NETWORK_CLASSES[class_name], folder / "config.json"
     values = read_json(path)
     try:
@@ -102,14 +105,14 @@ def load_network(folder: Path, class_name: str, *, half: bool = False, device: s
 
 
 def load_unet(folder: Path, *, half: bool = False) -> UNet:
-    """Load the U-Net in `folder`, with text or without, in float32 on the CPU."""
+    """Load the conditional or unconditional U-Net in `folder`, in float32 on the CPU."""
     unet = load_network(folder, _class_in_config(folder) or "UNet2DConditionModel", half=half)
     assert isinstance(unet, UNet)
     return unet
 
 
 def load_autoencoder(folder: Path, *, half: bool = False) -> AutoencoderKL:
-    """Load the KL autoencoder in `folder`, in float32 on the CPU; old names of attention tensors are known."""
+    """Load the KL autoencoder in `folder`, in float32 on the CPU; old names of attention tensors are supported."""
     autoencoder = load_network(folder, "AutoencoderKL", half=half)
     assert isinstance(autoencoder, AutoencoderKL)
     return autoencoder
@@ -123,7 +126,7 @@ def load_vq(folder: Path, *, half: bool = False) -> VQModel:
 
 
 def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False, device: str = "cpu") -> TextEncoder:
-    """Load CLIP's text tower or the paper's BERT from `folder`, with its tokenizer, in float32 on the CPU."""
+    """Load CLIP's text encoder or the paper's BERT from `folder`, with its tokenizer, in float32."""
     is_bert = folder.name == "bert"
     model = load_network(folder, "LDMBertModel" if is_bert else "CLIPTextModel", half=half, device=device)
     assert isinstance(model, BertModel | CLIPTextModel)
@@ -132,9 +135,9 @@ def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = Fals
 
 
 def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tuple[str, ...]]) -> list[tuple[str, str]]:
-    """Return each component's name in model_index.json, and its class; CheckpointError for none or an unknown class.
+    """Return the name and class of each component; CheckpointError if one is missing or its class is unknown.
 
-    As in diffusers the class is that of model_index.json; where it gives none, that of the component's own config."""
+    The class is that in model_index.json, as in diffusers, or else that in the component's own config."""
     path = folder / "model_index.json"
     found: list[tuple[str, str]] = []
     for names in wanted:
@@ -152,7 +155,7 @@ _CLASS_KEYS: Final = {"config.json": ("_class_name", "architectures"), "tokenize
 
 
 def _class_in_config(folder: Path) -> str | None:
-    """Return the class that a component's config names, if it does."""
+    """Return the class that a component's config names, or None."""
     for file, keys in _CLASS_KEYS.items():
         values = read_json(folder / file) if (folder / file).exists() else {}
         given = [values[key] for key in keys if values.get(key)]

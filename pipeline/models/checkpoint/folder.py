@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder in diffusers' layout: model_index.json, and a folder per component."""
+"""Load a checkpoint folder in diffusers' layout: model_index.json, and a folder per component."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,17 +18,18 @@ from pipeline.models.checkpoint.components import (
 from pipeline.models.checkpoint.weights import channels_last, read_json, weights_digest
 from pipeline.models.stack import Stack
 from pipeline.models.text import TextEncoder
-from pipeline.models.unet import UnconditionalUNetConfig, UNet
+from pipeline.models.unet import UNet
+from pipeline.models.unet_config import UnconditionalUNetConfig
 
 LOW_RES: Final = "low_res_scheduler"
 MAX_NOISE_LEVEL: Final = 350
-"""The highest noise level of an upscaler whose model_index.json gives none; as in diffusers."""
+"""The maximum noise level of an upscaler if model_index.json has none, as in diffusers."""
 
 
 def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
     """Load every component of a checkpoint folder; CheckpointError names the file and what is wrong with it.
 
-    On "meta" the weights' headers are checked and no weights are read: the stack is complete but for them."""
+    On the device "meta", only the headers of the weight files are read and checked; the weights have no data."""
     index = read_json(folder / "model_index.json")
     half, target = dtype == torch.float16, torch.device(device)
     (unet_name, unet_class), (autoencoder_name, autoencoder_class) = find_components(folder, index, NETWORKS)
@@ -65,7 +66,7 @@ def _load_text(folder: Path, index: Mapping[str, Any], *, half: bool, device: st
 
 
 def _schedule_config(folder: Path, index: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a scheduler's config; its class is that of model_index.json, as in diffusers."""
+    """Return a scheduler's config; model_index.json overrides its class, as in diffusers."""
     path = folder / name / "scheduler_config.json"
     config, entry = read_json(path), index.get(name)
     class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
@@ -87,7 +88,7 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_widths(folder: Path, stack: Stack) -> None:
-    """Raise CheckpointError if a component's output does not fit the input of the next one."""
+    """Raise CheckpointError if a component's output width differs from the input width of the next one."""
     unet, autoencoder = stack.unet.config, stack.autoencoder.config
     if stack.text is not None and unet.text_widths != {stack.text.model.config.hidden_size}:
         widths = ", ".join(map(str, sorted(unet.text_widths)))

@@ -18,7 +18,7 @@ STEMS: Final[Mapping[str, str]] = {
     "text_encoder": TRANSFORMERS_STEM,
     "bert": TRANSFORMERS_STEM,
 }
-"""The components with weights, and the name of their weights' file before its endings."""
+"""The components that have weights, and the stem of the names of their weight files."""
 
 SCHEDULERS: Final = ("scheduler", "low_res_scheduler")
 COMPONENTS: Final = frozenset({*STEMS, *SCHEDULERS, "tokenizer"})
@@ -28,9 +28,9 @@ _SMALL: Final = (".json", ".txt")
 
 
 def weight_names(stem: str, *, half: bool) -> tuple[str, ...]:
-    """Return the names that a component's weights may have, the best first: a file, or the index of its shards.
+    """Return the possible names of a component's weight file or of the index of its shards, in order of preference.
 
-    Other variants, such as `.non_ema`, are other weights."""
+    Other variants, such as `.non_ema`, contain other weights and are ignored."""
     full = (f"{stem}.safetensors", f"{stem}.safetensors.index.json")
     variant = (
         f"{stem}.{VARIANT}.safetensors",
@@ -41,9 +41,9 @@ def weight_names(stem: str, *, half: bool) -> tuple[str, ...]:
 
 
 def is_config(name: str, index: Mapping[str, Any] | None) -> bool:
-    """Return whether a file, given by its path in a checkpoint folder, is a config or a tokenizer's file that is read.
+    """Return whether a file, given by its path in a checkpoint folder, is a config or tokenizer file that is read.
 
-    `index` is the content of model_index.json; None for a folder of one component, as a CLIP is."""
+    `index` is the content of model_index.json, or None for a folder of one component, such as a CLIP."""
     path = PurePosixPath(name)
     if path.suffix not in _SMALL or path.name.endswith(".index.json") or ".safetensors.index." in path.name:
         return False

@@ -1,4 +1,4 @@
-"""Reading a component's safetensors: single or sharded, full or fp16 variant. Pickles are refused."""
+"""Read the safetensors of a component: one file or shards, full precision or fp16. Pickles are refused."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
     """Return the safetensors files of a component: one, or its shards; the fp16 variant if `half` or the only one.
 
-    `stem` is the files' name before its endings; files of other names are other weights, and ignored."""
+    `stem` is the file name without its suffixes; files with other stems contain other weights and are ignored."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; the checkpoint's model_index.json names it")
     for name in weight_names(stem, half=half):
@@ -53,17 +53,17 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorNames:
-    """How the tensor names of a component's files differ from those of its network."""
+    """The mapping from the tensor names in a component's files to those of its network."""
 
     strip: str = ""
-    """A prefix that old files have before each name."""
+    """A prefix of the names in old files."""
     renames: tuple[tuple[str, str], ...] = ()
-    """Old parts of names with the new ones."""
+    """Pairs of an old part of a name and the new one."""
     ignored: tuple[str, ...] = ()
-    """Endings of tensors that are not weights."""
+    """Suffixes of the names of tensors that are not weights."""
 
     def network_name(self, stored: str) -> str | None:
-        """Return the network's name of a stored tensor; None if it is not a weight."""
+        """Return the name of a stored tensor in the network; None if it is not a weight."""
         if self.ignored and stored.endswith(self.ignored):
             return None
         name = stored.removeprefix(self.strip)
@@ -78,7 +78,7 @@ PLAIN_NAMES: Final = TensorNames()
 def load_weights(
     module: nn.Module, folder: Path, stem: str, *, half: bool = False, names: TensorNames = PLAIN_NAMES
 ) -> None:
-    """Fill `module` with a component's tensors, as they are stored; CheckpointError if they do not match."""
+    """Load a component's tensors into `module`, in the stored dtype; CheckpointError if they do not match."""
     loaded: dict[str, Tensor] = {}
     for path, matches in match_tensors(module, folder, stem, half=half, names=names).items():
         with _opened(path) as file:
@@ -98,9 +98,9 @@ class TensorMatch(NamedTuple):
 def match_tensors(
     module: nn.Module, folder: Path, stem: str, *, half: bool = False, names: TensorNames = PLAIN_NAMES
 ) -> dict[Path, list[TensorMatch]]:
-    """Return a component's tensors by file, from the files' headers alone.
+    """Return a component's tensors by file; reads only the headers of the files.
 
-    CheckpointError names a tensor that is missing, unknown, twice there or of another shape."""
+    CheckpointError names a tensor that is missing, unknown, duplicated or of another shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     missing, matches = set(shapes), dict[Path, list[TensorMatch]]()
     for path in weight_files(folder, stem, half=half):
@@ -141,7 +141,7 @@ def weights_digest(folder: Path, *, half: bool) -> str:
 
 
 def files_in_use(folder: Path, *, half: bool) -> set[Path]:
-    """Return the files that are read of a checkpoint folder, or of a folder of one component."""
+    """Return the files that are read from a checkpoint folder, or from a folder of one component."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
     small = {path for path in folder.rglob("*") if is_config(path.relative_to(folder).as_posix(), index)}
     if index is None:

@@ -13,7 +13,8 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint.components import load_autoencoder, load_unet
 from pipeline.models.checkpoint.weights import channels_last
-from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.unet import UNet
+from pipeline.models.unet_config import UNetConfig
 from pipeline.training.conditioning import (
     Conditioning,
     TextModel,

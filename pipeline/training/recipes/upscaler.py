@@ -18,7 +18,8 @@ from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint.components import load_autoencoder, load_text_encoder
 from pipeline.models.checkpoint.weights import channels_last
-from pipeline.models.unet import UNet, UNetConfig
+from pipeline.models.unet import UNet
+from pipeline.models.unet_config import UNetConfig
 from pipeline.training.data.examples import TEXTURES, Example, Source, stack_pixels
 from pipeline.training.data.textures import degrade
 from pipeline.training.denoising import add_noise, denoising_errors, sample_timesteps
