@@ -72,13 +72,9 @@ class Denoise:
             threads=config.threads,
             run_id=run_id,
         )
+        threads, limit = config.threads, config.call_limit
         self._worker = LaneWorker(
-            loaded.task,
-            loaded.engine,
-            threads=config.threads,
-            report=report,
-            journal=self._journal,
-            call_limit=config.call_limit,
+            loaded.task, loaded.engine, threads=threads, report=report, journal=self._journal, call_limit=limit
         )
 
     @property
