@@ -31,6 +31,12 @@ with connected(None, lambda: start_local(num_cpus=1)):
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_ray_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests leave one running, which `connected` would use."""
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+
 @pytest.mark.parametrize("listening", [False, True])
 def test_a_cluster_that_is_gone_is_told_soon_in_one_line(listening: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.run.connection._ANSWER_SECONDS", 2)
