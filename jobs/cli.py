@@ -29,7 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("jobs.cluster_jobs", "Show the status of a job."),
     "logs": ("jobs.cluster_jobs", "Print the log of a job."),
     "stop": ("jobs.cluster_jobs", "Stop a job; its committed rows remain."),
-    "report": ("jobs.report", "Write a gallery, charts and failures of a run to OUTPUT/report."),
+    "report": ("jobs.report", "Write a gallery, figures and failures of a run to OUTPUT/report."),
     "train": ("jobs.train", "Train the checkpoint of RECIPE in the folder OUTPUT."),
 }
 """The module of each command, which has a function of the command's name, and its line in `latentmill --help`.

@@ -6,7 +6,7 @@ import click
 @click.command()
 @click.argument("output")
 def report(output: str) -> None:
-    """Write a gallery, charts and failures of a run to OUTPUT/report."""
+    """Write a gallery, figures and failures of a run to OUTPUT/report."""
     from pipeline.report.write import write_report
 
     click.echo(f"The report is in {write_report(output)}")
