@@ -33,8 +33,8 @@ class TextNetwork(nn.Module):
 
     def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
         self.batches.append(tuple(latents.shape))
-        told = self.text(states).mean(1)[:, :, None, None] + timesteps[:, None, None, None] / 1000
-        return self.last(torch.tanh(self.first(latents[:, :4]) + told))
+        conditioning = self.text(states).mean(1)[:, :, None, None] + timesteps[:, None, None, None] / 1000
+        return self.last(torch.tanh(self.first(latents[:, :4]) + conditioning))
 
 
 def request(
@@ -182,13 +182,13 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     broken = request(2, guidance=Guidance(scale=3.0))
     broken.prompt_embeds[:] = float("nan")
     engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
-    found: dict[object, Result] = {
+    actual: dict[object, Result] = {
         result[0]: result for result in engine.run([request(1), broken, *map(request, range(3, 9))])
     }
-    assert isinstance(found[2][1], ValueError)
-    assert "not finite" in str(found[2][1])
+    assert isinstance(actual[2][1], ValueError)
+    assert "not finite" in str(actual[2][1])
     for key in (1, *range(3, 9)):
-        assert torch.equal(checked(found[key][1]), results([request(key)], lanes=4)[key])
+        assert torch.equal(checked(actual[key][1]), results([request(key)], lanes=4)[key])
 
 
 def test_extra_channels_and_labels_reach_the_network() -> None:
@@ -199,7 +199,7 @@ def test_extra_channels_and_labels_reach_the_network() -> None:
         return latents[:, :4]
 
     plain = request(1, steps=1)
-    told = DenoisingRequest(
+    conditioned = DenoisingRequest(
         key=2,
         table=plain.table,
         latents=plain.latents,
@@ -211,7 +211,7 @@ def test_extra_channels_and_labels_reach_the_network() -> None:
         class_label=20,
     )
     engine = LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32)
-    assert len(list(engine.run([told, plain]))) == 2
+    assert len(list(engine.run([conditioned, plain]))) == 2
     (extra, labels), (no_extra, no_labels) = seen
     assert labels is not None
     assert (extra[0] == 0.25).all()
@@ -234,11 +234,11 @@ def test_guided_rows_fill_any_number_of_lanes(lanes: int) -> None:
     """A row's two evaluations need not be in one call, and that changes nothing but the batch's shape."""
     engine = LaneEngine(TextNetwork(), lanes=lanes, device="cpu", dtype=torch.float32)
     rows = [request(key, steps=5, guidance=Guidance(scale=4.0)) for key in range(15)]
-    found = {key: checked(result) for key, result in engine.run(rows)}
+    actual = {key: checked(result) for key, result in engine.run(rows)}
     assert engine.stats.lanes_filled == 150
     assert engine.stats.occupancy >= 0.9
     for key, expected in results([request(key, steps=5, guidance=Guidance(scale=4.0)) for key in range(15)]).items():
-        assert torch.allclose(found[key], expected, atol=1e-5)
+        assert torch.allclose(actual[key], expected, atol=1e-5)
 
 
 def test_rows_of_other_shapes_wait_until_they_fill_the_lanes() -> None:

@@ -22,9 +22,9 @@ LANES = 4
 
 def pixel_by_pixel(latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
     """A network that sees no neighbors: cut or not, it says the same of each position."""
-    x, shown = latents[:, :3], latents[:, 3:]
-    told = states.mean((1, 2))[:, None, None, None]
-    return torch.tanh(x * 0.7 + shown * (1 + told) - timesteps[:, None, None, None] / 1000)
+    x, extra = latents[:, :3], latents[:, 3:]
+    text_mean = states.mean((1, 2))[:, None, None, None]
+    return torch.tanh(x * 0.7 + extra * (1 + text_mean) - timesteps[:, None, None, None] / 1000)
 
 
 def request_of(key: Any, size: tuple[int, int], tiling: Tiling | None, sampler: str, scale: float) -> DenoisingRequest:

@@ -51,13 +51,13 @@ def write_images(path: Path) -> dict[str, str]:
 def test_images_get_their_labels_and_only_the_bad_one_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     wanted = write_images(tmp_path / "m.parquet")
     assert classify(tmp_path / "m.parquet", tmp_path / "out") == 3
-    found = rows_of(tmp_path / "out")
-    assert {row_id: row["label"] for row_id, row in found.items()} == wanted
-    for row in found.values():
+    actual = rows_of(tmp_path / "out")
+    assert {row_id: row["label"] for row_id, row in actual.items()} == wanted
+    for row in actual.values():
         assert sum(row["label_scores"]) == pytest.approx(1)
         assert row["label_score"] == max(row["label_scores"]) == row["label_scores"][LABELS.index(row["label"])]
         assert (row["width"], row["model"], row["task"]) == ("kept as it is", "shapes-clip", "classify")
-    assert "image" not in found["r00"]
+    assert "image" not in actual["r00"]
     assert list(rows_of(tmp_path / "out", "failed")) == ["broken"]
     assert check_output(str(tmp_path / "out"), str(tmp_path / "m.parquet")).count == 0
 
@@ -69,7 +69,7 @@ def test_images_get_their_labels_and_only_the_bad_one_fails(tmp_path: Path, capf
 
     assert classify(tmp_path / "m.parquet", tmp_path / "other", "--actors", "2", "--limit", "7") == 0
     for row_id, row in rows_of(tmp_path / "other").items():
-        assert row["label_scores"] == found[row_id]["label_scores"], "a picture's scores depend on it alone"
+        assert row["label_scores"] == actual[row_id]["label_scores"], "a picture's scores depend on it alone"
 
 
 def test_a_picture_can_be_scored_against_its_prompt(tmp_path: Path) -> None:

@@ -103,12 +103,17 @@ def test_every_row_becomes_an_image_with_its_provenance(in_order: tuple[str, Pat
     _, output, summary = in_order
     assert (summary.ok, summary.failed, summary.already_done, summary.completed) == (ROWS, 0, 0, ROWS)
     table = pads.dataset(output / "data", format="parquet").to_table().sort_by("id").to_pylist()
-    for made, asked in zip(table, mixed_rows(), strict=True):
+    for result, asked in zip(table, mixed_rows(), strict=True):
         for name in ("id", "prompt", "num_inference_steps", "guidance_scale", "sampler", "shelf"):
-            assert made[name] == asked[name]
-        assert asked["seed"] in (None, made["seed"])
-        assert Image.open(io.BytesIO(made["image"]["bytes"])).size == (64, 64)
-        assert (made["lanes"], made["threads"], made["dtype"], made["run_id"]) == (4, 1, "float32", summary.run_id)
+            assert result[name] == asked[name]
+        assert asked["seed"] in (None, result["seed"])
+        assert Image.open(io.BytesIO(result["image"]["bytes"])).size == (64, 64)
+        assert (result["lanes"], result["threads"], result["dtype"], result["run_id"]) == (
+            4,
+            1,
+            "float32",
+            summary.run_id,
+        )
     run = json.loads((output / "run.json").read_text())
     assert (run["status"], run["ok"], run["manifest"]["rows"]) == ("finished", ROWS, ROWS)
     assert run["model"]["weights_sha256"] == table[0]["weights_sha256"]

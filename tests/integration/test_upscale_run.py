@@ -66,14 +66,14 @@ def test_an_archive_of_any_sizes_and_kinds(tmp_path: Path, options: list[str]) -
     pq.write_table(table, tmp_path / "m.parquet")
     output = tmp_path / "out"
     assert cli.run(["upscale", str(tmp_path / "m.parquet"), str(output), *options]) == 3
-    made, failed = rows_of(output), rows_of(output, "failed")
-    found = {name: Image.open(io.BytesIO(row["image"]["bytes"])) for name, row in made.items()}
-    shown = {name: (picture.mode, picture.size) for name, picture in found.items()}
-    assert shown == {"path": ("RGB", (84, 148)), "gray": ("L", (52, 36)), "alpha": ("RGBA", (64, 64))}
-    assert [round(value) for value in found["path"].info["dpi"]] == [300, 300]
-    assert made["path"]["source_sha256"] == sha256_of(color)
-    assert [made[name]["noise_level"] for name in found] == [30 if name == "gray" else 20 for name in found]
-    for row in made.values():
+    result, failed = rows_of(output), rows_of(output, "failed")
+    actual = {name: Image.open(io.BytesIO(row["image"]["bytes"])) for name, row in result.items()}
+    seen = {name: (picture.mode, picture.size) for name, picture in actual.items()}
+    assert seen == {"path": ("RGB", (84, 148)), "gray": ("L", (52, 36)), "alpha": ("RGBA", (64, 64))}
+    assert [round(value) for value in actual["path"].info["dpi"]] == [300, 300]
+    assert result["path"]["source_sha256"] == sha256_of(color)
+    assert [result[name]["noise_level"] for name in actual] == [30 if name == "gray" else 20 for name in actual]
+    for row in result.values():
         assert (row["task"], row["tile_size"], row["tile_overlap"], row["upscale_factor"]) == ("upscale", 16, 4, 4)
         assert row["note"] == f"about {row['id']}"
         assert row["sha256"] == sha256_of(row["image"]["bytes"])
@@ -97,12 +97,16 @@ def test_the_images_of_a_run_are_upscaled_by_the_next(
     before, after = rows_of(first), rows_of(second)
     assert sorted(after) == [row["id"] for row in rows]
     for row in rows:
-        made = after[row["id"]]
-        assert made["source_sha256"] == before[row["id"]]["sha256"]
-        assert (made["prompt"], made["seed"], made["shelf"]) == (row["prompt"], row["seed"], "top")
-        assert (made["num_inference_steps"], made["width"], made["height"]) == (2, 128, 128)
-        assert (made["task"], made["colors_corrected"], made["run_id"]) != (before[row["id"]]["task"], False, None)
-        small = np.asarray(Image.open(io.BytesIO(made["image"]["bytes"])).resize((64, 64), Image.Resampling.BOX))
+        result = after[row["id"]]
+        assert result["source_sha256"] == before[row["id"]]["sha256"]
+        assert (result["prompt"], result["seed"], result["shelf"]) == (row["prompt"], row["seed"], "top")
+        assert (result["num_inference_steps"], result["width"], result["height"]) == (2, 128, 128)
+        assert (result["task"], result["colors_corrected"], result["run_id"]) != (
+            before[row["id"]]["task"],
+            False,
+            None,
+        )
+        small = np.asarray(Image.open(io.BytesIO(result["image"]["bytes"])).resize((64, 64), Image.Resampling.BOX))
         source = np.asarray(Image.open(io.BytesIO(before[row["id"]]["image"]["bytes"])))
         assert np.abs(small.astype(int) - source).mean() < 3
     run = json.loads((first / "run.json").read_text())

@@ -191,12 +191,12 @@ def options_of(command: str) -> dict[str, click.Option]:
 @pytest.mark.parametrize("command", OPTIONS)
 def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -> None:
     values = command_of(command).make_context(command, [], resilient_parsing=True).params
-    found = {flag: (values[option.name or ""], option.metavar) for flag, option in options_of(command).items()}
+    actual = {flag: (values[option.name or ""], option.metavar) for flag, option in options_of(command).items()}
     expected = {
         flag: (int(default) if flag == "--scale" else default, metavar)
         for flag, (default, metavar) in OPTIONS[command].items()
     }
-    assert found == expected | {"--allow-root": ((), "PATH_OR_URL")}
+    assert actual == expected | {"--allow-root": ((), "PATH_OR_URL")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -156,6 +156,6 @@ def test_other_columns_and_metadata_of_a_parquet_file_stay_what_they_are(tmp_pat
     built, source = pq.read_table(tmp_path / "m.parquet"), pq.read_table(tmp_path / "p.parquet")
     for name in ("label", "far", "fine", "kind", "pairs", "price"):
         assert built[name].equals(source[name]), name
-    found = json.loads(built.schema.metadata[b"huggingface"])["info"]["features"]
-    assert found == {"prompt": features["text"], "label": features["label"]}
+    actual = json.loads(built.schema.metadata[b"huggingface"])["info"]["features"]
+    assert actual == {"prompt": features["text"], "label": features["label"]}
     assert built.schema.metadata[b"source"] == b"elsewhere"

@@ -182,9 +182,9 @@ def test_the_features_of_hugging_face_are_the_union_over_the_files(tmp_path: Pat
     label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
     write(tmp_path / "m" / "a.parquet", {**row("a"), "label": [0]}, metadata({"label": label}))
     write(tmp_path / "m" / "b.parquet", {**row("b"), "depth": [b""]}, metadata({"depth": {"_type": "Image"}}))
-    found = read_schema(str(tmp_path / "m")).metadata
-    assert json.loads(found[b"huggingface"])["info"]["features"] == {"label": label, "depth": {"_type": "Image"}}
-    assert b"pandas" not in found and found[b"source"] == b"x"
+    actual = read_schema(str(tmp_path / "m")).metadata
+    assert json.loads(actual[b"huggingface"])["info"]["features"] == {"label": label, "depth": {"_type": "Image"}}
+    assert b"pandas" not in actual and actual[b"source"] == b"x"
     write(tmp_path / "m" / "c.parquet", {**row("c"), "label": [0]}, metadata({"label": {**label, "names": ["dog"]}}))
     with pytest.raises(ManifestError, match='Hugging Face feature of the column "label"'):
         read_schema(str(tmp_path / "m"))

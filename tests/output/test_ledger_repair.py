@@ -52,7 +52,7 @@ def test_an_entry_that_no_listing_shows_yet_is_found_by_its_data_file(
     list_files = storage.list_files
 
     def without_new(url: str, suffix: str = "") -> list[str]:
-        return [found for found in list_files(url, suffix) if not found.endswith("ledger/b2.parquet")]
+        return [actual for actual in list_files(url, suffix) if not actual.endswith("ledger/b2.parquet")]
 
     monkeypatch.setattr(storage, "list_files", without_new)
     assert read_ledger(output).ok == 2

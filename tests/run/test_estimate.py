@@ -40,10 +40,10 @@ def config_for(tmp_path: Path, prompts: list[str]) -> RunConfig:
 
 
 def test_a_row_takes_the_measured_time_and_nothing_is_written(tmp_path: Path) -> None:
-    found = estimate(config_for(tmp_path, ["x"] * 5000), 8, load=load_slow, checkpoint=FACTS)
-    assert (found.rows, found.timed, found.failed) == (5000, 8, 0)
-    assert SECONDS <= found.seconds_per_row < 3 * SECONDS
-    assert 50 < found.bytes_per_row < 20_000
+    actual = estimate(config_for(tmp_path, ["x"] * 5000), 8, load=load_slow, checkpoint=FACTS)
+    assert (actual.rows, actual.timed, actual.failed) == (5000, 8, 0)
+    assert SECONDS <= actual.seconds_per_row < 3 * SECONDS
+    assert 50 < actual.bytes_per_row < 20_000
     assert [path.name for path in tmp_path.iterdir()] == ["m.parquet"]
 
 
@@ -55,21 +55,21 @@ def test_the_estimate_of_a_shard_counts_its_own_rows(tmp_path: Path) -> None:
 
 
 def test_failed_rows_are_counted_and_do_not_lower_the_time_per_row(tmp_path: Path) -> None:
-    found = estimate(config_for(tmp_path, ["x", "x", "refuse", "x", "x"]), 4, load=load_slow, checkpoint=FACTS)
-    assert (found.timed, found.failed) == (4, 1)
-    assert found.seconds_per_row >= SECONDS
+    actual = estimate(config_for(tmp_path, ["x", "x", "refuse", "x", "x"]), 4, load=load_slow, checkpoint=FACTS)
+    assert (actual.timed, actual.failed) == (4, 1)
+    assert actual.seconds_per_row >= SECONDS
     with pytest.raises(RunError, match="none of 2 rows succeeded: .*refused"):
         estimate(config_for(tmp_path, ["refuse"] * 3), 4, load=load_slow, checkpoint=FACTS)
 
 
 def test_more_actors_take_less_time_and_nearly_the_same_hours() -> None:
-    found = Estimate(
+    actual = Estimate(
         rows=36_000, timed=8, failed=0, load_seconds=36, seconds_per_row=1, bytes_per_row=1e6, device="cpu"
     )
-    assert found.hours(1) == pytest.approx(10.01)
-    assert found.hours(10) == pytest.approx(1.01)
-    assert found.actor_hours(10) == pytest.approx(10.1)
-    assert found.output_bytes == 36e9
+    assert actual.hours(1) == pytest.approx(10.01)
+    assert actual.hours(10) == pytest.approx(1.01)
+    assert actual.actor_hours(10) == pytest.approx(10.1)
+    assert actual.output_bytes == 36e9
 
 
 def test_the_command_says_time_hours_output_and_cost(tmp_path: Path) -> None:

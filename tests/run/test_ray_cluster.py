@@ -13,11 +13,11 @@ RUN = {"task": "generate", "manifest": "m.parquet", "output": "out"}
 
 @pytest.mark.parametrize(("cpus", "actors"), [(20, 64), (20, 3), (4, 4), (2, 5)])
 def test_plan_actors_cpus_leave_one_or_a_fifth_to_the_other_stages(cpus: int, actors: int) -> None:
-    found = plan_actors(RunConfig(**RUN, actors=actors, threads=8), FACTS, {"CPU": cpus})
-    left = cpus - found.count * found.cpus
-    assert found.count == actors
+    actual = plan_actors(RunConfig(**RUN, actors=actors, threads=8), FACTS, {"CPU": cpus})
+    left = cpus - actual.count * actual.cpus
+    assert actual.count == actors
     assert left >= max(1, cpus / 5)
-    assert left < max(1, cpus / 5) + 0.01 * actors or found.cpus == 8
+    assert left < max(1, cpus / 5) + 0.01 * actors or actual.cpus == 8
 
 
 def test_more_actors_than_gpus_hold_is_one_clear_line() -> None:

@@ -46,20 +46,26 @@ def labeled(folder: Path, journal: Journal, amounts: list[dict[str, float]]) -> 
     )
     table = pa.Table.from_pylist(rows)
     prepared = PrepareRows(config=config, rules=Rules(task="classify"), manifest=table.schema, square=64)(table)
-    return Classify(config, "run", "cpu", lambda told: amounts.append(dict(told)), journal)(prepared).to_pylist()
+    return Classify(config, "run", "cpu", lambda reported: amounts.append(dict(reported)), journal)(
+        prepared
+    ).to_pylist()
 
 
 def test_each_call_is_reported_and_pictures_find_their_labels(tmp_path: Path) -> None:
     amounts: list[dict[str, float]] = []
-    made = labeled(tmp_path, Journal(), amounts)
-    assert [row["__index_level_0__"] for row in made] == [0, 1, 99, *range(2, ROWS - 1)]
-    assert made[2]["label"] is None and made[2]["error_type"]
-    assert [row["label_scores"].index(max(row["label_scores"])) for row in (made[0], made[1], made[3])] == [0, 1, 2]
-    calls = [told["rows"] for told in amounts if "network_seconds" in told]
-    assert calls == [4, 4, 1] and sum(told.get("rows", 0) for told in amounts) == ROWS
+    result = labeled(tmp_path, Journal(), amounts)
+    assert [row["__index_level_0__"] for row in result] == [0, 1, 99, *range(2, ROWS - 1)]
+    assert result[2]["label"] is None and result[2]["error_type"]
+    assert [row["label_scores"].index(max(row["label_scores"])) for row in (result[0], result[1], result[3])] == [
+        0,
+        1,
+        2,
+    ]
+    calls = [reported["rows"] for reported in amounts if "network_seconds" in reported]
+    assert calls == [4, 4, 1] and sum(reported.get("rows", 0) for reported in amounts) == ROWS
 
 
 def test_a_run_that_stops_keeps_what_has_its_labels(tmp_path: Path) -> None:
-    made = labeled(tmp_path, StopsAfter(1), [])
-    assert [row["id"] for row in made] == ["r0", "r1", "broken", "r2", "r3"]
-    assert all(row["label"] or row["error_type"] for row in made)
+    result = labeled(tmp_path, StopsAfter(1), [])
+    assert [row["id"] for row in result] == ["r0", "r1", "broken", "r2", "r3"]
+    assert all(row["label"] or row["error_type"] for row in result)

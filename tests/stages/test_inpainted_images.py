@@ -66,9 +66,9 @@ def test_channels_and_metadata_are_kept(tmp_path: Path, checkpoint: Path, mask: 
     files["profile"] = file_of(sources["color"], icc_profile=profile, **tags)
     rows = painted(tmp_path, checkpoint, files, mask)
     for name, content in files.items():
-        source, made = (Image.open(io.BytesIO(data)) for data in (content, rows[name]["image"]["bytes"]))
-        assert made.mode == source.mode
-        assert (np.asarray(made)[mask == 0] == np.asarray(source)[mask == 0]).all()
-        assert made.getexif()[0x013B] == "A. Photographer"
-        assert round(made.info["dpi"][0]) == 300
-        assert made.info.get("icc_profile") == source.info.get("icc_profile")
+        source, result = (Image.open(io.BytesIO(data)) for data in (content, rows[name]["image"]["bytes"]))
+        assert result.mode == source.mode
+        assert (np.asarray(result)[mask == 0] == np.asarray(source)[mask == 0]).all()
+        assert result.getexif()[0x013B] == "A. Photographer"
+        assert round(result.info["dpi"][0]) == 300
+        assert result.info.get("icc_profile") == source.info.get("icc_profile")

@@ -55,10 +55,10 @@ def through(config: RunConfig, rows: list[dict[str, Any]], load: Any = None) -> 
     prepared = PrepareRows(config=config, rules=Rules(samplers=tuple(SAMPLERS)), manifest=table.schema)(table)
     denoise = Denoise(config, "run", "cpu", lambda amounts: None, load)
     try:
-        made = denoise(prepared)
+        result = denoise(prepared)
     finally:
         denoise.close()
-    return EncodeImages(config=config, manifest=table.schema)(made).to_pylist()
+    return EncodeImages(config=config, manifest=table.schema)(result).to_pylist()
 
 
 MIXED = [
@@ -88,16 +88,16 @@ def test_a_row_comes_out_the_same_beside_others_and_alone(tmp_path: Path, checkp
 def test_the_output_says_what_was_in_force(tmp_path: Path, checkpoint: Path) -> None:
     rows = through(config_for(tmp_path, checkpoint), MIXED)
     assert [row["id"] for row in rows] == [row["id"] for row in MIXED]
-    for made, asked in zip(rows, MIXED, strict=True):
-        assert made["error_type"] is None
-        assert made["label"] == asked["label"]
+    for result, asked in zip(rows, MIXED, strict=True):
+        assert result["error_type"] is None
+        assert result["label"] == asked["label"]
         for name in ("prompt", "num_inference_steps", "sampler", "guidance_scale", "width"):
-            assert made[name] == asked[name]
-        picture = Image.open(io.BytesIO(made["image"]["bytes"]))
-        assert picture.size == (made["width"], made["height"]) == (asked["width"], 64)
-        assert made["sha256"] == sha256_of(made["image"]["bytes"])
-        assert json.loads(picture.info["parameters"])["seed"] == made["seed"]
-        assert made["seconds"] > 0
+            assert result[name] == asked[name]
+        picture = Image.open(io.BytesIO(result["image"]["bytes"]))
+        assert picture.size == (result["width"], result["height"]) == (asked["width"], 64)
+        assert result["sha256"] == sha256_of(result["image"]["bytes"])
+        assert json.loads(picture.info["parameters"])["seed"] == result["seed"]
+        assert result["seconds"] > 0
     assert rows[2]["seed"] == derive_seed("row 2", 0)
 
 
@@ -130,13 +130,13 @@ def test_image_to_image_reads_paths_and_bytes_below_the_manifest(tmp_path: Path,
     config = config_for(tmp_path, checkpoint)
     rows = [{**base, "id": str(index), "image": path} for index, path in enumerate(paths)]
     rows[1] |= {"strength": None}
-    made = through(config, rows)
-    assert [row["error_type"] for row in made] == [None, None, "ImageError", *["StorageError"] * 3]
-    assert (made[0]["width"], made[0]["height"], made[0]["strength"]) == (72, 40, 0.7)
-    assert made[0]["source_sha256"] == sha256_of(buffer.getvalue())
-    assert (made[1]["width"], made[1]["strength"], made[1]["source_sha256"]) == (64, None, None)
+    result = through(config, rows)
+    assert [row["error_type"] for row in result] == [None, None, "ImageError", *["StorageError"] * 3]
+    assert (result[0]["width"], result[0]["height"], result[0]["strength"]) == (72, 40, 0.7)
+    assert result[0]["source_sha256"] == sha256_of(buffer.getvalue())
+    assert (result[1]["width"], result[1]["strength"], result[1]["source_sha256"]) == (64, None, None)
     [held] = through(config, [{**base, "id": "0", "image": {"bytes": buffer.getvalue(), "path": None}}])
-    assert held["sha256"] == made[0]["sha256"]
+    assert held["sha256"] == result[0]["sha256"]
     assert f"<{len(buffer.getvalue()):,} bytes>" in held["__row"]
 
 
@@ -182,8 +182,10 @@ def test_concurrent_calls_share_the_lanes() -> None:
     lanes.close()
     assert engine.stats.calls == 1
     for name, count in counts.items():
-        assert [made.parameters.prompt for made in outcomes[name] if isinstance(made, RowResult)] == [name] * count
-        assert [made.parameters.seed for made in outcomes[name]] == list(range(count))
+        assert [result.parameters.prompt for result in outcomes[name] if isinstance(result, RowResult)] == [
+            name
+        ] * count
+        assert [result.parameters.seed for result in outcomes[name]] == list(range(count))
 
 
 class LargePictures(CheapTask):
@@ -197,15 +199,15 @@ class LargePictures(CheapTask):
 
 
 def test_a_picture_that_is_decoded_for_long_is_heard_of_meanwhile() -> None:
-    told: list[dict[str, float]] = []
+    reported: list[dict[str, float]] = []
     engine = LaneEngine(zeros, lanes=4, device=torch.device("cpu"), dtype=torch.float32)
-    thread = LaneWorker(LargePictures(), engine, threads=1, report=lambda amounts: told.append(dict(amounts)))
+    thread = LaneWorker(LargePictures(), engine, threads=1, report=lambda amounts: reported.append(dict(amounts)))
     try:
-        [made] = thread.run([Row(id="a", prompt="x", seed=1)])
+        [result] = thread.run([Row(id="a", prompt="x", seed=1)])
     finally:
         thread.close()
-    assert isinstance(made, RowResult)
-    assert sum(bool(amounts.get("parts_decoded")) and not amounts.get("rows") for amounts in told) >= 2
+    assert isinstance(result, RowResult)
+    assert sum(bool(amounts.get("parts_decoded")) and not amounts.get("rows") for amounts in reported) >= 2
 
 
 def test_when_the_engine_dies_every_waiting_call_raises(tmp_path: Path) -> None:

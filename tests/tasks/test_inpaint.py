@@ -73,11 +73,11 @@ def test_what_is_painted_is_diffusers_picture(folder: Path, stack: Stack, streng
         **SETTINGS,
     ).images[0]  # pyright: ignore[reportAttributeAccessIssue]
     theirs = np.asarray(expected).astype(int)
-    [made] = painted(stack, row)
+    [result] = painted(stack, row)
     white = row["mask"] > 0
     assert theirs[white].std() > 1  # a flat picture would show nothing
-    assert np.abs(made.pixels[white].astype(int) - theirs[white]).max() <= 1
-    assert (made.pixels[~white] == row["pixels"][~white]).all()
+    assert np.abs(result.pixels[white].astype(int) - theirs[white]).max() <= 1
+    assert (result.pixels[~white] == row["pixels"][~white]).all()
     whole = Inpaint(stack, RowDefaults())
     prepared = whole.prepare(Row(**row))
     [(_, latents)] = LaneEngine(stack.denoise, lanes=2, device="cpu", dtype=torch.float32).run(
@@ -90,9 +90,9 @@ def test_what_is_painted_is_diffusers_picture(folder: Path, stack: Stack, streng
 
 def test_only_a_large_pictures_hole_and_its_feather_change(stack: Stack) -> None:
     row = row_of(150, 211)
-    [made] = painted(stack, row, mask_dilate=2, mask_feather=4)
-    changed = (made.pixels != row["pixels"]).any(2)
-    assert made.pixels.shape == (150, 211, 3)
+    [result] = painted(stack, row, mask_dilate=2, mask_feather=4)
+    changed = (result.pixels != row["pixels"]).any(2)
+    assert result.pixels.shape == (150, 211, 3)
     assert changed[16:40, 8:48].mean() > 0.9
     changed[16 - 6 : 40 + 6, 8 - 6 : 48 + 6] = False
     assert not changed.any()
@@ -100,11 +100,11 @@ def test_only_a_large_pictures_hole_and_its_feather_change(stack: Stack) -> None
 
 def test_an_empty_mask_gives_the_picture_back_and_records_no_steps(stack: Stack) -> None:
     empty, full = row_of(mask=np.zeros((8, 8), np.uint8)), row_of(mask=np.full((8, 8), 255, np.uint8))
-    left, made = painted(stack, empty, full)
+    left, result = painted(stack, empty, full)
     assert (left.pixels == empty["pixels"]).all()
     assert (left.parameters.num_inference_steps, left.parameters.strength) == (0, 0.0)
-    assert (made.pixels != full["pixels"]).any(2).mean() > 0.9
-    assert (made.parameters.num_inference_steps, made.parameters.strength) == (5, 1.0)
+    assert (result.pixels != full["pixels"]).any(2).mean() > 0.9
+    assert (result.parameters.num_inference_steps, result.parameters.strength) == (5, 1.0)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])
@@ -114,15 +114,15 @@ def test_gray_and_alpha_are_kept_and_what_is_painted_is_opaque(stack: Stack, cha
     given = np.concatenate([pixels[..., : (channels + 1) // 2 * 2 - 1], alpha], axis=2)[..., :channels]
     empty, row = row_of(pixels=given, mask=np.zeros((64, 64), np.uint8)), row_of(pixels=given)
     on_white = row_of(pixels=flatten(given))
-    [left, made, opaque] = painted(stack, empty, row, on_white)
+    [left, result, opaque] = painted(stack, empty, row, on_white)
     assert (left.pixels == given).all()
     white = row["mask"] > 0
-    assert made.pixels.shape == given.shape
-    assert (made.pixels[~white] == given[~white]).all()
+    assert result.pixels.shape == given.shape
+    assert (result.pixels[~white] == given[~white]).all()
     expected = to_gray(opaque.pixels)[..., None] if channels < 3 else opaque.pixels
-    assert (made.pixels[white][:, : expected.shape[2]] == expected[white]).all()
+    assert (result.pixels[white][:, : expected.shape[2]] == expected[white]).all()
     if channels in (2, 4):
-        assert (made.pixels[white][:, -1] == 255).all()
+        assert (result.pixels[white][:, -1] == 255).all()
 
 
 def test_the_mask_options_are_recorded_and_a_mask_is_computed_once(
@@ -135,7 +135,7 @@ def test_the_mask_options_are_recorded_and_a_mask_is_computed_once(
         return masks.compute_opacity(*arguments, **options)
 
     monkeypatch.setattr("pipeline.tasks.inpaint.compute_opacity", counted)
-    [made] = painted(stack, row_of(), mask_dilate=2, mask_feather=4)
-    recorded = [getattr(made.parameters, name) for name in ("mask_invert", "mask_dilate", "mask_feather")]
+    [result] = painted(stack, row_of(), mask_dilate=2, mask_feather=4)
+    recorded = [getattr(result.parameters, name) for name in ("mask_invert", "mask_dilate", "mask_feather")]
     assert recorded == [False, 2, 4]
     assert len(calls) == 1

@@ -48,15 +48,15 @@ def paper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcomes(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[Outcome]:
     engine = LaneEngine(stack.denoise, lanes=4, device=stack.device, dtype=stack.dtype)
     lanes = LaneWorker(Upscale(stack, RowDefaults(**defaults)), engine, threads=1, report=lambda amounts: None)
-    found = lanes.run([Row(**row) for row in rows])
+    actual = lanes.run([Row(**row) for row in rows])
     lanes.close()
-    return found
+    return actual
 
 
 def enlarged(stack: Stack, *rows: dict[str, Any], **defaults: Any) -> list[RowResult]:
-    found = outcomes(stack, *rows, **defaults)
-    assert all(isinstance(outcome, RowResult) for outcome in found), found
-    return [outcome for outcome in found if isinstance(outcome, RowResult)]
+    actual = outcomes(stack, *rows, **defaults)
+    assert all(isinstance(outcome, RowResult) for outcome in actual), actual
+    return [outcome for outcome in actual if isinstance(outcome, RowResult)]
 
 
 def row_of(height: int = 32, width: int = 32, channels: int = 3, **changes: Any) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def test_an_enlarged_picture_is_diffusers_picture(
         noise_level=noise_level,
         generator=torch.Generator().manual_seed(5),
     ).images[0]  # pyright: ignore[reportAttributeAccessIssue]
-    [made] = enlarged(stack, row)
-    assert levels_apart(made.pixels, expected) <= 1
-    assert made.parameters.noise_level == noise_level
+    [result] = enlarged(stack, row)
+    assert levels_apart(result.pixels, expected) <= 1
+    assert result.parameters.noise_level == noise_level
 
 
 def test_without_text_an_enlarged_picture_is_diffusers_picture(paper_folder: Path) -> None:
@@ -108,35 +108,35 @@ def test_without_text_an_enlarged_picture_is_diffusers_picture(paper_folder: Pat
     expected = pipeline(
         Image.fromarray(row["pixels"]), num_inference_steps=4, generator=torch.Generator().manual_seed(5)
     ).images[0]  # pyright: ignore[reportAttributeAccessIssue]
-    [made] = enlarged(load_stack(paper_folder), row)
-    assert levels_apart(made.pixels, expected) <= 1
-    assert (made.parameters.noise_level, made.parameters.guidance_scale) == (None, 1.0)
+    [result] = enlarged(load_stack(paper_folder), row)
+    assert levels_apart(result.pixels, expected) <= 1
+    assert (result.parameters.noise_level, result.parameters.guidance_scale) == (None, 1.0)
 
 
 def test_any_size_comes_back_four_times_as_large_and_depends_on_the_row_alone(stack: Stack) -> None:
     sizes = [(1, 1), (5, 3), (16, 17), (37, 41), (9, 50)]
     rows = [row_of(*size, guidance_scale=1.0) for size in sizes]
     together = enlarged(stack, *rows, tile=16, overlap=4)
-    assert [made.pixels.shape for made in together] == [(4 * height, 4 * width, 3) for height, width in sizes]
+    assert [result.pixels.shape for result in together] == [(4 * height, 4 * width, 3) for height, width in sizes]
     [alone] = enlarged(stack, rows[3], tile=16, overlap=4)
     assert (alone.pixels == together[3].pixels).all()
-    told = [
+    reported = [
         getattr(together[3].parameters, name)
         for name in ("tile_size", "tile_overlap", "upscale_factor", "width", "height")
     ]
-    assert told == [16, 4, 4, 164, 148]
+    assert reported == [16, 4, 4, 164, 148]
     [half] = enlarged(stack, rows[1], scale=2)
     assert half.pixels.shape == (10, 6, 3)
 
 
 def test_eight_times_is_four_times_the_source_enlarged_twice(stack: Stack) -> None:
     row = row_of(9, 7, 4, guidance_scale=1.0)
-    [made] = enlarged(stack, row, scale=8)
-    assert made.pixels.shape == (72, 56, 4)
-    assert (made.parameters.upscale_factor, made.parameters.width, made.parameters.height) == (8, 56, 72)
+    [result] = enlarged(stack, row, scale=8)
+    assert result.pixels.shape == (72, 56, 4)
+    assert (result.parameters.upscale_factor, result.parameters.width, result.parameters.height) == (8, 56, 72)
     twice = resize(visible_colors(row["pixels"]), 14, 18, "bicubic")
     [four] = enlarged(stack, {**row, "pixels": twice})
-    assert (four.pixels == made.pixels[..., :3]).all()
+    assert (four.pixels == result.pixels[..., :3]).all()
 
 
 def test_a_picture_of_one_tile_is_the_same_whatever_the_overlap(stack: Stack) -> None:
@@ -178,13 +178,15 @@ def test_a_wide_picture_is_decoded_with_the_memory_of_a_column_of_tiles(monkeypa
 def test_corrected_colors_average_to_the_source(stack: Stack) -> None:
     row = row_of(37, 41)
     [plain] = enlarged(stack, row)
-    [made] = enlarged(stack, row, correct_colors=True)
-    errors = [np.square(block_means(one.pixels, 37) - row["pixels"].astype(np.float32)).mean() for one in (plain, made)]
+    [result] = enlarged(stack, row, correct_colors=True)
+    errors = [
+        np.square(block_means(one.pixels, 37) - row["pixels"].astype(np.float32)).mean() for one in (plain, result)
+    ]
     decibels = [10 * np.log10(255**2 / error) for error in errors]
     assert decibels[1] >= 35 > 30 > decibels[0]
-    assert made.parameters.colors_corrected and not plain.parameters.colors_corrected
+    assert result.parameters.colors_corrected and not plain.parameters.colors_corrected
     advised = replace(stack, generation_config={"correct_colors": True})
-    assert (enlarged(advised, row)[0].pixels == made.pixels).all()
+    assert (enlarged(advised, row)[0].pixels == result.pixels).all()
     assert (enlarged(advised, row, correct_colors=False)[0].pixels == plain.pixels).all()
 
 
@@ -194,14 +196,14 @@ def test_gray_stays_gray_and_alpha_is_enlarged_beside_the_colors(stack: Stack, c
     if channels in (2, 4):
         row["pixels"][..., -1] = 0
         row["pixels"][:, 12:, -1] = 255
-    [made] = enlarged(stack, row)
-    assert made.pixels.shape == (96, 96, channels)
+    [result] = enlarged(stack, row)
+    assert result.pixels.shape == (96, 96, channels)
     if channels in (2, 4):
-        assert (made.pixels[:, :40, -1] == 0).all() and (made.pixels[:, 56:, -1] == 255).all()
+        assert (result.pixels[:, :40, -1] == 0).all() and (result.pixels[:, 56:, -1] == 255).all()
         hidden = row["pixels"].copy()
         hidden[:, :12, :-1] = 0
         [other] = enlarged(stack, {**row, "pixels": hidden})
-        assert (made.pixels == other.pixels).all()
+        assert (result.pixels == other.pixels).all()
         opaque = np.full_like(hidden, 255)
         opaque[..., :-1] = row["pixels"][..., :-1]
         [solid], [plain] = (
