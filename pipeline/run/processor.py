@@ -19,7 +19,7 @@ from pipeline.run.cluster import plan_actors
 from pipeline.run.graph import build_graph
 from pipeline.run.plan import max_block_rows, source_bytes
 from pipeline.run.stages import build_stages, hash_weights
-from pipeline.schema import ROW
+from pipeline.stages.rows import ERRORS, output_schema
 
 _OF_A_RUN: Final = ("manifest", "output", "store", "limit", "shard", "retry_failed", "new_run")
 """Fields that need a manifest file or an output folder."""
@@ -66,7 +66,8 @@ def _process(rows: Dataset, config: RunConfig, checkpoint: CheckpointInfo) -> Da
         weights=hash_weights(config, checkpoint, pool.device),
     )
     rows_per_block = min(config.lanes, max_block_rows(config, checkpoint, source_bytes(config, schema)))
-    return build_graph(rows, config, stages, pool, rows_per_block).drop_columns([ROW])
+    columns = [*output_schema(schema, config.task).names, *ERRORS]
+    return build_graph(rows, config, stages, pool, rows_per_block).select_columns(columns)
 
 
 def _schema_of(rows: Dataset) -> pa.Schema:
