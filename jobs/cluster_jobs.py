@@ -46,7 +46,7 @@ def logs(job: str, address: str, following: bool) -> int:
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="Wait for its end.",
+    help="Seconds to wait for the job to end.",
 )
 def stop(job: str, address: str, wait: float) -> None:
     """Stop a job; its committed rows remain. Submit the same command again to continue."""

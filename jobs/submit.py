@@ -37,7 +37,7 @@ STOPPING: Final = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": 
 @click.option(
     "--env", "environment", multiple=True, metavar="NAME", help="Environment variable to send too; repeatable."
 )
-@click.option("--no-storage-env", is_flag=True, help="Do not send storage keys: the cluster has its own access.")
+@click.option("--no-storage-env", is_flag=True, help="Do not send storage credentials; use the cluster's own.")
 @click.option("--follow", "following", is_flag=True, help="Print the log until the job ends, and exit with its status.")
 @click.option("--json", "as_json", is_flag=True, help="Print the submitted job as JSON.")
 def submit(

@@ -36,9 +36,7 @@ _MODEL: Final = "the model's"
 class RowDefaults:
     """Values for rows whose columns do not give them; `None` is the model's default."""
 
-    negative_prompt: str = option(
-        "", "fixed", _IMAGES, "What the image should not show, for rows without a negative_prompt."
-    )
+    negative_prompt: str = option("", "fixed", _IMAGES, "Content to avoid, for rows without a negative_prompt.")
     num_inference_steps: int | None = option(
         None, "fixed", _IMAGES, "Denoising steps.", metavar="N", bounds=(1, 1000), default_text=_MODEL
     )
@@ -61,7 +59,12 @@ class RowDefaults:
         None, "fixed", _IMAGES, "ddim, euler, dpmpp_2m, ...", metavar="NAME", default_text=_MODEL
     )
     eta: float | None = option(
-        None, "fixed", _IMAGES, "Noise of DDIM: 0 is none, 1 is that of DDPM.", metavar="PART", bounds=(0, 1)
+        None,
+        "fixed",
+        _IMAGES,
+        "Amount of noise in DDIM: 0 is deterministic, 1 equals DDPM.",
+        metavar="PART",
+        bounds=(0, 1),
     )
     strength: float | None = option(
         None,
@@ -80,7 +83,7 @@ class RowDefaults:
     )
     mask_invert: bool = option(False, "fixed", ("inpaint",), "Repaint where the mask is black instead of white.")
     mask_dilate: int = option(
-        0, "fixed", ("inpaint",), "Grow the masked area by this much.", metavar="PIXELS", bounds=(0, 512)
+        0, "fixed", ("inpaint",), "Dilate the mask by this many pixels.", metavar="PIXELS", bounds=(0, 512)
     )
     mask_feather: int = option(
         0,
@@ -189,7 +192,7 @@ class RunConfig:
         300.0,
         "free",
         _IMAGES,
-        "Longest time of one U-Net call; then its process is ended and its rows run in another.",
+        "Time limit of one U-Net call; after it, its process is killed and its rows run in another.",
         record="none",
         metavar="SECONDS",
         bounds=(1, None),
@@ -251,7 +254,7 @@ class RunConfig:
         default_text="RAY_ADDRESS, else a local one",
     )
     retry_failed: bool = option(False, "free", _ALL, "Run failed rows again.", record="none")
-    new_run: bool = option(False, "free", _ALL, "Delete what OUTPUT holds and start over.", record="none")
+    new_run: bool = option(False, "free", _ALL, "Delete the contents of OUTPUT and start over.", record="none")
     stall_timeout: float = option(
         600.0,
         "free",

@@ -70,7 +70,7 @@ class LaneEngine:
 
     @property
     def idle(self) -> bool:
-        """Whether no request runs or waits."""
+        """True if no request is running or waiting."""
         return all(group.idle for group in self._groups.values())
 
     @property

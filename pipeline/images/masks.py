@@ -125,7 +125,7 @@ def blend(source: NDArray[np.uint8], edited: NDArray[np.uint8], opacity: NDArray
 
 
 def _mix(colors: NDArray[np.uint8], others: NDArray[np.uint8], share: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return colors (H, W, C) with a `share` (H, W) of `others`."""
+    """Blend colors (H, W, C) toward `others` by `share` (H, W)."""
     return colors + share[..., None] * (others.astype(np.float32) - colors)
 
 

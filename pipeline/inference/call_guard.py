@@ -11,7 +11,7 @@ from contextlib import contextmanager
 class CallGuard:
     """Kills this process when a call takes longer than `limit` seconds.
 
-    A hung GPU call cannot be interrupted. Ray starts the actor again, and the crash journal knows its rows."""
+    A hung GPU call cannot be interrupted. Ray starts the actor again, and the crash journal has recorded its rows."""
 
     def __init__(self, limit: float, on_hang: Callable[[], None], is_active: Callable[[], bool]) -> None:
         """`on_hang` is called before the process is killed; the guard ends once `is_active` returns False."""

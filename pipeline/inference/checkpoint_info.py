@@ -54,7 +54,7 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
 
 
 def _variants(config: RunConfig) -> list[bool]:
-    """Return whether the half-precision weights are loaded: both, if the devices of the run are not known yet."""
+    """Return the possible values of `half`: both if the device of the run is not known yet."""
     devices = ("cpu", "cuda") if config.device == "auto" else (config.device,)
     return sorted({config.dtype_on(device) == "float16" for device in devices})
 

@@ -1,4 +1,4 @@
-"""The journal of rows in flight: finds the row that kills its process, and tells the stages when to stop."""
+"""The journal of rows in flight: identifies rows that crash their process, and says when the run stops."""
 
 from collections.abc import Sequence
 from typing import Final, Protocol

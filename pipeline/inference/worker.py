@@ -162,7 +162,7 @@ class LaneWorker:
             return bool(self._waiting or self._running)
 
     def _admit(self) -> None:
-        """Give the engine the rows that its next step could take; the journal gets their keys first."""
+        """Admit the rows that the engine's next step could take; the journal records them first."""
         while rows := self._next_rows():
             self._update_journal(rows)
             for row in rows:

@@ -65,7 +65,7 @@ def is_run_output(path: str) -> bool:
 
 
 def excluded_columns(path: str) -> frozenset[str]:
-    """Return the columns that are not read: those of a run's output that record how its images were made."""
+    """Return the columns to ignore if the manifest is a run's output: the record of how its images were made."""
     return frozenset({*OUTPUT, *PROVENANCE, *PARAMETERS} - _REUSED_COLUMNS) if is_run_output(path) else frozenset()
 
 

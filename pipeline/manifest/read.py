@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ManifestSlice:
-    """Successive row groups of one file of a manifest: what one task reads."""
+    """Consecutive row groups of a manifest file, read by one task."""
 
     file: ManifestFile
     row_groups: tuple[int, ...]

@@ -34,7 +34,7 @@ def file_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def refuse_other_columns(output: str, files: Collection[str], schema: pa.Schema) -> None:
-    """RunError if a run that writes `schema` would not write the columns that an output's data files have.
+    """Raise RunError if `schema` differs from the columns of an output's data files.
 
     A manifest may have got another column, or a column another type; a later version may write more columns."""
     earlier = next(_read_schemas(output, files), None)

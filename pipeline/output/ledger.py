@@ -154,8 +154,8 @@ def encode_entry(rows: Sequence[Mapping[str, Any]]) -> bytes:
 def _entry_urls(output: str) -> list[str]:
     """Return the URLs of all entries, sorted.
 
-    A storage may list a new entry late, but not read it late. So an entry is also asked for by the name of each data
-    file that no listed entry could have written: what is committed is never taken for a leftover."""
+    A listing may lag behind writes, reads do not. So the entry of each data file that no listed entry covers is looked
+    up too: a committed file is never taken for a leftover."""
     listed = storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
     keys = {posixpath.basename(url).removesuffix(".parquet") for url in listed}
     stems = {posixpath.basename(file).removesuffix(".parquet").partition("-")[0] for file in list_data_files(output)}

@@ -37,7 +37,7 @@ _FILES_PER_ACTOR: Final = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPlan:
-    """A run that can start."""
+    """The plan of a run that has passed all checks."""
 
     config: RunConfig
     checked: CheckedRun

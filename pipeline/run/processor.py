@@ -79,4 +79,4 @@ def _schema_of(rows: Dataset) -> pa.Schema:
 
 
 def _discard(amounts: Mapping[str, float]) -> None:
-    """Report to nobody."""
+    """Ignore the amounts: a processor has no progress display."""

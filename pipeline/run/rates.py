@@ -41,7 +41,7 @@ Poll = Callable[[], Mapping[str, float]]
 
 
 class Rates:
-    """Polls the totals of a run, and keeps what they grew by in each minute."""
+    """Polls the totals of a run, and records their increase per minute."""
 
     def __init__(self, totals: Poll, actors: int, *, minute: float = 60.0) -> None:
         self.totals, self._actors, self._minute = totals, actors, minute
@@ -86,7 +86,9 @@ def occupancy_of(totals: Mapping[str, float]) -> float:
 
 
 def summarize_totals(totals: Mapping[str, float], actors: int, seconds: float) -> dict[str, Any]:
-    """Return an attempt's rates and times for run.json. At the ideal rate, U-Nets never wait and all lanes are full."""
+    """Return an attempt's rates and times for run.json.
+
+    The ideal rate assumes that U-Nets never wait and all lanes are full."""
     useful = totals.get("network_seconds", 0.0) * occupancy_of(totals)
     rate = totals.get("ok", 0.0) / seconds
     return {

@@ -42,8 +42,8 @@ class Stage(Protocol):
 def run_stage(stage: Stage, process: Callable[[pa.Table], pa.Table], table: pa.Table) -> pa.Table:
     """Return `process(table)`; StageError if its input or output breaks the stage's contract.
 
-    A table that cannot be processed is halved until the rows to blame stand alone. Those go on as failed rows: with the
-    exception's type and message, and null in the columns that the stage adds."""
+    A table that cannot be processed is halved until the failing rows are isolated. They are returned as failed rows:
+    with the exception's type and message, and null in the columns that the stage adds."""
     name, columns = type(stage).__name__, stage.columns
     if missing := columns.needs - set(table.column_names):
         raise StageError(f"{name} needs the columns {_listed(missing)}, which its input lacks")

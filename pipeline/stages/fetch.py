@@ -46,7 +46,7 @@ class SourceReader:
             raise storage.StorageError(str(error)) from error
 
     def _resolve(self, reference: str) -> str:
-        """Return the location of a manifest's reference.
+        """Return the URL of an image reference in the manifest.
 
         An image file of an output that was moved is found at its path inside the output, if that is the manifest."""
         try:

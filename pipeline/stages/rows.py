@@ -68,7 +68,7 @@ def updated_error_columns(table: pa.Table, errors: Sequence[Exception | None]) -
 
 
 def with_error(row: pa.Table, error: Exception) -> pa.Table:
-    """Return a table of one good row with its error."""
+    """Return a table of one row, marked as failed with `error`."""
     table = row
     for name, column in error_columns([error]).items():
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)

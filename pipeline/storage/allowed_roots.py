@@ -62,7 +62,7 @@ def is_below(url: str, folder: str) -> bool:
 
 @lru_cache
 def _folder_of(manifest: str) -> str:
-    """Return the folder that a manifest is, or that contains it if it is a file; storage decides, not the name."""
+    """Return the manifest's folder, or its parent folder if it is a file, as storage (not its name) says."""
     return parent(manifest) if not is_folder(manifest) and exists(manifest) else manifest
 
 

@@ -24,7 +24,7 @@ class ParameterResolver:
         self._run, self._checkpoint, self._defaults = run, checkpoint, defaults
 
     def value(self, row: Row, name: str) -> Any:
-        """Return one parameter in force for the row; KeyError if nothing gives it and it has no default."""
+        """Return a parameter from the row, the run, the checkpoint or the task; KeyError if none has it."""
         for value in (getattr(row, name), getattr(self._run, name), self._checkpoint.get(name)):
             if value is not None:
                 return value
