@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import Denoiser, LaneEngine
 from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.request import DenoisingRequest
+from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.inference.checkpoint_info import CheckpointInfo
@@ -32,7 +32,6 @@ class CheapTask:
 
     def __init__(self) -> None:
         self.table = sampler_table(NoiseScheduleConfig(), "ddim", 1)
-        self.embeds = torch.zeros(1, 1)
 
     def prepare(self, row: Row) -> PreparedRow:
         parameters = RowParameters(
@@ -57,8 +56,7 @@ class CheapTask:
             table=self.table,
             latents=torch.full((1, 1, 1), float(row.parameters.seed % 251)),
             generator=torch.Generator(),
-            prompt_embeds=self.embeds,
-            negative_prompt_embeds=None,
+            conditions=(Conditioning(inputs={}),),
             guidance=Guidance(scale=1.0),
         )
 
@@ -66,9 +64,7 @@ class CheapTask:
         return np.full((SIDE, SIDE, 3), int(latents.sum().abs()) % 256, np.uint8)
 
 
-def zeros(
-    latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
-) -> Tensor:
+def zeros(latents: Tensor, *_: object) -> Tensor:
     return torch.zeros_like(latents)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -21,10 +21,12 @@ _PROBE_SIDE: Final = 64
 
 
 class Denoiser(Protocol):
-    """The network: (latents (B, C, h, w), timesteps (B,), text (B, T, D), labels (B,) or None) -> (B, C', h, w)."""
+    """The network: (latents (B, C, h, w), timesteps (B,), conditions (B, ...) by name) -> (B, C', h, w).
+
+    `merged` names what is merged into its weights for this call; None: nothing."""
 
     def __call__(
-        self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None, /
+        self, latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable, /
     ) -> Tensor: ...
 
 
@@ -205,10 +207,7 @@ class LaneEngine:
         cleared = False
         while True:
             try:
-                parts = zip(
-                    *(_parts(values, self.lanes, group.lanes_per_part) for values in network_input), strict=True
-                )
-                return torch.cat([self.denoiser(*part) for part in parts])
+                return torch.cat([self.denoiser(*part) for part in network_input.parts(group.lanes_per_part)])
             except torch.OutOfMemoryError:
                 self.stats.out_of_memory += 1
                 if group.lanes_per_part == 1:
@@ -217,10 +216,6 @@ class LaneEngine:
                     group.lanes_per_part = -(-group.lanes_per_part // 2)
             torch.cuda.empty_cache()
             cleared = True
-
-
-def _parts(values: Tensor | None, lanes: int, size: int) -> Sequence[Tensor | None]:
-    return [None] * -(-lanes // size) if values is None else values.split(size)
 
 
 def _peak_memory(device: torch.device) -> int:

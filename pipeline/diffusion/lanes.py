@@ -1,8 +1,8 @@
 """A lane group: rows of one shape that share calls of a fixed batch shape."""
 
 from collections import deque
-from collections.abc import Hashable
-from typing import Final, NamedTuple
+from collections.abc import Hashable, Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from pipeline.diffusion.step import (
     C_IN,
     COEFFICIENTS,
     GUIDANCE_SCALE,
+    IMAGE_GUIDANCE_SCALE,
     TIMESTEP,
     State,
     coefficients_of,
@@ -20,29 +21,29 @@ from pipeline.diffusion.step import (
     sampler_step,
 )
 
-PROMPT: Final = 0
-NEGATIVE_PROMPT: Final = 1
-
 
 class NetworkInput(NamedTuple):
     """The input of one call of the network, one entry per lane."""
 
     latents: Tensor  # (lanes, C + C2, h, w)
     timesteps: Tensor  # (lanes,), float32
-    encoder_hidden_states: Tensor  # (lanes, T, D)
-    class_labels: Tensor | None  # (lanes,)
+    inputs: Mapping[str, Tensor]  # (lanes, ...) each: the conditions by name
+    merged: Hashable
+    """What is merged into the network's weights for this call."""
+
+    def parts(self, size: int) -> Iterator["NetworkInput"]:
+        """Yield the input in parts of at most `size` lanes."""
+        for start in range(0, len(self.latents), size):
+            lanes = slice(start, start + size)
+            inputs = {name: values[lanes] for name, values in self.inputs.items()}
+            yield NetworkInput(self.latents[lanes], self.timesteps[lanes], inputs, self.merged)
 
 
 class Assignment(NamedTuple):
-    """An evaluation that a lane does: of the prompt or of the negative prompt of the row in a slot."""
+    """An evaluation that a lane does: of one side of the guidance of the row in a slot."""
 
     slot: int
     side: int
-
-    @property
-    def entry(self) -> int:
-        """The index of the evaluation in tensors that hold both sides of every slot."""
-        return 2 * self.slot + self.side
 
 
 class LaneGroup:
@@ -57,24 +58,25 @@ class LaneGroup:
         self.waiting: deque[DenoisingRequest] = deque()
         self.lanes_per_part = lanes  # fewer once a call of all lanes did not fit into memory
         self.calls_skipped = 0  # calls of other groups since the last call of this one in which a row finished
-        self._shape = tuple(like.latents.shape)
+        self._shape, self._sides, self._merged = tuple(like.latents.shape), like.guidance.sides, like.merged
         self._running: dict[int, _RunningRow] = {}  # by slot, the oldest first
         self._free_slots = list(range(lanes))[::-1]
         self._assignments: list[Assignment] = []
         self._rows_changed = True
         channels, *size = self._shape
-        extra = 0 if like.extra_channels is None else like.extra_channels.shape[0]
+        conditioning = like.conditions[0]
+        extra = 0 if conditioning.extra_channels is None else conditioning.extra_channels.shape[0]
         # by slot
         self._coefficients = torch.zeros(lanes, COEFFICIENTS)
         self._state = torch.zeros(lanes, 2 + like.table.history, *self._shape, device=device)  # x, anchor, predictions
-        self._extra = torch.zeros(lanes, extra, *size, device=device, dtype=dtype)
-        self._labels = None if like.class_label is None else torch.zeros(lanes, device=device, dtype=torch.long)
         # by slot and side
-        self._embeds = torch.zeros(2 * lanes, *like.prompt_embeds.shape, device=device, dtype=dtype)
-        self._outputs = torch.zeros(2 * lanes, *self._shape, device=device)
+        entries = self._sides * lanes
+        self._extra = torch.zeros(entries, extra, *size, device=device, dtype=dtype)
+        self._conditions = {name: _room(entries, values, device, dtype) for name, values in conditioning.inputs.items()}
+        self._outputs = torch.zeros(entries, *self._shape, device=device)
         # by lane
         self._latents = torch.zeros(lanes, channels + extra, *size, device=device, dtype=dtype)
-        self._hidden_states = torch.zeros(lanes, *like.prompt_embeds.shape, device=device, dtype=dtype)
+        self._inputs = {name: _room(lanes, values, device, dtype) for name, values in conditioning.inputs.items()}
         self._slots = self._entries = torch.zeros(lanes, device=device, dtype=torch.long)
 
     @property
@@ -88,7 +90,7 @@ class LaneGroup:
         for request in self.waiting:
             if count >= self.lanes:
                 break
-            count += len(_sides(request.guidance.scale_at(0, len(request.table))))
+            count += len(_sides(request, request.guidance.scale_at(0, len(request.table))))
         return min(count, self.lanes)
 
     def request_keys(self) -> list[Hashable]:
@@ -99,9 +101,8 @@ class LaneGroup:
         """Return an input of the network like this group's with at most `side` latents per side; None if all are."""
         if max(self._shape[1:]) <= side:
             return None
-        labels = None if self._labels is None else torch.zeros_like(self._labels)
-        timesteps = torch.zeros(self.lanes, device=self.device)
-        return NetworkInput(torch.zeros_like(self._latents[..., :side, :side]), timesteps, self._hidden_states, labels)
+        latents, timesteps = torch.zeros_like(self._latents[..., :side, :side]), torch.zeros_like(self._slots).float()
+        return NetworkInput(latents, timesteps, self._inputs, self._merged)
 
     def next_input(self) -> tuple[NetworkInput, int]:
         """Return the network's next input and the number of lanes that hold a row; empty lanes repeat the first."""
@@ -113,8 +114,7 @@ class LaneGroup:
         coefficients = self._coefficients.to(self.device, non_blocking=True).index_select(0, self._slots)
         x = self._state[:, 0].index_select(0, self._slots)
         self._latents[:, : self._shape[0]] = x * per_row(coefficients[:, C_IN])
-        labels = None if self._labels is None else self._labels.index_select(0, self._slots)
-        network_input = NetworkInput(self._latents, coefficients[:, TIMESTEP], self._hidden_states, labels)
+        network_input = NetworkInput(self._latents, coefficients[:, TIMESTEP], self._inputs, self._merged)
         return network_input, len(self._assignments)
 
     def accept(self, output: Tensor) -> list[Result]:
@@ -140,14 +140,14 @@ class LaneGroup:
         self._extend_history(request.table.history)
         self._state[slot] = 0
         self._state[slot, 0] = request.latents.to(self.device, non_blocking=True)
-        self._outputs[2 * slot : 2 * slot + 2] = 0
-        for side, embeds in ((PROMPT, request.prompt_embeds), (NEGATIVE_PROMPT, request.negative_prompt_embeds)):
-            if embeds is not None:
-                self._embeds[2 * slot + side] = embeds.to(self.device, self._embeds.dtype, non_blocking=True)
-        if request.extra_channels is not None:
-            self._extra[slot] = request.extra_channels.to(self.device, self._extra.dtype, non_blocking=True)
-        if self._labels is not None and request.class_label is not None:
-            self._labels[slot] = request.class_label
+        self._outputs[self._sides * slot : self._sides * (slot + 1)] = 0
+        for entry, conditioning in enumerate(request.conditions, self._sides * slot):
+            for name, values in conditioning.inputs.items():
+                target = self._conditions[name]
+                target[entry] = values.to(self.device, target.dtype, non_blocking=True)
+            if conditioning.extra_channels is not None:
+                extra = conditioning.extra_channels
+                self._extra[entry] = extra.to(self.device, self._extra.dtype, non_blocking=True)
         self._rows_changed = True
         return slot
 
@@ -164,22 +164,22 @@ class LaneGroup:
             return
         self._assignments, self._rows_changed = assignments, False
         padded = assignments + [assignments[0]] * (self.lanes - len(assignments))
-        indices = torch.tensor([[item.slot, item.entry] for item in padded]).T.to(self.device, non_blocking=True)
-        self._slots, self._entries = indices[0], indices[1]
-        torch.index_select(self._embeds, 0, self._entries, out=self._hidden_states)
-        self._latents[:, self._shape[0] :] = self._extra.index_select(0, self._slots)
+        indices = torch.tensor([[item.slot, self._sides * item.slot + item.side] for item in padded])
+        self._slots, self._entries = indices.T.to(self.device, non_blocking=True)
+        for name, values in self._conditions.items():
+            torch.index_select(values, 0, self._entries, out=self._inputs[name])
+        self._latents[:, self._shape[0] :] = self._extra.index_select(0, self._entries)
 
     def _step(self, ready: list[int]) -> None:
         """Apply the sampler step of each row in the slots `ready` to its guided output."""
         rows = [self._running[slot] for slot in ready]
         slots = torch.tensor(ready).to(self.device, non_blocking=True)
         coefficients = self._coefficients[ready].to(self.device, non_blocking=True)
-        conditional = self._outputs.index_select(0, 2 * slots + PROMPT)
-        unconditional = self._outputs.index_select(0, 2 * slots + NEGATIVE_PROMPT)
-        output = apply_guidance(conditional, unconditional, coefficients[:, GUIDANCE_SCALE])
+        sides = [self._outputs.index_select(0, self._sides * slots + side) for side in range(self._sides)]
+        output = apply_guidance(sides, coefficients[:, GUIDANCE_SCALE], coefficients[:, IMAGE_GUIDANCE_SCALE])
         for index, row in enumerate(rows):
             if row.request.guidance.rescale and row.guidance_scale != 1:
-                output[index] = rescale_guidance(output[index], conditional[index], row.request.guidance.rescale)
+                output[index] = rescale_guidance(output[index], sides[0][index], row.request.guidance.rescale)
         x, anchor, *history = self._state.index_select(0, slots).unbind(1)
         state = sampler_step(coefficients, State(x, anchor, tuple(history)), output, self._noise(rows))
         assert state.anchor is not None
@@ -218,8 +218,8 @@ class _RunningRow:
         self.index = 0
         self.draws_noise = request.table.draws_noise
         self._scales = request.guidance.scales(len(request.table))
-        self._coefficients = coefficients_of(request.table, self._scales)
-        self.missing_sides = _sides(self.guidance_scale)
+        self._coefficients = coefficients_of(request.table, request.guidance)
+        self.missing_sides = _sides(request, self.guidance_scale)
 
     @property
     def guidance_scale(self) -> float:
@@ -234,7 +234,7 @@ class _RunningRow:
         self.index += 1
         if self.index == len(self._scales):
             return False
-        self.missing_sides = _sides(self.guidance_scale)
+        self.missing_sides = _sides(self.request, self.guidance_scale)
         return True
 
     def restore_known(self, latents: Tensor) -> Tensor:
@@ -248,5 +248,11 @@ class _RunningRow:
         return mask * latents + (1 - mask) * at_level
 
 
-def _sides(guidance_scale: float) -> list[int]:
-    return [PROMPT] if guidance_scale == 1 else [PROMPT, NEGATIVE_PROMPT]
+def _sides(request: DenoisingRequest, guidance_scale: float) -> list[int]:
+    return list(range(1 if guidance_scale == 1 else request.guidance.sides))
+
+
+def _room(count: int, like: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return zeros (count, ...) for tensors like one; `dtype` is that of floating-point values."""
+    dtype = dtype if like.is_floating_point() else like.dtype
+    return torch.zeros(count, *like.shape, device=device, dtype=dtype)

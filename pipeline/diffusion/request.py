@@ -1,6 +1,6 @@
 """The inputs of one row's denoising."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,37 +26,50 @@ class KnownLatents:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Conditioning:
+    """The conditions of one evaluation of the network."""
+
+    inputs: Mapping[str, Tensor]
+    """The network's keyword arguments, each without the batch dimension: encoder_hidden_states (T, D), and others."""
+    extra_channels: Tensor | None = None  # (C2, h, w), concatenated behind the latents in the network's input
+
+    @property
+    def shapes(self) -> Hashable:
+        """The names and shapes of all that is given: evaluations of the same shapes can share calls."""
+        extra = None if self.extra_channels is None else self.extra_channels.shape[0]
+        return extra, tuple((name, tuple(values.shape)) for name, values in sorted(self.inputs.items()))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class DenoisingRequest:
     """The inputs of one row's denoising.
 
-    ValueError if the row is guided and its negative prompt's embeddings are missing or of another shape."""
+    ValueError if the row is guided and lacks the conditions of a side, or has them in another shape."""
 
     key: Hashable
     table: SamplerTable
     latents: Tensor  # (C, h, w), float32 on the CPU, at the table's first noise level
     generator: torch.Generator
     """The row's own generator, on the CPU; fresh noise is drawn from it as (1, C, h, w)."""
-    prompt_embeds: Tensor  # (T, D)
-    negative_prompt_embeds: Tensor | None  # (T, D); None where the row is not guided
+    conditions: tuple[Conditioning, ...]
+    """One per side of the guidance (see `Guidance.sides`), the prompt's first; only this one if the row is unguided."""
     guidance: Guidance
-    extra_channels: Tensor | None = None  # (C2, h, w), concatenated behind the latents in the network's input
-    class_label: int | None = None
     known: KnownLatents | None = None
+    merged: Hashable = None
+    """What is merged into the network's weights for this row; rows with the same can share calls."""
     tiling: Tiling | None = None
     """The tiles of latents that are larger than the network takes; not together with `known`."""
 
     def __post_init__(self) -> None:
-        if self.negative_prompt_embeds is None:
-            if any(scale != 1 for scale in self.guidance.scales(len(self.table))):
-                raise ValueError(f"row {self.key!r} is guided but has no negative prompt's embeddings")
-        elif self.negative_prompt_embeds.shape != self.prompt_embeds.shape:
-            negative, positive = tuple(self.negative_prompt_embeds.shape), tuple(self.prompt_embeds.shape)
-            raise ValueError(
-                f"row {self.key!r}: its negative prompt's embeddings are {negative}, its prompt's {positive}"
-            )
+        guided = any(scale != 1 for scale in self.guidance.scales(len(self.table)))
+        needed = self.guidance.sides if guided else 1
+        if len(self.conditions) < needed:
+            raise ValueError(f"row {self.key!r} has the conditions of {len(self.conditions)} sides; it needs {needed}")
+        if len({each.shapes for each in self.conditions}) > 1:
+            shapes = " and ".join(str(each.shapes) for each in self.conditions)
+            raise ValueError(f"row {self.key!r}: the conditions of its sides differ in shape: {shapes}")
 
     @property
     def group(self) -> Hashable:
-        """The shapes of the network's inputs: requests of one group can share calls."""
-        extra = None if self.extra_channels is None else self.extra_channels.shape[0]
-        return (self.latents.shape, self.prompt_embeds.shape, extra, self.class_label is None)
+        """The shapes of the network's inputs, and its weights: requests of one group can share calls."""
+        return self.latents.shape, self.conditions[0].shapes, self.guidance.sides, self.merged

@@ -5,12 +5,13 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.table import HISTORY, TERMS, SamplerTable
 
 _X, _ANCHOR = 0, len(TERMS)
-TIMESTEP, C_IN, C_SKIP, C_OUT, _CLIP, GUIDANCE_SCALE = range(2 * len(TERMS), 2 * len(TERMS) + 6)
-COEFFICIENTS: Final = 2 * len(TERMS) + 6
-"""Columns of a step's coefficients: the weights of x, the weights of anchor, then the six above."""
+TIMESTEP, C_IN, C_SKIP, C_OUT, _CLIP, GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE = range(2 * len(TERMS), 2 * len(TERMS) + 7)
+COEFFICIENTS: Final = 2 * len(TERMS) + 7
+"""Columns of a step's coefficients: the weights of x, the weights of anchor, then the seven above."""
 
 
 class State(NamedTuple):
@@ -21,8 +22,9 @@ class State(NamedTuple):
     history: tuple[Tensor, ...]  # (B, C, h, w) each, the newest denoised prediction first
 
 
-def coefficients_of(table: SamplerTable, guidance_scales: list[float]) -> Tensor:
-    """Return a table's steps as (n, COEFFICIENTS) in float32, with the guidance scale of each evaluation."""
+def coefficients_of(table: SamplerTable, guidance: Guidance) -> Tensor:
+    """Return a table's steps as (n, COEFFICIENTS) in float32, with the guidance scales of each evaluation."""
+    image_scale = 1.0 if guidance.image_scale is None else guidance.image_scale
     columns = [
         table.weights.flatten(1),
         table.timesteps[:, None],
@@ -30,7 +32,8 @@ def coefficients_of(table: SamplerTable, guidance_scales: list[float]) -> Tensor
         table.c_skip[:, None],
         table.c_out[:, None],
         torch.full((len(table), 1), table.clip, dtype=torch.float64),
-        torch.tensor(guidance_scales, dtype=torch.float64)[:, None],
+        torch.tensor(guidance.scales(len(table)), dtype=torch.float64)[:, None],
+        torch.full((len(table), 1), image_scale, dtype=torch.float64),
     ]
     return torch.cat(columns, dim=1).float()
 

@@ -1,12 +1,11 @@
 """Rows larger than the network's tile: each tile takes lanes of its own, and the tiles are joined at each step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.request import DenoisingRequest
+from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.step import State, coefficients_of, sampler_step
 from pipeline.diffusion.table import TERMS, SamplerTable
 
@@ -25,14 +24,14 @@ class TiledRow:
         self.failed = False
         self._index = self._tiles_added = 0
         self._scales = request.guidance.scales(len(request.table))
-        self._coefficients = coefficients_of(request.table, self._scales).to(device)
+        self._coefficients = coefficients_of(request.table, request.guidance).to(device)
         self._draws_noise = request.table.draws_noise
         self._history = request.table.history
         latents = request.latents.to(device)[None]
         anchor = torch.zeros_like(latents) if request.table.uses_anchor else None
         self._state = State(x=latents, anchor=anchor, history=())
         self._output = torch.zeros_like(latents)
-        self._extra = None if request.extra_channels is None else request.extra_channels.to(device)
+        self._conditions = [_on_device(conditioning, device) for conditioning in request.conditions]
         rows, columns = self.tiling.weights()
         self._rows, self._columns = [w.to(device) for w in rows], [w.to(device) for w in columns]
 
@@ -47,22 +46,26 @@ class TiledRow:
 
     def tile_requests(self) -> list[DenoisingRequest]:
         """Return a request per tile of the current step: one evaluation, whose result is the guided output."""
-        request, extra, scale = self.request, self._extra, self._scales[self._index]
+        request, scale = self.request, self._scales[self._index]
         table = _single_evaluation(request.table, self._index)
+        conditions = self._conditions[:1] if scale == 1 else self._conditions
         return [
             DenoisingRequest(
                 key=TileKey(self, tile),
                 table=table,
                 latents=self.tiling.cut(self.latents, tile),
                 generator=request.generator,
-                prompt_embeds=request.prompt_embeds,
-                negative_prompt_embeds=None if scale == 1 else request.negative_prompt_embeds,
-                guidance=Guidance(scale=scale, rescale=request.guidance.rescale),
-                extra_channels=None if extra is None else self.tiling.cut(extra, tile),
-                class_label=request.class_label,
+                conditions=tuple(self._cut(conditioning, tile) for conditioning in conditions),
+                guidance=replace(request.guidance, scale=scale, interval=(0.0, 1.0)),
+                merged=request.merged,
             )
             for tile in range(self.tiling.count)
         ]
+
+    def _cut(self, conditioning: Conditioning, tile: int) -> Conditioning:
+        """Return the conditions of a tile: its part of the extra channels, and everything else."""
+        extra = conditioning.extra_channels
+        return conditioning if extra is None else replace(conditioning, extra_channels=self.tiling.cut(extra, tile))
 
     def add_tile(self, tile: int, output: Tensor) -> bool:
         """Add a tile's output (C, h, w); after the last tile of a step, make the step and return True."""
@@ -92,6 +95,11 @@ class TileKey:
 
     row: TiledRow
     tile: int
+
+
+def _on_device(conditioning: Conditioning, device: torch.device) -> Conditioning:
+    extra = conditioning.extra_channels
+    return conditioning if extra is None else replace(conditioning, extra_channels=extra.to(device))
 
 
 def _single_evaluation(table: SamplerTable, index: int) -> SamplerTable:

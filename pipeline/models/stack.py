@@ -1,5 +1,6 @@
 """The loaded components of a checkpoint."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,12 +49,9 @@ class Stack:
         return width * self.downsample_factor, height * self.downsample_factor
 
     @torch.inference_mode()
-    def denoise(
-        self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
-    ) -> Tensor:
-        """Return the U-Net's output (B, C, h, w) for latents, timesteps (B,) and text (B, T, D)."""
-        latents = latents.to(memory_format=torch.channels_last)
-        return self.unet(latents, timesteps, encoder_hidden_states, class_labels)
+    def denoise(self, latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
+        """Return the U-Net's output (B, C, h, w) for latents, timesteps (B,) and its other arguments by name."""
+        return self.unet(latents.to(memory_format=torch.channels_last), timesteps, **inputs)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:

@@ -71,9 +71,10 @@ class Inpaint:
         table, generator = self._builder.table(parameters, strength), row_generator(parameters)
         encodes = strength is not None or not self._takes_mask
         latents, noise, encoded = self._first_latents(table, pixels, generator, encodes=encodes)
-        request = self._builder.build(key, parameters, table, latents, generator)
         if self._takes_mask:
-            return replace(request, extra_channels=self._mask_channels(pixels, mask, generator))
+            extra = self._mask_channels(pixels, mask, generator)
+            return self._builder.build(key, parameters, table, latents, generator, extra_channels=extra)
+        request = self._builder.build(key, parameters, table, latents, generator)
         torch.randn((1, *latents.shape), generator=generator)  # diffusers encodes the masked image here as well
         factor = self.stack.downsample_factor
         known = KnownLatents(latents=encoded, noise=noise, mask=F.max_pool2d(mask, factor)[0])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.request import DenoisingRequest
+from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import SamplerTable, check_sampler, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.errors import CheckpointError
@@ -32,22 +32,41 @@ class RequestBuilder:
         return self._table(parameters.sampler, parameters.num_inference_steps, parameters.eta, strength)
 
     def build(
-        self, key: Any, parameters: RowParameters, table: SamplerTable, latents: Tensor, generator: torch.Generator
+        self,
+        key: Any,
+        parameters: RowParameters,
+        table: SamplerTable,
+        latents: Tensor,
+        generator: torch.Generator,
+        *,
+        extra_channels: Tensor | None = None,
     ) -> DenoisingRequest:
-        """Return a row's request for its first latents (C, h, w); `generator` has drawn all noise so far."""
+        """Return a row's request for its first latents (C, h, w); `generator` has drawn all noise so far.
+
+        `extra_channels` (C2, h, w) are the same for both sides of the guidance."""
         guidance = Guidance(
             scale=parameters.guidance_scale, rescale=parameters.guidance_rescale, interval=self._guidance_interval
         )
-        windows = self._windows(parameters.prompt, parameters.negative_prompt if guidance.is_on else "")
+        prompts = [parameters.prompt, parameters.negative_prompt] if guidance.is_on else [parameters.prompt]
+        windows = self._windows(*prompts)
         return DenoisingRequest(
             key=key,
             table=table,
             latents=latents,
             generator=generator,
-            prompt_embeds=self._encode(parameters.prompt, windows),
-            negative_prompt_embeds=self._encode(parameters.negative_prompt, windows) if guidance.is_on else None,
+            conditions=tuple(
+                Conditioning(inputs=self._inputs(parameters, prompt, windows), extra_channels=extra_channels)
+                for prompt in prompts
+            ),
             guidance=guidance,
         )
+
+    def _inputs(self, parameters: RowParameters, prompt: str, windows: int) -> dict[str, Tensor]:
+        """Return the network's inputs for one side of a row's guidance."""
+        inputs = {"encoder_hidden_states": self._encode(prompt, windows)}
+        if parameters.noise_level is not None:
+            inputs["class_labels"] = torch.tensor(parameters.noise_level)
+        return inputs
 
     def _windows(self, *prompts: str) -> int:
         text = self._stack.text

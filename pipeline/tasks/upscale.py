@@ -76,13 +76,9 @@ class Upscale:
         if parameters.noise_level is not None:
             low_resolution = self._add_noise(low_resolution, parameters.noise_level, generator)
         noise = torch.randn((1, self.stack.latent_channels, height, width), generator=generator)
-        request = self._builder.build(key, parameters, table, table.start_noise * noise[0], generator)
-        return replace(
-            request,
-            extra_channels=low_resolution[0],
-            class_label=parameters.noise_level,
-            tiling=Tiling.of(height, width, self.tile, self.overlap),
-        )
+        latents = table.start_noise * noise[0]
+        request = self._builder.build(key, parameters, table, latents, generator, extra_channels=low_resolution[0])
+        return replace(request, tiling=Tiling.of(height, width, self.tile, self.overlap))
 
     def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
         """Return the row's image enlarged: uint8 (scale H, scale W, C) with the source's channels."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.diffusion.engine import MAX_WAIT_CALLS, LaneEngine
 from pipeline.diffusion.guidance import Guidance, apply_guidance
-from pipeline.diffusion.request import DenoisingRequest, Result
+from pipeline.diffusion.request import Conditioning, DenoisingRequest, Result
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 
@@ -31,9 +31,9 @@ class TextNetwork(nn.Module):
         self.text = nn.Linear(8, 16)
         self.batches: list[tuple[int, ...]] = []
 
-    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
         self.batches.append(tuple(latents.shape))
-        conditioning = self.text(states).mean(1)[:, :, None, None] + timesteps[:, None, None, None] / 1000
+        conditioning = self.text(inputs["states"]).mean(1)[:, :, None, None] + timesteps[:, None, None, None] / 1000
         return self.last(torch.tanh(self.first(latents[:, :4]) + conditioning))
 
 
@@ -55,8 +55,10 @@ def request(
         table=table,
         latents=table.start_noise * torch.randn(4, *size, generator=generator),
         generator=generator,
-        prompt_embeds=torch.randn(window, 8, generator=texts),
-        negative_prompt_embeds=torch.randn(window, 8, generator=texts) if guidance.is_on else None,
+        conditions=tuple(
+            Conditioning(inputs={"states": torch.randn(window, 8, generator=texts)})
+            for _ in range(guidance.sides if guidance.is_on else 1)
+        ),
         guidance=guidance,
     )
 
@@ -150,11 +152,10 @@ def test_requests_are_taken_as_lanes_get_free() -> None:
 def test_guidance_is_the_pipelines_formula() -> None:
     """One step of DDIM, written out with diffusers' rescale."""
     network, row = TextNetwork(), request(3, steps=1, guidance=Guidance(scale=4.0, rescale=0.7))
-    assert row.negative_prompt_embeds is not None
-    inputs = row.latents[None].repeat(2, 1, 1, 1), row.table.timesteps.float().repeat(2)
-    states = torch.stack([row.negative_prompt_embeds, row.prompt_embeds])
+    latents, timesteps = row.latents[None].repeat(2, 1, 1, 1), row.table.timesteps.float().repeat(2)
+    states = torch.stack([each.inputs["states"] for each in row.conditions])
     with torch.no_grad():
-        unconditional, conditional = network(*inputs, states).split(1)
+        conditional, unconditional = network(latents, timesteps, {"states": states}, None).split(1)
     rescaled = rescale_noise_cfg(unconditional + 4.0 * (conditional - unconditional), conditional, guidance_rescale=0.7)
     c_skip, c_out = row.table.c_skip[0].float(), row.table.c_out[0].float()
     weights = row.table.weights[0, 0].float()
@@ -165,7 +166,41 @@ def test_guidance_is_the_pipelines_formula() -> None:
 
 def test_at_guidance_one_only_the_conditional_prediction_counts() -> None:
     conditional, unconditional = torch.randn(2, 4, 8, 8), torch.full((2, 4, 8, 8), float("nan"))
-    assert torch.equal(apply_guidance(conditional, unconditional, torch.ones(2)), conditional)
+    assert torch.equal(apply_guidance([conditional, unconditional], torch.ones(2), torch.ones(2)), conditional)
+
+
+def test_a_network_guided_by_text_and_image_takes_three_evaluations() -> None:
+    """One step of DDIM with both scales (Brooks et al. 2023, eq. 3), alone and beside others."""
+    guidance = Guidance(scale=5.0, image_scale=1.5)
+    network, row = TextNetwork(), request(3, steps=1, guidance=guidance)
+    latents, timesteps = row.latents[None].repeat(3, 1, 1, 1), row.table.timesteps.float().repeat(3)
+    states = torch.stack([each.inputs["states"] for each in row.conditions])
+    with torch.no_grad():
+        text, image, nothing = network(latents, timesteps, {"states": states}, None)
+    guided = nothing + 5.0 * (text - image) + 1.5 * (image - nothing)
+    c_skip, c_out = row.table.c_skip[0].float(), row.table.c_out[0].float()
+    weights = row.table.weights[0, 0].float()
+    expected = weights[0] * row.latents + weights[2] * guided + weights[3] * (c_skip * row.latents + c_out * guided)
+    assert torch.allclose(results([row])[3], expected, atol=1e-5)
+    several = [request(key, guidance=guidance, steps=3) for key in range(4)]
+    together = results(several, lanes=2)
+    for each in several:
+        assert torch.equal(
+            together[each.key], results([request(each.key, guidance=guidance, steps=3)], lanes=2)[each.key]
+        )
+
+
+def test_rows_with_other_merged_weights_share_no_call() -> None:
+    seen: list[Hashable] = []
+
+    def network(latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
+        seen.append(merged)
+        return latents
+
+    rows = [dataclasses.replace(request(key, steps=2), merged="style" if key % 2 else None) for key in range(4)]
+    engine = LaneEngine(network, lanes=4, device="cpu", dtype=torch.float32)
+    assert len(list(engine.run(rows))) == 4
+    assert sorted(seen, key=str) == [None, None, "style", "style"]
 
 
 def test_outside_of_its_interval_guidance_is_off() -> None:
@@ -180,7 +215,7 @@ def test_outside_of_its_interval_guidance_is_off() -> None:
 
 def test_a_row_that_is_not_finite_fails_alone() -> None:
     broken = request(2, guidance=Guidance(scale=3.0))
-    broken.prompt_embeds[:] = float("nan")
+    broken.conditions[0].inputs["states"][:] = float("nan")
     engine = LaneEngine(TextNetwork(), lanes=4, device="cpu", dtype=torch.float32)
     actual: dict[object, Result] = {
         result[0]: result for result in engine.run([request(1), broken, *map(request, range(3, 9))])
@@ -194,8 +229,8 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
 def test_extra_channels_and_labels_reach_the_network() -> None:
     seen: list[tuple[Tensor, Tensor | None]] = []
 
-    def network(latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
-        seen.append((latents[:, 4:].clone(), labels))
+    def network(latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
+        seen.append((latents[:, 4:].clone(), inputs.get("class_labels")))
         return latents[:, :4]
 
     plain = request(1, steps=1)
@@ -204,11 +239,10 @@ def test_extra_channels_and_labels_reach_the_network() -> None:
         table=plain.table,
         latents=plain.latents,
         generator=plain.generator,
-        prompt_embeds=plain.prompt_embeds,
-        negative_prompt_embeds=None,
+        conditions=(
+            Conditioning(inputs={"class_labels": torch.tensor(20)}, extra_channels=torch.full((3, 8, 8), 0.25)),
+        ),
         guidance=plain.guidance,
-        extra_channels=torch.full((3, 8, 8), 0.25),
-        class_label=20,
     )
     engine = LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32)
     assert len(list(engine.run([conditioned, plain]))) == 2
@@ -275,11 +309,11 @@ def test_empty_lanes_repeat_a_rows_own_input() -> None:
 
 def test_a_guided_row_without_a_negative_prompt_is_refused_at_once() -> None:
     plain = request(1, steps=4)
-    with pytest.raises(ValueError, match="row 1 is guided but has no negative prompt's embeddings"):
+    with pytest.raises(ValueError, match="row 1 has the conditions of 1 sides; it needs 2"):
         dataclasses.replace(plain, guidance=Guidance(scale=2.0))
     dataclasses.replace(plain, guidance=Guidance(scale=2.0, interval=(0.0, 0.0)))  # it is never guided
-    with pytest.raises(ValueError, match="row 1: its negative prompt's embeddings are"):
-        dataclasses.replace(plain, negative_prompt_embeds=torch.zeros(14, 8))
+    with pytest.raises(ValueError, match="row 1: the conditions of its sides differ in shape"):
+        dataclasses.replace(plain, conditions=(*plain.conditions, Conditioning(inputs={"states": torch.zeros(14, 8)})))
 
 
 def test_noise_is_drawn_from_the_rows_own_generator_only() -> None:
@@ -302,11 +336,11 @@ class SmallMemory(TextNetwork):
         super().__init__()
         self.most, self.passing = most, passing
 
-    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
         if len(latents) > self.most and self.passing != 0:
             self.passing = None if self.passing is None else self.passing - 1
             raise torch.OutOfMemoryError("out of memory (pretended)")
-        return super().forward(latents, timesteps, states, labels)
+        return super().forward(latents, timesteps, inputs, merged)
 
 
 def engine_of(network: nn.Module) -> LaneEngine:
@@ -327,10 +361,10 @@ def test_a_call_that_does_not_fit_into_memory_is_made_in_parts() -> None:
 class SmallMemoryForPixels(TextNetwork):
     """Holds calls of at most six lanes of 8x8."""
 
-    def forward(self, latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
         if latents.numel() > 6 * 4 * 8 * 8:
             raise torch.OutOfMemoryError("out of memory (pretended)")
-        return super().forward(latents, timesteps, states, labels)
+        return super().forward(latents, timesteps, inputs, merged)
 
 
 def test_only_the_calls_of_the_shape_that_does_not_fit_are_made_in_parts() -> None:

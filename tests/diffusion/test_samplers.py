@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.request import DenoisingRequest, KnownLatents
+from pipeline.diffusion.request import Conditioning, DenoisingRequest, KnownLatents
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import SAMPLER_OF_CLASS, NoiseScheduleConfig
 from pipeline.diffusion.table import SamplerTable
@@ -109,8 +109,7 @@ def run(table: SamplerTable, network: Any = network, mask: Tensor | None = None)
         table=table,
         latents=(table.start_signal * picture() + table.start_noise * noise)[0],
         generator=generator,
-        prompt_embeds=torch.zeros(1, 1),
-        negative_prompt_embeds=None,
+        conditions=(Conditioning(inputs={}),),
         guidance=Guidance(),
         known=None if mask is None else KnownLatents(latents=picture()[0], noise=noise[0], mask=mask),
     )
@@ -368,8 +367,7 @@ def test_the_result_is_affine_in_latents_and_outputs(sampler: str) -> None:
             table=table,
             latents=start,
             generator=torch.Generator().manual_seed(1),
-            prompt_embeds=torch.zeros(1, 1),
-            negative_prompt_embeds=None,
+            conditions=(Conditioning(inputs={}),),
             guidance=Guidance(),
         )
         [(_, latents)] = LaneEngine(linear, lanes=2, device="cpu", dtype=torch.float32).run([request])
@@ -405,8 +403,7 @@ def gaussian_moments(sampler: str, steps: int) -> tuple[float, float]:
         table=table,
         latents=table.start_noise * torch.randn(4, 64, 64, generator=generator),
         generator=generator,
-        prompt_embeds=torch.zeros(1, 1),
-        negative_prompt_embeds=None,
+        conditions=(Conditioning(inputs={}),),
         guidance=Guidance(),
     )
     [(_, latents)] = LaneEngine(exact_noise, lanes=1, device="cpu", dtype=torch.float32).run([request])

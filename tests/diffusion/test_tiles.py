@@ -1,5 +1,6 @@
 """Tiles: what is joined of them is the whole, whatever the sampler, the sizes and the neighbors."""
 
+from collections.abc import Hashable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.request import DenoisingRequest
+from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.tiles import Tiling
@@ -20,24 +21,25 @@ SCHEDULE = NoiseScheduleConfig(beta_start=0.00085, beta_end=0.012, beta_schedule
 LANES = 4
 
 
-def pixel_by_pixel(latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
+def pixel_by_pixel(latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
     """A network that sees no neighbors: cut or not, it says the same of each position."""
     x, extra = latents[:, :3], latents[:, 3:]
-    text_mean = states.mean((1, 2))[:, None, None, None]
+    text_mean = inputs["states"].mean((1, 2))[:, None, None, None]
     return torch.tanh(x * 0.7 + extra * (1 + text_mean) - timesteps[:, None, None, None] / 1000)
 
 
 def request_of(key: Any, size: tuple[int, int], tiling: Tiling | None, sampler: str, scale: float) -> DenoisingRequest:
     generator = torch.Generator().manual_seed(3)
+    extra = torch.randn(3, *size, generator=torch.Generator().manual_seed(4))
     return DenoisingRequest(
         key=key,
         table=(table := sampler_table(SCHEDULE, sampler, 6)),
         latents=table.start_noise * torch.randn((1, 3, *size), generator=generator)[0],
         generator=generator,
-        prompt_embeds=torch.full((2, 4), 0.3),
-        negative_prompt_embeds=torch.full((2, 4), -0.4),
+        conditions=tuple(
+            Conditioning(inputs={"states": torch.full((2, 4), value)}, extra_channels=extra) for value in (0.3, -0.4)
+        ),
         guidance=Guidance(scale=scale, interval=(0.0, 0.7)),
-        extra_channels=torch.randn(3, *size, generator=torch.Generator().manual_seed(4)),
         tiling=tiling,
     )
 
@@ -99,13 +101,14 @@ def test_tiles_of_several_rows_share_calls_and_change_nothing() -> None:
 
 
 def test_a_tile_that_fails_fails_its_row_once_and_no_other() -> None:
-    def broken(latents: Tensor, timesteps: Tensor, states: Tensor, labels: Tensor | None = None) -> Tensor:
-        output = pixel_by_pixel(latents, timesteps, states)
+    def broken(latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
+        output = pixel_by_pixel(latents, timesteps, inputs, merged)
         return torch.where(latents[:, 3:4, :1, :1] > 50, float("nan"), output)
 
     bad = request_of("bad", (20, 20), Tiling.of(20, 20, 8, 2), "ddim", 1.0)
-    assert bad.extra_channels is not None
-    bad.extra_channels[0, -8, -8] = 100.0  # the last tile's corner
+    extra = bad.conditions[0].extra_channels
+    assert extra is not None
+    extra[0, -8, -8] = 100.0  # the last tile's corner
     good = request_of("good", (8, 18), Tiling.of(8, 18, 8, 3), "ddim", 1.0)
     results, engine = run(bad, good, denoise=broken)
     assert isinstance(results["bad"], ValueError)

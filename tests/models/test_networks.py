@@ -53,7 +53,7 @@ def test_unet_equals_diffusers(tmp_path: Path, family: str, size: tuple[int, int
     labels = torch.tensor([20, 300]) if unet.config.num_class_embeds else None
     with torch.no_grad():
         expected = reference(latents, timesteps, states, class_labels=labels).sample
-        assert relative_error(unet(latents, timesteps, states, labels), expected) <= TOLERANCE
+        assert relative_error(unet(latents, timesteps, states, class_labels=labels), expected) <= TOLERANCE
 
 
 @pytest.fixture
