@@ -22,7 +22,7 @@ demo: $(STAMP)
 	@echo "The pictures are in work/demo*/data (Parquet); look at them in work/demo*/report/index.html"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff check .
