@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import torch
@@ -82,6 +82,8 @@ class LaneEngine:
 
     def add(self, request: DenoisingRequest) -> None:
         """Queue a request."""
+        if request.then is not None:
+            request = replace(request, key=_PartKey(request.key, request.then), then=None)
         if request.tiling is None or request.tiling.count == 1:
             self._queue(request)
         else:
@@ -115,7 +117,7 @@ class LaneEngine:
         self.stats.lanes_filled += filled
         results: list[Result] = []
         for key, value in group.accept(self._evaluate(group, network_input)):
-            results += self._accept_tile(key, value) if isinstance(key, TileKey) else [(key, value)]
+            results += self._accept(key, value)
         self.stats.memory_bytes = _peak_memory(self.device)
         return results
 
@@ -134,7 +136,7 @@ class LaneEngine:
         self._current = None
         results: list[Result] = []
         for key in group.request_keys():
-            results += self._accept_tile(key, error) if isinstance(key, TileKey) else [(key, error)]
+            results += self._accept(key, error)
         return results
 
     def run(self, requests: Iterable[DenoisingRequest]) -> Iterator[Result]:
@@ -149,6 +151,17 @@ class LaneEngine:
                 else:
                     self.add(request)
             yield from self.step()
+
+    def _accept(self, key: Hashable, value: Tensor | Exception) -> list[Result]:
+        """Return the results of rows that a finished request completes; one that has a next request goes on."""
+        if isinstance(key, TileKey):
+            return self._accept_tile(key, value)
+        if not isinstance(key, _PartKey):
+            return [(key, value)]
+        if isinstance(value, Exception):
+            return [(key.row, value)]
+        self.add(replace(key.then, key=key.row, latents=value))
+        return []
 
     def _accept_tile(self, key: TileKey, value: Tensor | Exception) -> list[Result]:
         """Return the result of a tile's row if this tile completes it; a tile that fails fails its row."""
@@ -216,6 +229,14 @@ class LaneEngine:
                     group.lanes_per_part = -(-group.lanes_per_part // 2)
             torch.cuda.empty_cache()
             cleared = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _PartKey:
+    """The key of a request that another one goes on with: the row's key, and that request."""
+
+    row: Hashable
+    then: DenoisingRequest
 
 
 def _peak_memory(device: torch.device) -> int:

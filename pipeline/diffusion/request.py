@@ -57,6 +57,9 @@ class DenoisingRequest:
     known: KnownLatents | None = None
     merged: Hashable = None
     """What is merged into the network's weights for this row; rows with the same can share calls."""
+    then: "DenoisingRequest | None" = None
+    """The request that goes on with this one's latents, with a network or a sampler of its own; its `latents` have
+    their shape, and its key counts for nothing. Not together with `tiling`."""
     tiling: Tiling | None = None
     """The tiles of latents that are larger than the network takes; not together with `known`."""
 

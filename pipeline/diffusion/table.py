@@ -12,7 +12,7 @@ The names c_skip, c_out and c_in are those of Karras et al. 2022, eq. 7. `diffus
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -62,6 +62,11 @@ class SamplerTable:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def part(self, start: int, stop: int) -> "SamplerTable":
+        """Return evaluations `start` to `stop`. A sampler with a history loses it between two parts."""
+        by_evaluation = ("timesteps", "c_in", "c_skip", "c_out", "weights", "levels")
+        return replace(self, **{name: getattr(self, name)[start:stop] for name in by_evaluation})
 
     @property
     def draws_noise(self) -> list[bool]:

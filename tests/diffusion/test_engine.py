@@ -203,6 +203,27 @@ def test_rows_with_other_merged_weights_share_no_call() -> None:
     assert sorted(seen, key=str) == [None, None, "style", "style"]
 
 
+def test_a_second_request_goes_on_with_the_latents_of_the_first() -> None:
+    """As with a refiner: the first steps of one network, the others of another, beside rows that have one part."""
+    whole, other = request(1, steps=6), request(2, steps=6)
+    first, last = whole.table.part(0, 4), whole.table.part(4, 6)
+    joined = dataclasses.replace(whole, key=3, table=first, then=dataclasses.replace(whole, table=last))
+    [(_, expected)] = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32).run([whole])
+    engine = LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32)
+    actual = dict(engine.run([joined, other]))
+    assert set(actual) == {2, 3}
+    assert torch.equal(checked(actual[3]), checked(expected))
+
+
+def test_a_row_whose_first_part_fails_fails_once() -> None:
+    broken = request(1, steps=2)
+    broken.conditions[0].inputs["states"][:] = float("nan")
+    joined = dataclasses.replace(broken, then=request(7, steps=2))
+    results = list(LaneEngine(TextNetwork(), lanes=2, device="cpu", dtype=torch.float32).run([joined]))
+    assert [key for key, _ in results] == [1]
+    assert isinstance(results[0][1], ValueError)
+
+
 def test_outside_of_its_interval_guidance_is_off() -> None:
     never = results([request(1, guidance=Guidance(scale=5.0, interval=(0.0, 0.0)))])[1]
     always = results([request(1, guidance=Guidance(scale=5.0))])[1]
