@@ -31,20 +31,30 @@ class Config:
         """Return the config; CheckpointError for an unsupported value. `source` is the file's name, for errors."""
         for key, allowed in cls.CONSTANTS.items():
             if key in config and config[key] not in allowed:
-                raise CheckpointError(f"{source}: {key} is {config[key]!r}; only {allowed[0]!r} is supported")
+                supported = " or ".join(map(repr, allowed))
+                raise CheckpointError(f"{source}: {key} is {config[key]!r}; only {supported} is supported")
         values: dict[str, Any] = {}
         for field in fields(cls):
             if field.name in config:
                 value = config[field.name]
-                values[field.name] = tuple(value) if isinstance(value, list) else value
+                values[field.name] = _as_tuple(value)
                 if not _fits(values[field.name], field.type):
                     kind = field.type.__name__ if isinstance(field.type, type) else field.type
                     raise CheckpointError(f"{source}: {field.name} is {value!r}; must be {kind}")
         return cls(**values)
 
+    def problem(self) -> str | None:
+        """Return the first contradiction among the options, or None."""
+        return None
+
+
+def _as_tuple(value: Any) -> Any:
+    """Return a value from JSON with tuples for lists, at any depth."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
 
 def check_levels(config: Config, source: str) -> None:
-    """Raise CheckpointError for a level of an unknown class, or for an option with another number of levels."""
+    """Raise CheckpointError for a level of an unknown class, a wrong number of levels, or contradictory options."""
     if not config.BLOCKS:
         return
     levels = len(getattr(config, "block_out_channels"))  # noqa: B009 - a field of each config with BLOCKS
@@ -56,6 +66,8 @@ def check_levels(config: Config, source: str) -> None:
         for name in getattr(config, key):
             if name not in known:
                 raise CheckpointError(f"{source}: {key} has the unknown class {name}; known: {', '.join(known)}")
+    if problem := config.problem():
+        raise CheckpointError(f"{source}: {problem}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -21,14 +21,19 @@ def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, 
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers that map the sinusoids of a timestep (B, width) to the time embedding (B, embedding)."""
+    """Two linear layers that map the sinusoids of a timestep (B, width) to the time embedding (B, embedding).
 
-    def __init__(self, width: int, embedding: int) -> None:
+    With `condition_width`, a projection of a condition (B, condition_width) is added to the sinusoids."""
+
+    def __init__(self, width: int, embedding: int, condition_width: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width, embedding)
+        self.cond_proj = nn.Linear(condition_width, width, bias=False) if condition_width else None
         self.linear_2 = nn.Linear(embedding, embedding)
 
-    def forward(self, sinusoids: Tensor) -> Tensor:
+    def forward(self, sinusoids: Tensor, condition: Tensor | None = None) -> Tensor:
+        if self.cond_proj is not None:
+            sinusoids = sinusoids + self.cond_proj(condition)
         return self.linear_2(F.silu(self.linear_1(sinusoids)))
 
 

@@ -18,27 +18,24 @@ from pipeline.models.unet_config import UNetConfig
 
 
 class Level(nn.Module):
-    """One resolution of the encoder or decoder half: residual blocks, with attention after each if `attends`."""
+    """One resolution of the encoder or decoder half: residual blocks, with attention after each or after none."""
 
     def __init__(
-        self, config: UNetConfig, index: int, widths: list[tuple[int, int]], *, attends: bool, embedding: int
+        self, config: UNetConfig, index: int, widths: list[tuple[int, int]], *, layers: tuple[int, ...], embedding: int
     ) -> None:
         super().__init__()
         channels = widths[0][1]
         self.resnets = nn.ModuleList(
             [ResnetBlock(into, out, embedding, config.norm_num_groups, config.norm_eps) for into, out in widths]
         )
-        self.attentions = nn.ModuleList(
-            [config.attention(index, channels) for _ in widths] if attends else [nn.Identity() for _ in widths]
-        )
-        self.attends = attends
+        self.attentions = nn.ModuleList([config.attention(index, channels, blocks) for blocks in layers])
         self.downsamplers: nn.ModuleList | None = None
         self.upsamplers: nn.ModuleList | None = None
 
     def layers(self) -> Iterator[tuple[nn.Module, nn.Module | None]]:
         """Yield each residual block with the attention that follows it, or None."""
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            yield resnet, attention if self.attends else None
+        attentions = self.attentions if len(self.attentions) else [None] * len(self.resnets)
+        yield from zip(self.resnets, attentions, strict=True)
 
 
 class DownLevel(Level):
@@ -69,19 +66,24 @@ class UpLevel(Level):
 
 
 class MidBlock(nn.Module):
-    """Two residual blocks with attention between them, at the lowest resolution."""
+    """Two residual blocks with attention between them, at the lowest resolution; one block if it has no attention."""
 
     def __init__(self, config: UNetConfig, embedding: int) -> None:
         super().__init__()
-        channels = config.block_out_channels[-1]
+        channels, layers = config.block_out_channels[-1], config.mid_layers
+        blocks = 1 if layers is None else 2
         self.resnets = nn.ModuleList(
-            [ResnetBlock(channels, channels, embedding, config.norm_num_groups, config.norm_eps) for _ in range(2)]
+            [ResnetBlock(channels, channels, embedding, config.norm_num_groups, config.norm_eps) for _ in range(blocks)]
         )
-        self.attentions = nn.ModuleList([config.attention(-1, channels, only_cross=False)])
+        self.attentions = nn.ModuleList(
+            [] if layers is None else [config.attention(-1, channels, layers, only_cross=False)]
+        )
 
     def forward(self, features: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
-        features = self.attentions[0](self.resnets[0](features, embedding), states)
-        return self.resnets[1](features, embedding)
+        features = self.resnets[0](features, embedding)
+        if len(self.attentions):
+            features = self.resnets[1](self.attentions[0](features, states), embedding)
+        return features
 
 
 class UNet(nn.Module):
@@ -93,25 +95,27 @@ class UNet(nn.Module):
         channels = config.block_out_channels
         embedding = 4 * channels[0]
         self.conv_in = nn.Conv2d(config.in_channels, channels[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(channels[0], embedding)
+        self.time_embedding = TimestepEmbedding(channels[0], embedding, config.time_cond_proj_dim)
         self.class_embedding = nn.Embedding(config.num_class_embeds, embedding) if config.num_class_embeds else None
+        added = config.projection_class_embeddings_input_dim if config.addition_embed_type else None
+        self.add_embedding = None if added is None else TimestepEmbedding(added, embedding)
         self.down_blocks = nn.ModuleList(self._down_levels(embedding))
-        self.mid_block = MidBlock(config, embedding)
+        self.mid_block = None if config.mid_block_type is None else MidBlock(config, embedding)
         self.up_blocks = nn.ModuleList(self._up_levels(embedding))
         self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, channels[0], eps=config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], config.out_channels, 3, padding=1)
         for module in self.modules():
             if isinstance(module, Attention):
-                module.upcast = config.upcast_attention
+                module.upcast = bool(config.upcast_attention)
 
     def _down_levels(self, embedding: int) -> list[DownLevel]:
         config, levels = self.config, []
         previous = config.block_out_channels[0]
         for index, channels in enumerate(config.block_out_channels):
-            layers = config.per_level("layers_per_block")[index]
-            widths = [(previous if layer == 0 else channels, channels) for layer in range(layers)]
-            attends = "Attn" in config.down_block_types[index]
-            level = DownLevel(config, index, widths, attends=attends, embedding=embedding)
+            resnets = config.resnets(index, decoder=False)
+            widths = [(previous if resnet == 0 else channels, channels) for resnet in range(resnets)]
+            layers = config.transformer_layers(index, decoder=False)
+            level = DownLevel(config, index, widths, layers=layers, embedding=embedding)
             if index + 1 < len(config.block_out_channels):
                 level.downsamplers = nn.ModuleList([Downsample(channels, asymmetric=False)])
             levels.append(level)
@@ -125,11 +129,11 @@ class UNet(nn.Module):
         for step, channels in enumerate(reverse):
             index = len(reverse) - 1 - step
             below = reverse[min(step + 1, len(reverse) - 1)]
-            layers = config.per_level("layers_per_block")[index] + 1
-            skips = [below if layer == layers - 1 else channels for layer in range(layers)]
-            widths = [((previous if layer == 0 else channels) + skips[layer], channels) for layer in range(layers)]
-            attends = "Attn" in config.up_block_types[step]
-            level = UpLevel(config, index, widths, attends=attends, embedding=embedding)
+            resnets = config.resnets(index, decoder=True)
+            skips = [below if resnet == resnets - 1 else channels for resnet in range(resnets)]
+            widths = [((previous if resnet == 0 else channels) + skips[resnet], channels) for resnet in range(resnets)]
+            layers = config.transformer_layers(index, decoder=True)
+            level = UpLevel(config, index, widths, layers=layers, embedding=embedding)
             if index > 0:
                 level.upsamplers = nn.ModuleList([Upsample(channels)])
             levels.append(level)
@@ -137,29 +141,59 @@ class UNet(nn.Module):
         return levels
 
     def forward(
-        self, latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, class_labels: Tensor | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        *,
+        class_labels: Tensor | None = None,
+        added: Tensor | None = None,
+        guidance_embedding: Tensor | None = None,
     ) -> Tensor:
-        embedding = self._embedding(latents, timesteps, class_labels)
+        """Return the output (B, C, h, w). ValueError unless just the conditions that the config names are given.
+
+        They are class_labels (B,) for num_class_embeds, `added` (B, V) for text_time: the pooled text and the
+        sinusoids of sizes, and guidance_embedding (B, W) for time_cond_proj_dim."""
+        embedding = self._embedding(latents, timesteps, class_labels, added, guidance_embedding)
         features = self.conv_in(latents)
         skips = [features]
         for level in self.down_blocks:
             features = level(features, skips, embedding, encoder_hidden_states)
-        features = self.mid_block(features, embedding, encoder_hidden_states)
+        if self.mid_block is not None:
+            features = self.mid_block(features, embedding, encoder_hidden_states)
         for level in self.up_blocks:
             features = level(features, skips, embedding, encoder_hidden_states)
         return self.conv_out(F.silu(self.conv_norm_out(features)))
 
-    def _embedding(self, latents: Tensor, timesteps: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _embedding(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        class_labels: Tensor | None,
+        added: Tensor | None,
+        guidance_embedding: Tensor | None,
+    ) -> Tensor:
+        """Return the embedding (B, embedding) of the timestep and of all conditions but the text."""
         config = self.config
+        _check_given("class_labels", class_labels, self.class_embedding)
+        _check_given("added", added, self.add_embedding)
+        _check_given("guidance_embedding", guidance_embedding, self.time_embedding.cond_proj)
         sinusoids = timestep_embedding(
             timesteps,
             config.block_out_channels[0],
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
-        )
-        embedding = self.time_embedding(sinusoids.to(latents.dtype))
+        ).to(latents.dtype)
+        guidance = None if guidance_embedding is None else guidance_embedding.to(latents.dtype)
+        embedding = self.time_embedding(sinusoids, guidance)
         if self.class_embedding is not None:
-            if class_labels is None:
-                raise ValueError("this U-Net has class embeddings (num_class_embeds): class_labels must be given")
             embedding = embedding + self.class_embedding(class_labels)
+        if self.add_embedding is not None and added is not None:
+            embedding = embedding + self.add_embedding(added.to(latents.dtype))
         return embedding
+
+
+def _check_given(name: str, condition: Tensor | None, layer: nn.Module | None) -> None:
+    """Raise ValueError if a condition is missing, or if it is given and the network has no layer for it."""
+    if (condition is None) != (layer is None):
+        raise ValueError(f"this U-Net takes {'no ' if layer is None else ''}{name}")

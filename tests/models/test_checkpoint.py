@@ -240,7 +240,6 @@ def test_model_index_overrides_the_class_in_a_components_config(folder: Path) ->
         ("unet", {"norm_num_groups": 7}, "num_channels (32) must be divisible by num_groups (7)"),
         ("unet", {"time_embedding_act_fn": "silu"}, "time_embedding_act_fn is 'silu'; only None is supported"),
         ("unet", {"timestep_post_act": "silu"}, "timestep_post_act is 'silu'; only None is supported"),
-        ("unet", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256; only None is supported"),
         ("unet", {"out_channels": 8}, "conv_out.bias is (4,)"),
         ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1; only None is supported"),
         ("vae", {"latents_mean": [0.0]}, "latents_mean is [0.0]; only None is supported"),

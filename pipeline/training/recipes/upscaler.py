@@ -120,7 +120,7 @@ def train_upscaler(recipe: UpscalerRecipe, output: Path, worker: Worker = SINGLE
 
         def network(noisy: Tensor, timesteps: Tensor) -> Tensor:
             inputs = torch.cat([noisy, batch.low_res], dim=1).to(memory_format=torch.channels_last)
-            return unet(inputs, timesteps, empty_prompt.expand(len(inputs), -1, -1), batch.noise_levels)
+            return unet(inputs, timesteps, empty_prompt.expand(len(inputs), -1, -1), class_labels=batch.noise_levels)
 
         errors = denoising_errors(network, batch.latents, batch.noise, batch.timesteps, alphas, prediction_type)
         return errors.mean(), {}
