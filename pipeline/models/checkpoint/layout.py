@@ -16,15 +16,21 @@ STEMS: Final[Mapping[str, str]] = {
     "vae": DIFFUSERS_STEM,
     "vqvae": DIFFUSERS_STEM,
     "text_encoder": TRANSFORMERS_STEM,
+    "text_encoder_2": TRANSFORMERS_STEM,
     "bert": TRANSFORMERS_STEM,
 }
 """The components that have weights, and the stem of the names of their weight files."""
 
 SCHEDULERS: Final = ("scheduler", "low_res_scheduler")
-COMPONENTS: Final = frozenset({*STEMS, *SCHEDULERS, "tokenizer"})
+COMPONENTS: Final = frozenset({*STEMS, *SCHEDULERS, "tokenizer", "tokenizer_2"})
 
 VARIANT: Final = "fp16"
 _SMALL: Final = (".json", ".txt")
+
+
+def listed_components(index: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the components that model_index.json lists; a component that is [null, null] is left out."""
+    return frozenset(name for name in COMPONENTS & index.keys() if index[name] not in (None, [None, None]))
 
 
 def weight_names(stem: str, *, half: bool) -> tuple[str, ...]:
@@ -49,7 +55,7 @@ def is_config(name: str, index: Mapping[str, Any] | None) -> bool:
         return False
     if len(path.parts) == 1:
         return index is None or name in ("model_index.json", "generation_config.json")
-    return index is not None and len(path.parts) == 2 and path.parts[0] in COMPONENTS & index.keys()
+    return index is not None and len(path.parts) == 2 and path.parts[0] in listed_components(index)
 
 
 def names_in_use(names: Collection[str], read: Callable[[str], Any], *, half: bool) -> frozenset[str]:
@@ -58,7 +64,8 @@ def names_in_use(names: Collection[str], read: Callable[[str], Any], *, half: bo
     Paths are relative to the folder. Weights that are missing are not in the result."""
     index = read("model_index.json") if "model_index.json" in names else None
     used = {name for name in names if is_config(name, index)}
-    stems = {"": TRANSFORMERS_STEM} if index is None else {f"{name}/": STEMS[name] for name in STEMS if name in index}
+    listed = frozenset[str]() if index is None else listed_components(index) & STEMS.keys()
+    stems = {"": TRANSFORMERS_STEM} if index is None else {f"{name}/": STEMS[name] for name in listed}
     for folder, stem in stems.items():
         weights = next((folder + name for name in weight_names(stem, half=half) if folder + name in names), None)
         if weights is not None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoint.layout import STEMS, TRANSFORMERS_STEM, is_config, weight_names
+from pipeline.models.checkpoint.layout import STEMS, TRANSFORMERS_STEM, is_config, listed_components, weight_names
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -146,7 +146,7 @@ def files_in_use(folder: Path, *, half: bool) -> set[Path]:
     small = {path for path in folder.rglob("*") if is_config(path.relative_to(folder).as_posix(), index)}
     if index is None:
         return {*small, *weight_files(folder, TRANSFORMERS_STEM, half=half)}
-    components = [name for name in STEMS if name in index and (folder / name).is_dir()]
+    components = [name for name in listed_components(index) & STEMS.keys() if (folder / name).is_dir()]
     weights = {file for name in components for file in weight_files(folder / name, STEMS[name], half=half)}
     return small | weights
 
