@@ -74,7 +74,7 @@ def tiny_checkpoint(folder: Path, family: Family = "sd15") -> Path:
         )
         autoencoder = AutoencoderKL(**AUTOENCODER, sample_size=UNETS[family]["sample_size"] * 8)
         text_encoder = CLIPTextModel(_text_config(family))
-        _make_lively(unet, autoencoder, text_encoder)
+        make_lively(unet, autoencoder, text_encoder)
     class_name, options = SCHEDULERS[family]
     scheduler = getattr(schedulers, class_name)(
         beta_start=0.00085,
@@ -95,7 +95,7 @@ def tiny_checkpoint(folder: Path, family: Family = "sd15") -> Path:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
-    _save_old_tokenizer(folder / "tokenizer", pad_token="!" if family == "sd21" else END)
+    save_old_tokenizer(folder / "tokenizer", pad_token="!" if family == "sd21" else END)
     return folder
 
 
@@ -141,7 +141,7 @@ def tiny_upscaler(folder: Path) -> Path:
         )
         autoencoder = AutoencoderKL(**_UPSCALER_AUTOENCODER, latent_channels=4, scaling_factor=0.08333)
         text_encoder = CLIPTextModel(_text_config("sd21"))
-        _make_lively(unet, autoencoder, text_encoder)
+        make_lively(unet, autoencoder, text_encoder)
     pipeline = StableDiffusionUpscalePipeline(
         vae=autoencoder,
         text_encoder=text_encoder,
@@ -151,7 +151,7 @@ def tiny_upscaler(folder: Path) -> Path:
         scheduler=DDIMScheduler(**_UPSCALER_BETAS, clip_sample=False, prediction_type="v_prediction"),
     )
     pipeline.save_pretrained(folder)
-    _save_old_tokenizer(folder / "tokenizer", pad_token="!")
+    save_old_tokenizer(folder / "tokenizer", pad_token="!")
     return folder
 
 
@@ -197,19 +197,20 @@ def _text_config(family: Family) -> Any:
     )
 
 
-def _make_lively(unet: torch.nn.Module, autoencoder: torch.nn.Module, text_encoder: torch.nn.Module) -> None:
+def make_lively(unet: torch.nn.Module, autoencoder: torch.nn.Module, *text_encoders: torch.nn.Module) -> None:
     """Random weights alone give gray pictures and texts that hardly matter; scale what decides both."""
     with torch.no_grad():
         autoencoder.get_parameter("decoder.conv_out.weight").mul_(2)
-        for name, weight in text_encoder.named_parameters():
-            if "embedding" in name:
-                weight.mul_(20)
+        for text_encoder in text_encoders:
+            for name, weight in text_encoder.named_parameters():
+                if "embedding" in name:
+                    weight.mul_(20)
         for name, weight in unet.named_parameters():
             if "attn2.to_v" in name or "attn2.to_out" in name:
                 weight.mul_(4)
 
 
-def _save_old_tokenizer(folder: Path, pad_token: str) -> None:
+def save_old_tokenizer(folder: Path, pad_token: str) -> None:
     """The files of published checkpoints (vocab.json and merges.txt, no tokenizer.json)."""
     for path in folder.iterdir():
         path.unlink()

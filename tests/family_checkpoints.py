@@ -1,7 +1,14 @@
 """The configs of published families: as published, and scaled down with every key that shapes the network."""
 
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
+
+import torch
+
+from pipeline.training.tokenizer import END, word_tokenizer
+from tests.checkpoints import AUTOENCODER, VOCABULARY, WINDOW, WORDS, make_lively, save_old_tokenizer
 
 UNetFamily = Literal[
     "sd15",
@@ -169,3 +176,116 @@ def small_unet_config(family: UNetFamily, *, text_width: int, pooled_width: int 
     if published.get("time_cond_proj_dim"):
         changes["time_cond_proj_dim"] = 16
     return {**published, **changes}
+
+
+Family = Literal[
+    "sdxl",
+    "sdxl-turbo",
+    "sdxl-inpainting",
+    "sdxl-refiner",
+    "ssd-1b",
+    "small-sd",
+    "tiny-sd",
+    "lcm",
+    "instruct-pix2pix",
+]
+
+_TEXT_WIDTHS: Final = (32, 48)
+_POOLED_WIDTH: Final = 24
+_CLIP: Final[dict[str, Any]] = {
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "max_position_embeddings": WINDOW,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "pad_token_id": 1,
+    "vocab_size": VOCABULARY,
+}
+_EULER: Final[dict[str, Any]] = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+_BETAS: Final[dict[str, Any]] = {key: _EULER[key] for key in ("beta_end", "beta_schedule", "beta_start")}
+_SCHEDULERS: Final[dict[Family, tuple[str, dict[str, Any]]]] = {
+    "sdxl-turbo": ("EulerAncestralDiscreteScheduler", {**_BETAS, "timestep_spacing": "trailing"}),
+    "small-sd": ("PNDMScheduler", {**_BETAS, "skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}),
+    "tiny-sd": ("DDIMScheduler", {**_BETAS, "clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}),
+    "lcm": ("LCMScheduler", {**_BETAS, "clip_sample": False, "original_inference_steps": 50, "set_alpha_to_one": True}),
+    "instruct-pix2pix": ("EulerAncestralDiscreteScheduler", {**_BETAS, "steps_offset": 1}),
+}
+"""The scheduler's class and options, where they are not those of SDXL."""
+_PIPELINES: Final[dict[Family, str]] = {
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl-turbo": "StableDiffusionXLPipeline",
+    "sdxl-inpainting": "StableDiffusionXLInpaintPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+    "ssd-1b": "StableDiffusionXLPipeline",
+    "small-sd": "StableDiffusionPipeline",
+    "tiny-sd": "StableDiffusionPipeline",
+    "lcm": "LatentConsistencyModelPipeline",
+    "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
+}
+
+
+def small_checkpoint(folder: Path, family: Family, **options: Any) -> Path:
+    """Save a family's checkpoint of about a million random parameters in its form; the same weights every time.
+
+    Native size 64 x 64 pixels, downsample factor 8. `options` are added to those of diffusers' pipeline, which are
+    plain values of model_index.json, such as force_zeros_for_empty_prompt."""
+    import diffusers
+
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    is_xl, is_refiner = family.startswith(("sdxl", "ssd")), family == "sdxl-refiner"
+    components = _networks(family)
+    class_name, schedule = _SCHEDULERS.get(family, ("EulerDiscreteScheduler", _EULER))
+    components["scheduler"] = getattr(diffusers, class_name)(**schedule)
+    components["tokenizer"] = None if is_refiner else word_tokenizer(WORDS, WINDOW)
+    if is_xl:
+        components["tokenizer_2"] = word_tokenizer(WORDS, WINDOW)
+        components["add_watermarker"] = False
+    else:
+        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if is_refiner:
+        components |= {"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}
+    getattr(diffusers, _PIPELINES[family])(**components, **options).save_pretrained(folder)
+    if not is_refiner:
+        save_old_tokenizer(folder / "tokenizer", pad_token=END)
+    if is_xl:
+        save_old_tokenizer(folder / "tokenizer_2", pad_token="!")
+    return folder
+
+
+def _networks(family: Family) -> dict[str, Any]:
+    """Return a family's networks by the names of their components; None for a component that it lacks."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    is_xl, is_refiner = family.startswith(("sdxl", "ssd")), family == "sdxl-refiner"
+    widths = _TEXT_WIDTHS[1:] if is_refiner else _TEXT_WIDTHS if is_xl else _TEXT_WIDTHS[:1]
+    first = CLIPTextConfig(**_CLIP, hidden_size=widths[0], intermediate_size=64, projection_dim=_POOLED_WIDTH)
+    second = CLIPTextConfig(
+        **{**_CLIP, "hidden_act": "gelu"},
+        hidden_size=widths[-1],
+        intermediate_size=64,
+        projection_dim=_POOLED_WIDTH,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(30)
+        kind: UNetFamily = "sdxl" if family == "sdxl-turbo" else family
+        unet = UNet2DConditionModel(**small_unet_config(kind, text_width=sum(widths), pooled_width=_POOLED_WIDTH))
+        vae = AutoencoderKL(**AUTOENCODER, scaling_factor=0.13025 if is_xl else 0.18215, sample_size=64)
+        encoders: dict[str, Any] = {"text_encoder": None if is_refiner else CLIPTextModel(first)}
+        if is_xl:
+            encoders["text_encoder_2"] = CLIPTextModelWithProjection(second)
+        make_lively(unet, vae, *filter(None, encoders.values()))
+    return {"unet": unet, "vae": vae, **encoders}
