@@ -9,10 +9,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(path for folder in ("pipeline", "jobs", "cluster") for path in (ROOT / folder).rglob("*.py"))
 
-BASE = ("errors", "config", "schema", "settings")
+BASE = ("adapters", "errors", "config", "schema", "settings")
 DATA = ("manifest", "images", "storage")
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    "adapters": (),
     "errors": (),
     "schema": (),
     "settings": (),
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 """A folder or file of the package, and what else of the package it may import beside itself and BASE."""
 
 RAY = ("run", "output/sink.py", "training/ray_train.py")
-NO_TORCH = ("errors", "config", "settings", "schema", "storage", "manifest", "output", "report", "images")
+NO_TORCH = ("adapters", "errors", "config", "settings", "schema", "storage", "manifest", "output", "report", "images")
 TORCH_IMAGES = ("images/colors.py", "images/masks.py", "images/visible_colors.py")
 PURE = ("models", "diffusion", "tasks", "images")
 IMPURE_MODULES = ("fsspec", "s3fs", "click", "rich", "pipeline.storage")

@@ -1,15 +1,23 @@
 """The loaded components of a checkpoint."""
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.models.autoencoder import AutoencoderKL, VQConfig, VQModel
-from pipeline.models.text import TextEncoder
+from pipeline.models.lora import NO_ADAPTERS, Adapters
+from pipeline.models.layers import timestep_embedding
+from pipeline.models.prompts import PromptEncoder
 from pipeline.models.unet import UNet
+
+
+SIZE_NUMBERS: Final = 6
+"""SDXL: original height and width, top and left of the crop, target height and width."""
+REFINER_NUMBERS: Final = 5
+"""SDXL's refiner: original height and width, top and left of the crop, aesthetic score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +28,7 @@ class Stack:
     weights_sha256: str
     unet: UNet
     autoencoder: AutoencoderKL | VQModel
-    text: TextEncoder | None
+    text: PromptEncoder | None
     """None if the U-Net is unconditional."""
     schedule_config: dict[str, Any]
     low_res_schedule_config: dict[str, Any] | None
@@ -29,8 +37,18 @@ class Stack:
     """The highest level of that noise."""
     generation_config: dict[str, Any]
     """The checkpoint's own defaults, such as num_inference_steps and guidance_scale; may be empty."""
+    size_numbers: int
+    """The numbers that the U-Net takes beside the pooled text: 0, SIZE_NUMBERS, or REFINER_NUMBERS."""
     device: torch.device
     dtype: torch.dtype
+    adapters: Adapters = field(default=NO_ADAPTERS)
+    """The LoRAs of the run."""
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that a LoRA can change, by the names of their components."""
+        networks: dict[str, nn.Module] = {"unet": self.unet}
+        return networks if self.text is None else {**networks, "text_encoder": self.text.model}
 
     @property
     def downsample_factor(self) -> int:
@@ -48,10 +66,27 @@ class Stack:
         height, width = self.unet.config.latent_size
         return width * self.downsample_factor, height * self.downsample_factor
 
+    def added(self, pooled: Tensor, numbers: Sequence[float]) -> Tensor:
+        """Return the vector (V,) that SDXL adds to the time embedding: the pooled text and the numbers' sinusoids.
+
+        (Podell et al. 2023, section 2.2)"""
+        config = self.unet.config
+        assert config.addition_time_embed_dim is not None
+        sinusoids = timestep_embedding(
+            torch.tensor(numbers, dtype=torch.float32, device=pooled.device),
+            config.addition_time_embed_dim,
+            flip_sin_to_cos=config.flip_sin_to_cos,
+            freq_shift=config.freq_shift,
+        )
+        return torch.cat([pooled.float(), sinusoids.flatten()])
+
     @torch.inference_mode()
     def denoise(self, latents: Tensor, timesteps: Tensor, inputs: Mapping[str, Tensor], merged: Hashable) -> Tensor:
-        """Return the U-Net's output (B, C, h, w) for latents, timesteps (B,) and its other arguments by name."""
-        return self.unet(latents.to(memory_format=torch.channels_last), timesteps, **inputs)
+        """Return the U-Net's output (B, C, h, w) for latents, timesteps (B,) and its other arguments by name.
+
+        `inputs` may have the LoRAs of each lane; `merged` are those in the U-Net's weights (`Adapters`)."""
+        with self.adapters.on_unet(inputs, merged) as arguments:
+            return self.unet(latents.to(memory_format=torch.channels_last), timesteps, **arguments)
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:

@@ -1,0 +1,221 @@
+"""The LoRAs of a run on the networks of a checkpoint: rows with different ones share the calls of a network.
+
+Each lane of a call adds its own low-rank terms to the outputs of linear layers (Hu et al. 2021, eq. 3). Other changes
+are merged into the weights, for calls whose lanes all have the same.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.adapters import AdapterWeight
+from pipeline.models.checkpoint.lora import Lora
+from pipeline.models.checkpoint.lora_kinds import Change, LowRank, WeightChange
+
+INDICES: Final = "lora_indices"
+WEIGHTS: Final = "lora_weights"
+"""The inputs of a call that give each lane its low-rank adapters: (lanes, M) each."""
+
+Merged = tuple[tuple[int, float], ...]
+"""The adapters that are merged into the weights of a network, by index, and their weights."""
+
+
+class LaneAdapters:
+    """The low-rank adapters of each lane in the call that runs; no lane has one between calls."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.indices: Tensor | None = None  # (lanes * M,), of the stacked matrices
+        self.factors: Tensor | None = None  # (lanes, 1, M * rank)
+
+    def set(self, indices: Tensor, weights: Tensor, count: int) -> None:
+        """Set the adapters (lanes, M) of each lane; index -1, which stands for none, is that of the zeros at the end."""
+        self.indices = indices.remainder(count + 1).flatten()
+        self.factors = weights.repeat_interleave(self.rank, dim=1)[:, None]
+
+    def clear(self) -> None:
+        self.indices = self.factors = None
+
+
+class LowRankTerm:
+    """Forward hook of a linear layer or a 1x1 convolution that adds the low-rank terms of each lane to its output."""
+
+    def __init__(self, changes: Sequence[LowRank | None], module: nn.Module, lanes: LaneAdapters) -> None:
+        """`changes` are those of the module by adapter, None where an adapter has none."""
+        weight = module.get_parameter("weight")
+        out, into = weight.shape[:2]
+        size, room = len(changes) + 1, {"device": weight.device, "dtype": weight.dtype}
+        self._down = torch.zeros(size, lanes.rank, into, **room)
+        self._up = torch.zeros(size, lanes.rank, out, **room)
+        for index, change in enumerate(changes):
+            if change is not None:
+                rank = change.down.shape[0]
+                self._down[index, :rank] = change.down.to(**room)
+                self._up[index, :rank] = (change.scale * change.up.float()).T.to(**room)
+        self._lanes = lanes
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        indices, factors = self._lanes.indices, self._lanes.factors
+        if indices is None or factors is None:
+            return output
+        features = arguments[0]
+        lanes = len(factors)
+        down = self._down.index_select(0, indices).view(lanes, -1, self._down.shape[2])
+        up = self._up.index_select(0, indices).view(lanes, -1, self._up.shape[2])
+        if isinstance(module, nn.Conv2d):
+            tokens = features.flatten(2).transpose(1, 2)
+            terms = torch.bmm(torch.bmm(tokens, down.transpose(1, 2)) * factors, up)
+            return output + terms.transpose(1, 2).unflatten(2, output.shape[2:])
+        tokens = features if features.dim() == 3 else features[:, None]
+        hidden = torch.bmm(tokens, down.transpose(1, 2)) * factors
+        (output if output.dim() == 3 else output[:, None]).baddbmm_(hidden, up)
+        return output
+
+
+class NetworkAdapters:
+    """The changes of all adapters of a run to one network.
+
+    An adapter whose changes are all low-rank terms of linear layers is used lane by lane, any other one is merged."""
+
+    def __init__(self, network: nn.Module, adapters: Sequence[Mapping[str, Change]]) -> None:
+        self._network, self._adapters = network, adapters
+        self.merged_indices = frozenset(
+            index
+            for index, changes in enumerate(adapters)
+            if any(isinstance(change, WeightChange) for change in changes.values())
+        )
+        in_lanes = [{} if index in self.merged_indices else changes for index, changes in enumerate(adapters)]
+        ranks = [change.down.shape[0] for changes in in_lanes for change in changes.values()]
+        self.lanes = LaneAdapters(max(ranks, default=0))
+        self.lane_indices = frozenset(index for index, changes in enumerate(in_lanes) if changes)
+        for name in dict.fromkeys(name for changes in in_lanes for name in changes):
+            module = network.get_submodule(name)
+            module.register_forward_hook(LowRankTerm([_low_rank(each, name) for each in in_lanes], module, self.lanes))
+        self._merged: Merged = ()
+        self._originals = self._copies()
+
+    def use(self, indices: Tensor | None, weights: Tensor | None) -> None:
+        """Give each lane of the next call its adapters (lanes, M) and their weights (lanes, M)."""
+        if indices is None or weights is None or not self.lane_indices:
+            self.lanes.clear()
+        else:
+            dtype = next(self._network.parameters()).dtype
+            self.lanes.set(indices, weights.to(dtype), len(self._adapters))
+
+    def batch_of_one(self, values: Tensor | None) -> Tensor | None:
+        """Return values (M,) as (1, M) on the network's device."""
+        return None if values is None else values[None].to(next(self._network.parameters()).device)
+
+    def merge(self, merged: Merged) -> None:
+        """Merge adapters into the weights, and no others: what was merged before leaves no trace."""
+        if merged == self._merged:
+            return
+        names = {name for index, _ in (*self._merged, *merged) for name in self._adapters[index]}
+        for name in names:
+            module = self._network.get_submodule(name)
+            originals = self._originals[name]
+            totals = {parameter: values.float() for parameter, values in originals.items()}
+            for index, weight in merged:
+                if (change := self._adapters[index].get(name)) is not None:
+                    for parameter, delta in _deltas(change, module, originals, weight).items():
+                        totals[parameter] = totals[parameter] + delta
+            for parameter, values in totals.items():
+                module.get_parameter(parameter).copy_(values)
+        self._merged = merged
+
+    def _copies(self) -> dict[str, dict[str, Tensor]]:
+        """Return copies of the weights of all modules that a merged adapter changes."""
+        names = {name for index in self.merged_indices for name in self._adapters[index]}
+        modules = {name: self._network.get_submodule(name) for name in names}
+        return {
+            name: {parameter: values.detach().clone() for parameter, values in module.named_parameters(recurse=False)}
+            for name, module in modules.items()
+        }
+
+
+class Adapters:
+    """The LoRAs of a run on the networks of a checkpoint, by their names."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], loras: Mapping[str, Lora]) -> None:
+        """`networks` are those for which the LoRAs were read."""
+        self._names = list(loras)
+        self.sha256 = {name: lora.sha256 for name, lora in loras.items()}
+        self._networks = {
+            name: NetworkAdapters(network, [lora.changes.get(name, {}) for lora in loras.values()])
+            for name, network in networks.items()
+        }
+
+    def inputs(self, used: Sequence[AdapterWeight]) -> dict[str, Tensor]:
+        """Return the U-Net's inputs INDICES (M,) and WEIGHTS (M,) of a row; none if it uses no low-rank adapter.
+
+        M is a power of two, so that rows with a few more or less share calls."""
+        return _lane_inputs(self._selected("unet", used, merged=False))
+
+    def merged(self, used: Sequence[AdapterWeight]) -> Merged:
+        """Return what a row needs to be merged into the U-Net."""
+        return self._selected("unet", used, merged=True)
+
+    @contextmanager
+    def on_unet(self, inputs: Mapping[str, Tensor], merged: Hashable) -> Iterator[dict[str, Tensor]]:
+        """Use the adapters of each lane and `merged` in a `with` block; yield the inputs that are the U-Net's own."""
+        others = {name: values for name, values in inputs.items() if name not in (INDICES, WEIGHTS)}
+        if "unet" not in self._networks:
+            yield others
+            return
+        unet = self._networks["unet"]
+        unet.merge(cast("Merged", merged or ()))
+        unet.use(inputs.get(INDICES), inputs.get(WEIGHTS))
+        try:
+            yield others
+        finally:
+            unet.use(None, None)
+
+    @contextmanager
+    def on_text(self, used: Sequence[AdapterWeight]) -> Iterator[None]:
+        """Call the text encoders, in batches of one, with the adapters of a row in a `with` block."""
+        encoders = [(name, adapters) for name, adapters in self._networks.items() if name != "unet"]
+        for name, adapters in encoders:
+            adapters.merge(self._selected(name, used, merged=True))
+            inputs = _lane_inputs(self._selected(name, used, merged=False))
+            adapters.use(*(adapters.batch_of_one(inputs.get(key)) for key in (INDICES, WEIGHTS)))
+        try:
+            yield
+        finally:
+            for _, adapters in encoders:
+                adapters.use(None, None)
+
+    def _selected(self, network: str, used: Sequence[AdapterWeight], *, merged: bool) -> Merged:
+        """Return the adapters of a row that change a network in one of the two ways, in the order of the run."""
+        adapters = self._networks.get(network)
+        if adapters is None:
+            return ()
+        indices = adapters.merged_indices if merged else adapters.lane_indices
+        pairs = ((self._names.index(name), weight) for name, weight in used if weight)
+        return tuple(sorted(pair for pair in pairs if pair[0] in indices))
+
+
+NO_ADAPTERS: Final = Adapters({}, {})
+"""Of a run without LoRAs."""
+
+
+def _lane_inputs(selected: Merged) -> dict[str, Tensor]:
+    if not selected:
+        return {}
+    missing = (1 << (len(selected) - 1).bit_length()) - len(selected)
+    padded = [*selected, *[(-1, 0.0)] * missing]
+    indices, weights = zip(*padded, strict=True)
+    return {INDICES: torch.tensor(indices), WEIGHTS: torch.tensor(weights)}
+
+
+def _low_rank(changes: Mapping[str, Change], name: str) -> LowRank | None:
+    change = changes.get(name)
+    return change if isinstance(change, LowRank) else None
+
+
+def _deltas(change: Change, module: nn.Module, originals: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
+    if isinstance(change, LowRank):
+        change = WeightChange(tensors={"down": change.down, "up": change.up}, scale=change.scale)
+    return change.deltas(module, originals, weight)
