@@ -32,7 +32,7 @@ class LaneAdapters:
         self.factors: Tensor | None = None  # (lanes, 1, M * rank)
 
     def set(self, indices: Tensor, weights: Tensor, count: int) -> None:
-        """Set the adapters (lanes, M) of each lane; index -1, which stands for none, is that of the zeros at the end."""
+        """Set the adapters (lanes, M) of each lane; index -1, for none, is that of the zeros at the end."""
         self.indices = indices.remainder(count + 1).flatten()
         self.factors = weights.repeat_interleave(self.rank, dim=1)[:, None]
 
@@ -88,7 +88,7 @@ class NetworkAdapters:
             if any(isinstance(change, WeightChange) for change in changes.values())
         )
         in_lanes = [{} if index in self.merged_indices else changes for index, changes in enumerate(adapters)]
-        ranks = [change.down.shape[0] for changes in in_lanes for change in changes.values()]
+        ranks = [each.down.shape[0] for changes in in_lanes for each in changes.values() if isinstance(each, LowRank)]
         self.lanes = LaneAdapters(max(ranks, default=0))
         self.lane_indices = frozenset(index for index, changes in enumerate(in_lanes) if changes)
         for name in dict.fromkeys(name for changes in in_lanes for name in changes):

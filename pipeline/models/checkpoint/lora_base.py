@@ -27,7 +27,7 @@ _TRANSFORMER: Final = re.compile(
     r"(^|[._])(transformer\.|double_blocks|single_blocks|joint_blocks|diffusion_model\.layers)"
 )
 _XL_KEYS: Final = re.compile(r"^(lora_te2_|lora_te1_|text_encoder_2\.)|add_embedding|label_emb")
-_CROSS: Final = re.compile(r"attn2.*to_[kv].*(down|lora_A|hada_w1_b)\b|attn2.*to_[kv].*(down|lora_A|hada_w1_b)\.")
+_CROSS: Final = re.compile(r"attn2.*to_[kv].*(down|lora_A|hada_w1_b)(\.|$)")
 
 
 def check_base(path: Path, file: LoraFile, networks: Mapping[str, nn.Module]) -> None:

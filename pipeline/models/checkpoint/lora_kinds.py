@@ -186,9 +186,7 @@ def _fitted(delta: Tensor, weight: Tensor) -> Tensor:
     same_kernel = delta.dim() == 4 and weight.dim() == 4 and delta.shape[2:] == weight.shape[2:] != (1, 1)
     if same_kernel and delta.shape[0] == weight.shape[0] and delta.shape[1] == 4 < weight.shape[1]:
         return F.pad(delta, (0, 0, 0, 0, 0, weight.shape[1] - 4))  # conv_in of inpainting: the latents come first
-    raise ValueError(
-        f"it changes a weight of the shape {tuple(delta.shape)}; the checkpoint's is {tuple(weight.shape)}"
-    )
+    raise ValueError(f"its change is {tuple(delta.shape)}; the checkpoint's is {tuple(weight.shape)}")
 
 
 def _decomposed(weight: Tensor, tensors: Tensors) -> Tensor:
