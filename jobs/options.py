@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args, get_origi
 
 import click
 
+from pipeline.adapters import AdapterWeight, NamedPath, parse_adapter_weight, parse_named_path
 from pipeline.config import RowDefaults, RunConfig, Task
 from pipeline.manifest.identity import Shard
 from pipeline.settings import Option, settings_in
@@ -53,8 +54,26 @@ class ActorRangeType(click.ParamType):
         )
 
 
+class ParsedType(click.ParamType):
+    """Text that a function parses; ValueError of the function is a usage error."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self._parse(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 _CONFIGS: Final = (RowDefaults, RunConfig)
-_TYPES: Final[dict[Any, click.ParamType]] = {str: click.STRING, Shard: ShardType()}
+_TYPES: Final[dict[Any, click.ParamType]] = {
+    str: click.STRING,
+    Shard: ShardType(),
+    NamedPath: ParsedType("name=path", parse_named_path),
+    AdapterWeight: ParsedType("name:weight", parse_adapter_weight),
+}
 _TYPES_BY_NAME: Final[dict[str, click.ParamType]] = {"actors": ActorRangeType()}
 """The types of options whose text sets more than their own field."""
 

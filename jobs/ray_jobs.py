@@ -14,6 +14,7 @@ import click
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pipeline import storage
+from pipeline.adapters import NamedPath
 from pipeline.config import RunConfig
 from pipeline.models.configs import is_embedded
 from pipeline.settings import Location, settings_in
@@ -192,6 +193,8 @@ def _command_line_of(option: click.Option, value: Any) -> list[str]:
 
 
 def _absolute(path: Any, location: Location) -> Any:
+    if isinstance(path, NamedPath):
+        return path._replace(path=_absolute(path.path, location))
     if isinstance(path, tuple):
         return tuple(_absolute(each, location) for each in path)
     if storage.is_url(path := str(path)) or (location == "checkpoint" and is_embedded(path)):

@@ -6,6 +6,7 @@ The metadata of each field gives its command-line option, and whether a resumed 
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from pipeline.adapters import AdapterWeight, NamedPath
 from pipeline.manifest.identity import Shard
 from pipeline.settings import metadata, option, setting
 
@@ -36,7 +37,9 @@ _MODEL: Final = "the model's"
 class RowDefaults:
     """Values for rows whose columns do not give them; `None` is the model's default."""
 
-    negative_prompt: str = option("", "fixed", _IMAGES, "Content to avoid, for rows without a negative_prompt.")
+    negative_prompt: str | None = option(
+        None, "fixed", _IMAGES, "Content to avoid, for rows without a negative_prompt.", metavar="TEXT"
+    )
     num_inference_steps: int | None = option(
         None, "fixed", _IMAGES, "Denoising steps.", metavar="N", bounds=(1, 1000), default_text=_MODEL
     )
@@ -80,6 +83,68 @@ class RowDefaults:
     )
     height: int | None = option(
         None, "fixed", ("generate",), "Image height.", metavar="PIXELS", bounds=(8, MAX_SIZE), default_text=_MODEL
+    )
+    clip_skip: int | None = option(
+        None,
+        "fixed",
+        _IMAGES,
+        "Layers of the text encoder to leave out at the end, for the prompt; 1 here is 2 in A1111.",
+        metavar="N",
+        bounds=(0, 64),
+        default_text="0",
+    )
+    original_size: tuple[int, int] | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint"),
+        "For SDXL: the size of the image before it was resized, which the model is conditioned by.",
+        metavar="WIDTH HEIGHT",
+        bounds=(1, 65_536),
+        default_text="the image's",
+    )
+    crop: tuple[int, int] | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint"),
+        "For SDXL: the pixels cut off at the left and at the top, which the model is conditioned by.",
+        metavar="LEFT TOP",
+        bounds=(0, 65_536),
+        default_text="0 0",
+    )
+    target_size: tuple[int, int] | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint"),
+        "For SDXL: the size of the image after cropping, which the model is conditioned by.",
+        metavar="WIDTH HEIGHT",
+        bounds=(1, 65_536),
+        default_text="the image's",
+    )
+    aesthetic_score: float | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint"),
+        "For SDXL's refiner: the aesthetic score that the image is to have.",
+        metavar="SCORE",
+        bounds=(0, 10),
+        default_text="6",
+    )
+    negative_aesthetic_score: float | None = option(
+        None,
+        "fixed",
+        ("generate", "inpaint"),
+        "For SDXL's refiner: the aesthetic score of the negative prompt's side.",
+        metavar="SCORE",
+        bounds=(0, 10),
+        default_text="2.5",
+    )
+    use_loras: tuple[AdapterWeight, ...] = option(
+        (),
+        "fixed",
+        _IMAGES,
+        "A LoRA for rows without loras, by its name in --lora, and its weight; repeatable.",
+        flag="--use-lora",
+        metavar="NAME:WEIGHT",
     )
     mask_invert: bool = option(False, "fixed", ("inpaint",), "Repaint where the mask is black instead of white.")
     mask_dilate: int = option(
@@ -173,6 +238,16 @@ class RunConfig:
         location="checkpoint",
         metavar="PATH_OR_URL",
         defaults={**DEFAULT_MODELS, "estimate": None},
+    )
+    loras: tuple[NamedPath, ...] = option(
+        (),
+        "free",  # their hashes are compared instead
+        _IMAGES,
+        "A LoRA file, or a folder in PEFT's form, under the name by which rows use it; repeatable.",
+        record="redacted",
+        location="path",
+        flag="--lora",
+        metavar="NAME=PATH_OR_URL",
     )
     clip_score: str | None = option(
         None,

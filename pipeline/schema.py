@@ -22,6 +22,8 @@ PARAMETERS: Final[dict[str, pa.DataType]] = {
     "eta": pa.float64(),
     "strength": pa.float64(),
     "noise_level": pa.int32(),
+    "clip_skip": pa.int32(),
+    "loras": pa.list_(pa.struct([("name", pa.string()), ("weight", pa.float64())])),
 }
 """The parameters of a row's image: columns that a manifest may have, and that the provenance records."""
 
@@ -62,12 +64,18 @@ PROVENANCE: Final[dict[str, pa.DataType]] = {
     "tile_size": pa.int32(),
     "tile_overlap": pa.int32(),
     "colors_corrected": pa.bool_(),
+    "original_size": pa.list_(pa.int32()),
+    "crop": pa.list_(pa.int32()),
+    "target_size": pa.list_(pa.int32()),
+    "aesthetic_score": pa.float64(),
+    "negative_aesthetic_score": pa.float64(),
     "mask_invert": pa.bool_(),
     "mask_dilate": pa.int32(),
     "mask_feather": pa.int32(),
     "task": pa.string(),
     "model": pa.string(),
     "weights_sha256": pa.string(),
+    "lora_sha256": pa.list_(pa.string()),
     "source_sha256": pa.string(),
     "mask_sha256": pa.string(),
     "software": pa.string(),

@@ -1,11 +1,12 @@
 """Facts of a checkpoint that a run needs before any actor loads it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
-from pipeline.inference.node_cache import local_checkpoint
+from pipeline.inference.node_cache import local_checkpoint, local_lora
 
 if TYPE_CHECKING:
     from pipeline.models.stack import Stack
@@ -18,6 +19,8 @@ class CheckpointInfo:
     folder: Path | None = None
     clip: Path | None = None
     """The folder of the CLIP of `--clip-score`, if the run has one."""
+    loras: Mapping[str, Path] = field(default_factory=dict)
+    """The local files or folders of the run's LoRAs by name."""
     size_bytes: int = 0
     """The weights of both."""
     downsample_factor: int = 8
@@ -47,6 +50,7 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
     return CheckpointInfo(
         folder=folder,
         clip=clip,
+        loras={name: local_lora(path) for name, path in config.loras},
         size_bytes=_weights_size(folder, variants) + (0 if clip is None else _weights_size(clip, [False])),
         downsample_factor=stacks[0].downsample_factor,
         native_pixels=width * height,
@@ -63,10 +67,11 @@ def _checked_stack(config: RunConfig, folder: Path, *, half: bool) -> "Stack":
     """Return the stack without weights; loading it and building its task find the faults that actors would find."""
     import torch
 
-    from pipeline.inference.loaded_model import build_task
+    from pipeline.inference.loaded_model import add_loras, build_task
     from pipeline.models.checkpoint.folder import load_stack
 
     stack = load_stack(folder, device="meta", dtype=torch.float16 if half else torch.float32)
+    stack = add_loras(config, stack)
     build_task(config, stack)
     return stack
 

@@ -1,12 +1,14 @@
 """The model of an actor: a task, and the lane engine that it runs on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
+from pipeline.errors import CheckpointError
 from pipeline.inference.task import Task
 
 if TYPE_CHECKING:  # tests load models without networks
@@ -23,6 +25,8 @@ class LoadedModel:
     weights_sha256: str
     device: str
     dtype: str
+    lora_sha256: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of the run's LoRAs by name."""
 
 
 def device_name(device: str) -> str:
@@ -44,6 +48,21 @@ def build_task(config: RunConfig, stack: "Stack") -> Task:
     return tasks[config.task](stack, config.defaults)
 
 
+def add_loras(config: RunConfig, stack: "Stack") -> "Stack":
+    """Return the stack with the run's LoRAs; CheckpointError if one does not fit. On "meta", only headers are read."""
+    from pipeline.inference.node_cache import local_lora
+    from pipeline.models.checkpoint.lora import Lora, read_lora
+    from pipeline.models.lora import Adapters
+
+    loras: dict[str, Lora] = {}
+    for name, path in config.loras:
+        try:
+            loras[name] = read_lora(local_lora(path), stack.networks, headers_only=stack.device.type == "meta")
+        except CheckpointError as error:
+            raise CheckpointError(f"--lora {name}: {error}") from None
+    return replace(stack, adapters=Adapters(stack.networks, loras)) if loras else stack
+
+
 def load_model(config: RunConfig, device: str) -> LoadedModel:
     """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
     from pipeline.inference.node_cache import local_checkpoint
@@ -54,6 +73,7 @@ def load_model(config: RunConfig, device: str) -> LoadedModel:
     stack = load_stack(
         local_checkpoint(config.model, half=dtype == "float16"), device=device, dtype=getattr(torch, dtype)
     )
+    stack = add_loras(config, stack)
     return LoadedModel(
         task=build_task(config, stack),
         engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
@@ -61,4 +81,5 @@ def load_model(config: RunConfig, device: str) -> LoadedModel:
         weights_sha256=stack.weights_sha256,
         device=device_name(device),
         dtype=dtype,
+        lora_sha256=stack.adapters.sha256,
     )

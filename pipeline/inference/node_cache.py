@@ -6,10 +6,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,23 @@ def local_checkpoint(model: str, *, half: bool | None = None) -> Path:
     return folder
 
 
+def local_lora(path: str) -> Path:
+    """Return the local path of a LoRA file or folder; one at a URL is copied into this node's cache."""
+    if "://" not in path or storage.is_local(path):
+        return Path(path if "://" not in path else storage.locate(path)[1])
+    urls = storage.list_files(path) if storage.is_folder(path) else [path]
+    urls = [url for url in urls if url.endswith((".safetensors", ".json", ".bin", ".pt", ".ckpt"))]
+    versions = "\n".join(f"{url} {storage.version_of(url)}" for url in urls)
+    folder = cache_folder() / hashlib.sha256(f"{path}\n{versions}".encode()).hexdigest()[:24]
+    root = folder / storage.locate(path)[1].rpartition("/")[2]
+    files = {url: root if url == path else root / storage.path_below(url, path) for url in urls}
+    if any(not file.is_file() for file in files.values()):
+        with _exclusive_lock(folder):
+            for url in [url for url, file in files.items() if not file.is_file()]:
+                _copy(url, files[url])
+    return root
+
+
 def cache_folder() -> Path:
     """Return the folder of copied checkpoints: below $LATENTMILL_CACHE, else ~/.cache/latentmill."""
     folder = Path(os.environ.get("LATENTMILL_CACHE") or os.path.expanduser("~/.cache/latentmill"))
@@ -56,6 +73,8 @@ class WeightHashes:
     model: str | None = None
     clip: str | None = None
     """The CLIP of `--clip-score`."""
+    loras: Mapping[str, str] = field(default_factory=dict)
+    """The LoRAs by name."""
 
 
 UNKNOWN_WEIGHTS: Final = WeightHashes()

@@ -1,5 +1,7 @@
 """The rules for the columns of a manifest: which must exist, their types, and names that the output needs."""
 
+from typing import Final
+
 import pyarrow as pa
 
 from pipeline.manifest.rules import Problem, Rules
@@ -32,6 +34,8 @@ def _column_problem(name: str, column_type: pa.DataType, rules: Rules) -> str | 
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
     if name == "id" or (name in PARAMETERS and rules.task != "classify"):
+        if name == "loras":
+            return None if _is_lora_type(column_type) else _LORA_TYPES.format(column_type)
         expected = pa.string() if name == "id" else PARAMETERS[name]
         if _is_accepted(column_type, expected) or (name == "id" and pa.types.is_integer(column_type)):
             return None
@@ -58,6 +62,27 @@ def _is_accepted(column_type: pa.DataType, expected: pa.DataType) -> bool:
     if types.is_string(expected):
         return types.is_string(column_type) or types.is_large_string(column_type) or types.is_string_view(column_type)
     return types.is_integer(column_type) or (types.is_floating(expected) and types.is_floating(column_type))
+
+
+_LORA_TYPES: Final = (
+    'the column "loras" is {}; it must be list<struct<name: string, weight: double>>, or string (name:weight, ...)'
+)
+
+
+def _is_lora_type(column_type: pa.DataType) -> bool:
+    types = pa.types
+    if _is_accepted(column_type, pa.string()):
+        return True
+    if not (types.is_list(column_type) or types.is_large_list(column_type) or types.is_fixed_size_list(column_type)):
+        return False
+    item = column_type.value_type
+    if not types.is_struct(item):
+        return _is_accepted(item, pa.string())
+    fields = {field.name: field.type for field in item}
+    expected = {"name": pa.string(), "weight": pa.float64()}
+    return "name" in fields and all(
+        name in expected and _is_accepted(kind, expected[name]) for name, kind in fields.items()
+    )
 
 
 def _is_image_type(column_type: pa.DataType) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from pipeline.adapters import adapter_weights
 from pipeline.config import MAX_SIZE, Task
 from pipeline.errors import printable
 from pipeline.manifest.arrow_values import Unreadable
@@ -22,6 +23,8 @@ class Rules:
     task: Task = "generate"
     samplers: tuple[str, ...] | None = None
     """The samplers that exist; `None`: any name is accepted."""
+    loras: tuple[str, ...] | None = None
+    """The names of LoRAs that exist; `None`: any name is accepted."""
     size_multiple: int = 8
     """Divisor of a row's width and height, in pixels."""
     max_size: int = MAX_SIZE
@@ -87,6 +90,14 @@ def _sampler_rule(value: Any, rules: Rules) -> str | None:
     return f'sampler is "{value}", which does not exist; {hint}'
 
 
+def _loras_rule(value: Any, rules: Rules) -> str | None:
+    try:
+        adapter_weights(value, rules.loras)
+    except ValueError as error:
+        return f"loras: {error}"
+    return None
+
+
 def _source_rule(name: str) -> Rule:
     def rule(value: Any, rules: Rules) -> str | None:
         return f"it has no {name}, which {rules.task} needs" if is_missing(value) else None
@@ -110,9 +121,11 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
     ),
     ("guidance_rescale", _range_rule("guidance_rescale", lambda part: 0 <= part <= 1, "0 to 1")),
     ("sampler", _sampler_rule),
+    ("loras", _loras_rule),
     ("eta", _range_rule("eta", lambda eta: 0 <= eta <= 1, "0 to 1")),
     ("strength", _range_rule("strength", lambda part: 0 < part <= 1, "more than 0, at most 1")),
     ("noise_level", _range_rule("noise_level", lambda level: 0 <= level <= _MAX_STEPS, f"0 to {_MAX_STEPS}")),
+    ("clip_skip", _range_rule("clip_skip", lambda layers: layers >= 0, "0 or more")),
 )
 
 

@@ -54,6 +54,8 @@ def _rejected_rows(batch: pa.RecordBatch, name: str, rule: Rule, rules: Rules) -
     if name not in batch.schema.names:
         return np.full(batch.num_rows, rule(None, rules) is not None)
     column = batch[name]
+    if pa.types.is_nested(column.type):
+        return np.array([value_problem(name, value, rule, rules) is not None for value in column_values(column)], bool)
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     values = [*column_values(encoded.dictionary), None]
     rejected = np.array([value_problem(name, value, rule, rules) is not None for value in values])

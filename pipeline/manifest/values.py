@@ -1,10 +1,12 @@
 """Conversion of values to the types of a manifest's columns."""
 
+import json
 import re
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.adapters import adapter_weights
 from pipeline.errors import BuildError
 from pipeline.manifest.arrow_values import Unreadable
 from pipeline.schema import PARAMETERS, SOURCES
@@ -23,6 +25,8 @@ def convert_value(name: str, value: Any, location: str) -> Any:
         return None
     if target is None:
         return value
+    if name == "loras":
+        return _loras(value, location)
     try:
         if pa.types.is_string(target):
             return str(value)
@@ -30,6 +34,15 @@ def convert_value(name: str, value: Any, location: str) -> Any:
     except (TypeError, ValueError, OverflowError) as error:
         kind = "a number" if pa.types.is_floating(target) else f"a whole number of at most {_limits(name, target)[1]}"
         raise BuildError(f'{location}: {name} is "{value}"; give {kind}') from error
+
+
+def _loras(value: Any, location: str) -> list[dict[str, Any]]:
+    """Return a row's LoRAs as the column has them, given such a list, JSON of it, or `name:weight, name:weight`."""
+    try:
+        items = json.loads(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+        return [used._asdict() for used in adapter_weights(items)]
+    except (TypeError, ValueError) as error:
+        raise BuildError(f"{location}: loras: {error}") from error
 
 
 def _check_text(name: str, value: str, location: str) -> None:
@@ -88,6 +101,8 @@ def column_type(name: str, kind: str) -> pa.DataType:
 
 def as_column_type(value: Any, target: pa.DataType) -> Any:
     """Convert a value to the Python type for an Arrow type: None, str, int or float."""
+    if pa.types.is_nested(target):
+        return value
     is_number = pa.types.is_integer(target) or pa.types.is_floating(target)
     if value is None or pa.types.is_null(target) or (is_number and not str(value).strip()):
         return None

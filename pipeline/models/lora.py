@@ -141,7 +141,7 @@ class Adapters:
 
     def __init__(self, networks: Mapping[str, nn.Module], loras: Mapping[str, Lora]) -> None:
         """`networks` are those for which the LoRAs were read."""
-        self._names = list(loras)
+        self.names = tuple(loras)
         self.sha256 = {name: lora.sha256 for name, lora in loras.items()}
         self._networks = {
             name: NetworkAdapters(network, [lora.changes.get(name, {}) for lora in loras.values()])
@@ -193,7 +193,7 @@ class Adapters:
         if adapters is None:
             return ()
         indices = adapters.merged_indices if merged else adapters.lane_indices
-        pairs = ((self._names.index(name), weight) for name, weight in used if weight)
+        pairs = ((self.names.index(name), weight) for name, weight in used if weight)
         return tuple(sorted(pair for pair in pairs if pair[0] in indices))
 
 

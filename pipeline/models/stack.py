@@ -6,13 +6,13 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from transformers import CLIPTextModelWithProjection
 
 from pipeline.models.autoencoder import AutoencoderKL, VQConfig, VQModel
-from pipeline.models.lora import NO_ADAPTERS, Adapters
 from pipeline.models.layers import timestep_embedding
+from pipeline.models.lora import NO_ADAPTERS, Adapters
 from pipeline.models.prompts import PromptEncoder
 from pipeline.models.unet import UNet
-
 
 SIZE_NUMBERS: Final = 6
 """SDXL: original height and width, top and left of the crop, target height and width."""
@@ -48,7 +48,10 @@ class Stack:
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a LoRA can change, by the names of their components."""
         networks: dict[str, nn.Module] = {"unet": self.unet}
-        return networks if self.text is None else {**networks, "text_encoder": self.text.model}
+        for encoder in () if self.text is None else self.text.encoders:
+            projects = isinstance(encoder.model, CLIPTextModelWithProjection)
+            networks["text_encoder_2" if projects else "text_encoder"] = encoder.model
+        return networks
 
     @property
     def downsample_factor(self) -> int:

@@ -34,15 +34,18 @@ class RunRecord:
         manifest: Mapping[str, Any],
         model: Mapping[str, Any],
         clip: Mapping[str, Any] | None,
+        loras: Mapping[str, Mapping[str, Any]] | None = None,
         device: str,
         dtype: str,
         actors: int,
     ) -> None:
         """Record that the attempt runs. RunError if its images would differ from those of earlier attempts.
 
-        `manifest` holds `rows` and `sha256`; `model` and `clip` hold `name` and `weights_sha256`."""
+        `manifest` holds `rows` and `sha256`; `model` and `clip` hold `name` and `weights_sha256`,
+        `loras` that of each LoRA by name."""
         facts = {"manifest": manifest, "model": model, "device": device, "dtype": dtype, "actors": actors}
         facts |= {} if clip is None else {"clip": clip}
+        facts |= {"loras": loras} if loras else {}
         refuse_differences(self.config, facts, self._earlier())
         self._write("running", facts)
 
@@ -118,6 +121,8 @@ def refuse_differences(config: RunConfig, facts: Mapping[str, Any], earlier: Map
     for name, words in (("model", "the model's weights"), ("clip", "the CLIP's weights")):
         hashes = [run.get(name, {}).get("weights_sha256") for run in (facts, earlier)]
         pairs += [(words, *hashes)] if None not in hashes else []
+    loras, earlier_loras = facts.get("loras", {}), earlier.get("loras", {})
+    pairs += [(f"the LoRA {name}", loras[name], earlier_loras[name]) for name in loras if name in earlier_loras]
     pairs += [(name, facts[name], earlier[name]) for name in ("dtype", "device") if name in facts and name in earlier]
     differences = "; ".join(filter(None, (_difference(*pair) for pair in pairs)))
     if differences:

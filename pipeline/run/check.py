@@ -6,6 +6,7 @@ from typing import Final
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.adapters import adapter_weights
 from pipeline.config import SCALES, RunConfig
 from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.errors import InvalidManifestError, RunError
@@ -52,7 +53,12 @@ def check_run(config: RunConfig, checkpoint: CheckpointInfo | None = None) -> Ch
 
 def rules_for_run(config: RunConfig, checkpoint: CheckpointInfo) -> Rules:
     """Return the rules that the rows of a run must follow."""
-    return Rules(task=config.task, samplers=tuple(SAMPLERS), size_multiple=checkpoint.downsample_factor)
+    return Rules(
+        task=config.task,
+        samplers=tuple(SAMPLERS),
+        loras=tuple(lora.name for lora in config.loras),
+        size_multiple=checkpoint.downsample_factor,
+    )
 
 
 def check_options(config: RunConfig) -> None:
@@ -70,6 +76,13 @@ def check_options(config: RunConfig) -> None:
         raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
     if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
         raise RunError(f"sampler {config.defaults.sampler!r} does not exist; choose one of {', '.join(SAMPLERS)}")
+    names = [lora.name for lora in config.loras]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RunError(f"--lora gives the name {repeated[0]!r} more than once; give each LoRA a name of its own")
+    try:
+        adapter_weights(config.defaults.use_loras, names)
+    except ValueError as error:
+        raise RunError(f"--use-lora: {error}") from None
     if len(set(config.labels)) < len(config.labels):
         raise RunError("a label is given more than once; give each once")
     if config.task == "classify" and len(config.labels) < 2:

@@ -60,6 +60,9 @@ class Denoise:
             if config.clip_score is not None:
                 self._score = load_clip_scorer(config.clip_score, config.threads, device, weights.clip)
         check_weights(config.model, loaded.weights_sha256, weights.model)
+        for name, path in config.loras:
+            check_weights(path, loaded.lora_sha256[name], weights.loras.get(name))
+        self._lora_sha256 = loaded.lora_sha256
         self._config, self._report, self._journal = config, report, journal or Journal()
         self._provenance = ActorProvenance(
             task=config.task,
@@ -140,6 +143,11 @@ class Denoise:
 
     def _row_provenance(self, result: "RowResult") -> dict[str, Any]:
         values = {**asdict(result.parameters), "seconds": result.seconds, "created_at": utc_now()}
+        if used := result.parameters.loras:
+            values["loras"] = [lora._asdict() for lora in used]
+            values["lora_sha256"] = [self._lora_sha256[lora.name] for lora in used]
+        else:
+            values["loras"] = None
         if self._score is not None and result.parameters.prompt:
             started = time.perf_counter()
             values["clip_score"] = self._score(result.pixels, result.parameters.prompt)

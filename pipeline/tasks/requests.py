@@ -7,13 +7,16 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from pipeline.adapters import AdapterWeight
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import SamplerTable, check_sampler, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.errors import CheckpointError
+from pipeline.models.prompts import PromptEmbedding
 from pipeline.models.stack import Stack
 from pipeline.tasks.rows import RowParameters
+from pipeline.tasks.sizes import size_numbers
 
 _CACHE_SIZE: Final = 256
 
@@ -48,34 +51,44 @@ class RequestBuilder:
             scale=parameters.guidance_scale, rescale=parameters.guidance_rescale, interval=self._guidance_interval
         )
         prompts = [parameters.prompt, parameters.negative_prompt] if guidance.is_on else [parameters.prompt]
-        windows = self._windows(*prompts)
+        windows = 0 if self._stack.text is None else max(map(self._stack.text.windows, prompts))
         return DenoisingRequest(
             key=key,
             table=table,
             latents=latents,
             generator=generator,
             conditions=tuple(
-                Conditioning(inputs=self._inputs(parameters, prompt, windows), extra_channels=extra_channels)
-                for prompt in prompts
+                Conditioning(
+                    inputs=self._inputs(parameters, prompt, windows, negative=side > 0), extra_channels=extra_channels
+                )
+                for side, prompt in enumerate(prompts)
             ),
             guidance=guidance,
+            merged=self._stack.adapters.merged(parameters.loras),
         )
 
-    def _inputs(self, parameters: RowParameters, prompt: str, windows: int) -> dict[str, Tensor]:
+    def _inputs(
+        self, parameters: RowParameters, prompt: str | None, windows: int, *, negative: bool
+    ) -> dict[str, Tensor]:
         """Return the network's inputs for one side of a row's guidance."""
-        inputs = {"encoder_hidden_states": self._encode(prompt, windows)}
+        clip_skip = 0 if negative else parameters.clip_skip or 0
+        embedding = self._encode(prompt, windows, clip_skip, parameters.loras)
+        inputs = {"encoder_hidden_states": embedding.states, **self._stack.adapters.inputs(parameters.loras)}
+        if embedding.pooled is not None:
+            inputs["added"] = self._stack.added(embedding.pooled, size_numbers(parameters, negative=negative))
         if parameters.noise_level is not None:
             inputs["class_labels"] = torch.tensor(parameters.noise_level)
         return inputs
 
-    def _windows(self, *prompts: str) -> int:
+    def _encode_prompt(
+        self, prompt: str | None, windows: int, clip_skip: int, loras: tuple[AdapterWeight, ...]
+    ) -> PromptEmbedding:
+        """Return the embedding, which is empty for a U-Net without text."""
         text = self._stack.text
-        return 0 if text is None else max(text.chunks(prompt) for prompt in prompts)
-
-    def _encode_prompt(self, prompt: str, windows: int) -> Tensor:
-        """Return the embeddings (T, D), which are empty for a U-Net without text."""
-        text = self._stack.text
-        return torch.zeros(0, 0) if text is None else text.encode([prompt], chunks=windows)[0]
+        if text is None:
+            return PromptEmbedding(torch.zeros(0, 0), None)
+        with self._stack.adapters.on_text(loras):
+            return text.encode(prompt, windows=windows, clip_skip=clip_skip)
 
     def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
         return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)

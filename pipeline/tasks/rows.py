@@ -1,10 +1,12 @@
 """Rows on their way through a task: as the manifest has them, and prepared for denoising."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.adapters import AdapterWeight
 from pipeline.images.masks import CropRegion
 
 
@@ -25,6 +27,9 @@ class Row:
     eta: float | None = None
     strength: float | None = None
     noise_level: int | None = None
+    clip_skip: int | None = None
+    loras: Any = None
+    """As the column has it (`adapters.adapter_weights`)."""
     pixels: NDArray[np.uint8] | None = None  # (H, W, C)
     mask: NDArray[np.uint8] | None = None  # (H', W')
 
@@ -34,7 +39,8 @@ class RowParameters:
     """Every parameter in force for a row, under the names of the provenance; None where one does not apply."""
 
     prompt: str
-    negative_prompt: str
+    negative_prompt: str | None
+    """None where none is given and the checkpoint takes zeros for it."""
     seed: int
     width: int
     height: int
@@ -45,10 +51,17 @@ class RowParameters:
     eta: float
     strength: float | None = None
     noise_level: int | None = None
+    clip_skip: int | None = None
+    loras: tuple[AdapterWeight, ...] = ()
     upscale_factor: int | None = None
     tile_size: int | None = None
     tile_overlap: int | None = None
     colors_corrected: bool | None = None
+    original_size: tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    aesthetic_score: float | None = None
+    negative_aesthetic_score: float | None = None
     mask_invert: bool | None = None
     mask_dilate: int | None = None
     mask_feather: int | None = None

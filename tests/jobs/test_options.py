@@ -196,7 +196,8 @@ def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -
         flag: (int(default) if flag == "--scale" else default, metavar)
         for flag, (default, metavar) in OPTIONS[command].items()
     }
-    assert actual == expected | {"--allow-root": ((), "PATH_OR_URL")}
+    loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
+    assert actual == expected | loras | {"--allow-root": ((), "PATH_OR_URL")}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,6 +1,5 @@
 """Read LoRA files: kohya's, diffusers', PEFT's and LyCORIS's forms, for the networks of a checkpoint."""
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from torch import nn
 
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.lora_base import check_base
-from pipeline.models.checkpoint.lora_file import LoraFile, open_lora
+from pipeline.models.checkpoint.lora_file import LoraFile, file_digest, open_lora
 from pipeline.models.checkpoint.lora_keys import UNET, ModuleNames, refused_kind, tensor_role
 from pipeline.models.checkpoint.lora_kinds import Change, module_change
 from pipeline.models.checkpoint.lora_single_file import single_file_names
@@ -50,20 +49,6 @@ def read_lora(path: Path, networks: Mapping[str, nn.Module], *, headers_only: bo
         )
     changes = _changes(path, file, networks, modules)
     return Lora(sha256="" if headers_only else file_digest(path), changes=changes)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a LoRA file; of a folder, of its files that `open_lora` reads."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(each for each in path.iterdir() if each.suffix in _READ)
-    for each in files:
-        with each.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-_READ: Final = (".safetensors", ".json")
 
 
 def _module_names(networks: Mapping[str, nn.Module]) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """The tensors and configs of a LoRA file, or of a folder in PEFT's or diffusers' form."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pipeline.models.checkpoint.weights import PICKLES, read_json
 
 _FOLDER_FILES: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """The weights of a folder as PEFT and diffusers save it."""
+_CONFIG: Final = "adapter_config.json"
 _METADATA: Final = "lora_adapter_metadata"
 """The key of the file's metadata under which diffusers writes PEFT's configs of all networks."""
 _CHANGES_BASE: Final = ("pissa", "olora", "corda", "loftq")
@@ -45,9 +47,9 @@ def open_lora(path: Path, *, headers_only: bool) -> LoraFile:
     if not tensors:
         raise CheckpointError(f"{weights}: holds no tensors")
     configs: dict[str, Mapping[str, Any]] = {}
-    if (weights.parent / "adapter_config.json").is_file() and weights.name == _FOLDER_FILES[0]:
-        configs[""] = read_json(weights.parent / "adapter_config.json")
-        _check_config(weights.parent / "adapter_config.json", configs[""])
+    if _has_config(weights):
+        configs[""] = read_json(weights.parent / _CONFIG)
+        _check_config(weights.parent / _CONFIG, configs[""])
     elif _METADATA in metadata:
         configs |= _split_metadata(weights, metadata[_METADATA])
         for config in configs.values():
@@ -73,6 +75,21 @@ def _weights_path(path: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a LoRA is a safetensors file or PEFT's folder")
     return path
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a LoRA file; of a folder, of the files that `open_lora` reads."""
+    weights = _weights_path(path)
+    digest = hashlib.sha256()
+    for each in (weights, weights.parent / _CONFIG) if _has_config(weights) else (weights,):
+        with each.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _has_config(weights: Path) -> bool:
+    return weights.name == _FOLDER_FILES[0] and (weights.parent / _CONFIG).is_file()
 
 
 def _read(path: Path, *, headers_only: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
