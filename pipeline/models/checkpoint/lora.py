@@ -140,8 +140,10 @@ def _alpha_of_config(config: Mapping[str, Any], module: str) -> float:
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that the end of a module's name matches, as PEFT does."""
+    """Return the value of the first pattern that the end of a module's name matches, as PEFT does.
+
+    A text encoder's names may have a prefix that its network has in other versions of transformers only."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(rf"(.*\.)?({pattern})$", f"text_model.{module.removeprefix('text_model.')}"):
             return value
     return default
