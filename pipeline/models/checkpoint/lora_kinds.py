@@ -158,7 +158,7 @@ def _kronecker(tensors: Tensors, kernel: tuple[int, ...]) -> Tensor:
         second = tensors["lokr_w2"]
     elif "lokr_t2" in tensors:
         factors = tensors["lokr_w2_a"], tensors["lokr_w2_b"]
-        second = torch.einsum("rs...,ro,si->oi...", tensors["lokr_t2"], *factors)
+        second = torch.einsum("rs...,ro,si->oi...", tensors["lokr_t2"], *factors).contiguous()
     else:
         second = tensors["lokr_w2_a"] @ tensors["lokr_w2_b"]
     if kernel and second.dim() == 2:
