@@ -13,7 +13,7 @@ from pipeline.images.resize import to_float
 from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
 from pipeline.tasks.decode import Heartbeat, no_heartbeat, to_levels
-from pipeline.tasks.parameters import DEFAULTS, ParameterResolver
+from pipeline.tasks.parameters import ParameterResolver, defaults_of
 from pipeline.tasks.requests import RequestBuilder, encode_pixels, row_generator
 from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 
@@ -29,8 +29,8 @@ class Generate:
         checked_form(stack.name, "generate", stack.unet.config.in_channels, stack.latent_channels)
         self.stack = stack
         self._builder = RequestBuilder(stack, defaults.guidance_interval)
-        task_defaults = {**DEFAULTS, "sampler": self._builder.schedule.sampler}
-        self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
+        task_defaults = {**defaults_of(stack), "sampler": self._builder.schedule.sampler}
+        self._resolver = ParameterResolver(defaults, stack, task_defaults)
 
     def prepare(self, row: Row) -> PreparedRow:
         """Return the row with its parameters in force; ValueError if its size is not allowed."""

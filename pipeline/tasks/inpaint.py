@@ -40,7 +40,7 @@ class Inpaint:
         self.stack, self._run = stack, defaults
         self._builder = RequestBuilder(stack, defaults.guidance_interval)
         task_defaults = {**DEFAULTS, "sampler": self._builder.schedule.sampler}
-        self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
+        self._resolver = ParameterResolver(defaults, stack, task_defaults)
 
     def prepare(self, row: Row) -> PreparedRow:
         """Return the row with its parameters and the region to paint; ValueError if it has no image or no mask.

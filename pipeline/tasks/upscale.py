@@ -44,7 +44,7 @@ class Upscale:
         steps = 100 if stack.text is None else 75
         task_defaults = {**DEFAULTS, "num_inference_steps": steps, "guidance_scale": 9.0, "noise_level": 20}
         task_defaults["sampler"] = self._builder.schedule.sampler
-        self._resolver = ParameterResolver(defaults, stack.generation_config, task_defaults)
+        self._resolver = ParameterResolver(defaults, stack, task_defaults)
         self._correct_colors = bool(self._resolver.option("correct_colors", False))
         noise = stack.low_res_schedule_config
         self._alphas_cumprod = None if noise is None else read_schedule(stack.name, noise).alphas_cumprod()

@@ -15,7 +15,7 @@ from tests.training.tiny_recipes import DIFFUSION, copy_of, losses
 
 def assert_text_is_encoded(stack: Stack) -> None:
     assert stack.text is not None
-    red, blue = stack.text.encode(["a red circle on a white background", "a blue circle on a white background"])
+    red, blue = (stack.text.encode(f"a {color} circle on a white background").states for color in ("red", "blue"))
     assert red.shape == (DIFFUSION.window, DIFFUSION.unet.cross_attention_dim)
     assert (red - blue).abs().max() > 1e-3
 
@@ -34,7 +34,7 @@ def test_a_frozen_clip_keeps_its_weights(components: Path, frozen_clip_checkpoin
     stack = load_stack(frozen_clip_checkpoint)
     assert_text_is_encoded(stack)
     clip = CLIPModel.from_pretrained(components / "clip", dtype=torch.float32).text_model.state_dict()
-    weights = stack.text.model.state_dict()  # pyright: ignore[reportOptionalMemberAccess]
+    weights = stack.text.encoders[0].model.state_dict()  # pyright: ignore[reportOptionalMemberAccess]
     assert all(torch.equal(value, clip[name]) for name, value in weights.items())
 
 
@@ -43,7 +43,7 @@ def test_a_bert_recipe_makes_a_checkpoint_that_loads(components: Path, tmp_path:
     train_diffusion(replace(DIFFUSION, conditioning="bert", loop=replace(DIFFUSION.loop, steps=4)), tmp_path)
     stack = load_stack(tmp_path)
     assert_text_is_encoded(stack)
-    assert isinstance(stack.text.model, BertModel)  # pyright: ignore[reportOptionalMemberAccess]
+    assert isinstance(stack.text.encoders[0].model, BertModel)  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_fine_tuning_starts_from_the_checkpoint_and_trains_its_text_encoder(
@@ -56,6 +56,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_trains_its_text_encoder(
     after = load_stack(folder)
     assert before.text is not None
     assert after.text is not None
-    weights = before.text.model.state_dict()
-    assert any(not torch.equal(value, weights[name]) for name, value in after.text.model.state_dict().items())
+    weights = before.text.encoders[0].model.state_dict()
+    trained = after.text.encoders[0].model.state_dict()
+    assert any(not torch.equal(value, weights[name]) for name, value in trained.items())
     assert after.unet.config == before.unet.config

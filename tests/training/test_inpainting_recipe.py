@@ -29,8 +29,8 @@ def test_the_u_net_learns_to_use_the_mask_channels_and_the_text_encoder_is_uncha
     assert filters[:, 4:].abs().max() > 1e-3
     assert before.text is not None
     assert after.text is not None
-    weights = after.text.model.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in before.text.model.state_dict().items())
+    weights = after.text.encoders[0].model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in before.text.encoders[0].model.state_dict().items())
 
 
 def test_masks_cover_whole_things_and_the_caption_is_empty_where_a_thing_is_removed() -> None:

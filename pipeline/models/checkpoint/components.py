@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipeline.errors import CheckpointError, one_line
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
@@ -24,16 +24,19 @@ CLASSES: Final = {
     "vae": ("AutoencoderKL",),
     "vqvae": ("AutoencoderKL", "VQModel"),
     "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
     "bert": ("LDMBertModel",),
+    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast", "BertTokenizer", "BertTokenizerFast"),
 }
 """The classes that a component of model_index.json may have."""
 
 NETWORKS: Final = (("unet",), ("vae", "vqvae"))
 TEXT: Final = (("text_encoder", "bert"), ("tokenizer",))
+SECOND_TEXT: Final = (("text_encoder_2",), ("tokenizer_2",))
 """The components of a checkpoint: the possible names of each, the second being that of the paper's models.
 
-A checkpoint with a UNet2DModel has no text encoder."""
+A checkpoint with a UNet2DModel has no text encoder; SDXL has two, and its refiner only the second."""
 
 OLD_ATTENTION: Final = (
     (".query.", ".to_q."),
@@ -78,6 +81,12 @@ NETWORK_CLASSES: Final[Mapping[str, NetworkClass]] = {
         build=lambda values, _: CLIPTextModel(CLIPTextConfig(**values)),
         stem=TRANSFORMERS_STEM,
         names=TensorNames(strip="text_model.", ignored=(".position_ids",)),
+        has_buffers=True,
+    ),
+    "CLIPTextModelWithProjection": NetworkClass(
+        build=lambda values, _: CLIPTextModelWithProjection(CLIPTextConfig(**values)),
+        stem=TRANSFORMERS_STEM,
+        names=TensorNames(ignored=(".position_ids",)),
         has_buffers=True,
     ),
     "LDMBertModel": NetworkClass(build=_network(BertConfig, BertModel), stem=TRANSFORMERS_STEM),
@@ -125,12 +134,18 @@ def load_vq(folder: Path, *, half: bool = False) -> VQModel:
     return autoencoder
 
 
-def load_text_encoder(folder: Path, tokenizer_folder: Path, *, half: bool = False, device: str = "cpu") -> TextEncoder:
+def load_text_encoder(
+    folder: Path,
+    tokenizer_folder: Path,
+    class_name: str = "CLIPTextModel",
+    *,
+    half: bool = False,
+    device: str = "cpu",
+) -> TextEncoder:
     """Load CLIP's text encoder or the paper's BERT from `folder`, with its tokenizer, in float32."""
-    is_bert = folder.name == "bert"
-    model = load_network(folder, "LDMBertModel" if is_bert else "CLIPTextModel", half=half, device=device)
-    assert isinstance(model, BertModel | CLIPTextModel)
-    tokenizer_class = BertTokenizer if is_bert else CLIPTokenizer
+    model = load_network(folder, class_name, half=half, device=device)
+    assert isinstance(model, BertModel | CLIPTextModel | CLIPTextModelWithProjection)
+    tokenizer_class = BertTokenizer if isinstance(model, BertModel) else CLIPTokenizer
     return TextEncoder(load_tokenizer(tokenizer_folder, model.config.vocab_size, tokenizer_class), model)
 
 

@@ -10,16 +10,19 @@ from pipeline.errors import CheckpointError
 from pipeline.models.autoencoder import AutoencoderKL, VQModel
 from pipeline.models.checkpoint.components import (
     NETWORKS,
+    SECOND_TEXT,
     TEXT,
     find_components,
     load_network,
     load_text_encoder,
 )
+from pipeline.models.checkpoint.layout import listed_components
 from pipeline.models.checkpoint.weights import channels_last, read_json, weights_digest
-from pipeline.models.stack import Stack
+from pipeline.models.prompts import PromptEncoder
+from pipeline.models.stack import REFINER_NUMBERS, SIZE_NUMBERS, Stack
 from pipeline.models.text import TextEncoder
 from pipeline.models.unet import UNet
-from pipeline.models.unet_config import UnconditionalUNetConfig
+from pipeline.models.unet_config import UnconditionalUNetConfig, UNetConfig
 
 LOW_RES: Final = "low_res_scheduler"
 MAX_NOISE_LEVEL: Final = 350
@@ -41,8 +44,9 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     channels_last(autoencoder.to(target, torch.float32 if upcast else dtype))
     text = None
     if not isinstance(unet.config, UnconditionalUNetConfig):
-        text = _load_text(folder, index, half=half, device=device)
-        text.model.to(target, dtype)  # pyright: ignore[reportArgumentType]
+        text = _load_prompt_encoder(folder, index, unet.config, half=half, device=device)
+        for encoder in text.encoders:
+            encoder.model.to(target, dtype)  # pyright: ignore[reportArgumentType]
     stack = Stack(
         name=folder.name,
         weights_sha256="" if target.type == "meta" else weights_digest(folder, half=half),
@@ -53,6 +57,7 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
         low_res_schedule_config=_schedule_config(folder, index, LOW_RES) if LOW_RES in index else None,
         max_noise_level=_max_noise_level(folder, index),
         generation_config=_generation_config(folder),
+        size_numbers=_size_numbers(folder, index, unet.config),
         device=target,
         dtype=dtype,
     )
@@ -60,9 +65,28 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     return stack
 
 
-def _load_text(folder: Path, index: Mapping[str, Any], *, half: bool, device: str) -> TextEncoder:
-    (name, _), (tokenizer_name, _) = find_components(folder, index, TEXT)
-    return load_text_encoder(folder / name, folder / tokenizer_name, half=half, device=device)
+def _load_prompt_encoder(
+    folder: Path, index: Mapping[str, Any], unet: UNetConfig, *, half: bool, device: str
+) -> PromptEncoder:
+    """Load the text encoders: one, or SDXL's two, or the second alone for its refiner."""
+    is_xl = unet.addition_embed_type is not None
+    pairs = (
+        (TEXT,) if not is_xl else (TEXT, SECOND_TEXT) if "text_encoder" in listed_components(index) else (SECOND_TEXT,)
+    )
+    encoders: list[TextEncoder] = []
+    for pair in pairs:
+        (name, class_name), (tokenizer_name, _) = find_components(folder, index, pair)
+        encoders.append(load_text_encoder(folder / name, folder / tokenizer_name, class_name, half=half, device=device))
+    zeros = is_xl and _flag(folder, index, "force_zeros_for_empty_prompt", default=True)
+    return PromptEncoder(tuple(encoders), is_xl=is_xl, zeros_for_none=zeros)
+
+
+def _flag(folder: Path, index: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    """Return a plain value of model_index.json that is true or false; diffusers' default if it is missing."""
+    value = index.get(name, default)
+    if not isinstance(value, bool):
+        raise CheckpointError(f"{folder / 'model_index.json'}: {name} is {value!r}; must be true or false")
+    return value
 
 
 def _schedule_config(folder: Path, index: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -82,20 +106,41 @@ def _max_noise_level(folder: Path, index: Mapping[str, Any]) -> int:
     return level
 
 
+def _size_numbers(folder: Path, index: Mapping[str, Any], unet: UNetConfig) -> int:
+    if unet.addition_embed_type is None:
+        return 0
+    return REFINER_NUMBERS if _flag(folder, index, "requires_aesthetics_score", default=False) else SIZE_NUMBERS
+
+
 def _generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     return read_json(path) if path.exists() else {}
 
 
+def _check_added_width(folder: Path, stack: Stack, pooled: int) -> None:
+    config, numbers = stack.unet.config, stack.size_numbers
+    expected = pooled + numbers * (config.addition_time_embed_dim or 0)
+    if config.projection_class_embeddings_input_dim != expected:
+        raise CheckpointError(
+            f"{folder}: unet's projection_class_embeddings_input_dim is "
+            f"{config.projection_class_embeddings_input_dim}; the pooled text and {numbers} size numbers are "
+            f"{expected} wide (with requires_aesthetics_score in model_index.json they are {REFINER_NUMBERS}, "
+            f"else {SIZE_NUMBERS})"
+        )
+
+
 def _check_widths(folder: Path, stack: Stack) -> None:
     """Raise CheckpointError if a component's output width differs from the input width of the next one."""
     unet, autoencoder = stack.unet.config, stack.autoencoder.config
-    if stack.text is not None and unet.text_widths != {stack.text.model.config.hidden_size}:
+    if stack.text is not None and unet.text_widths != {stack.text.width}:
         widths = ", ".join(map(str, sorted(unet.text_widths)))
+        of_encoders = " + ".join(str(encoder.model.config.hidden_size) for encoder in stack.text.encoders)
         raise CheckpointError(
-            f"{folder}: the text encoder's hidden_size is {stack.text.model.config.hidden_size}, "
+            f"{folder}: the text encoder's hidden_size is {of_encoders}, "
             f"unet's cross_attention_dim {widths}; they must be equal"
         )
+    if stack.text is not None and stack.text.pooled_width is not None:
+        _check_added_width(folder, stack, stack.text.pooled_width)
     if unet.out_channels != stack.latent_channels:
         raise CheckpointError(
             f"{folder}: unet's out_channels is {unet.out_channels}; the autoencoder's latents have "
