@@ -122,7 +122,8 @@ def refuse_differences(config: RunConfig, facts: Mapping[str, Any], earlier: Map
         hashes = [run.get(name, {}).get("weights_sha256") for run in (facts, earlier)]
         pairs += [(words, *hashes)] if None not in hashes else []
     loras, earlier_loras = facts.get("loras", {}), earlier.get("loras", {})
-    pairs += [(f"the LoRA {name}", loras[name], earlier_loras[name]) for name in loras if name in earlier_loras]
+    for name in loras.keys() & earlier_loras.keys():
+        pairs.append((f"the LoRA {name}", loras[name]["weights_sha256"], earlier_loras[name]["weights_sha256"]))
     pairs += [(name, facts[name], earlier[name]) for name in ("dtype", "device") if name in facts and name in earlier]
     differences = "; ".join(filter(None, (_difference(*pair) for pair in pairs)))
     if differences:
