@@ -28,6 +28,8 @@ class AutoencoderConfig(Config):
     layers_per_block: int = 1
     norm_num_groups: int = 32
     scaling_factor: float = 0.18215
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
     force_upcast: bool = True
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
@@ -36,8 +38,6 @@ class AutoencoderConfig(Config):
     CONSTANTS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "act_fn": ("silu", "swish"),
         "shift_factor": (None, 0),
-        "latents_mean": (None,),
-        "latents_std": (None,),
     }
     BLOCKS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "down_block_types": ("DownEncoderBlock2D",),
@@ -47,6 +47,16 @@ class AutoencoderConfig(Config):
     @property
     def downsample_factor(self) -> int:
         return 2 ** (len(self.block_out_channels) - 1)
+
+    def problem(self) -> str | None:
+        """Return the first contradiction among the options, or None."""
+        mean, deviation = self.latents_mean, self.latents_std
+        if (mean is None) != (deviation is None):
+            return "latents_mean and latents_std need each other"
+        for name, values in (("latents_mean", mean), ("latents_std", deviation)):
+            if values is not None and len(values) != self.latent_channels:
+                return f"{name} has {len(values)} entries, latent_channels is {self.latent_channels}"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +72,8 @@ class VQConfig(AutoencoderConfig):
         "act_fn": ("silu", "swish"),
         "norm_type": ("group",),
         "lookup_from_codebook": (False,),
+        "latents_mean": (None,),
+        "latents_std": (None,),
     }
 
     @property
@@ -190,15 +202,45 @@ class AutoencoderKL(nn.Module):
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return scaled latents (B, C, H/f, W/f): the posterior's sample for `noise`, or its mean."""
         posterior = self.posterior(pixels)
-        latents = posterior.mean if noise is None else posterior.sample(noise)
-        return latents * self.config.scaling_factor
+        return self.scaled(posterior.mean if noise is None else posterior.sample(noise))
+
+    def encode_unscaled(self, pixels: Tensor) -> Tensor:
+        """Return the posterior's mean (B, C, H/f, W/f), not scaled."""
+        return self.posterior(pixels).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return pixels (B, 3, h f, w f), approximately in [-1, 1], of scaled latents (B, C, h, w)."""
-        return self.decode_unscaled(latents / self.config.scaling_factor)
+        return self.decode_unscaled(self.unscaled(latents))
 
     def decode_unscaled(self, latents: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(latents))
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """Return the latents that the U-Net works on; with `latents_mean` and `latents_std`, they are normalized."""
+        factor = self.config.scaling_factor
+        if self.config.latents_mean is None or self.config.latents_std is None:
+            return latents * factor
+        mean, deviation = (
+            _per_channel(self.config.latents_mean, latents),
+            _per_channel(self.config.latents_std, latents),
+        )
+        return (latents - mean) * factor / deviation
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Return the latents that the decoder works on."""
+        factor = self.config.scaling_factor
+        if self.config.latents_mean is None or self.config.latents_std is None:
+            return latents / factor
+        mean, deviation = (
+            _per_channel(self.config.latents_mean, latents),
+            _per_channel(self.config.latents_std, latents),
+        )
+        return latents * deviation / factor + mean
+
+
+def _per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Return one value per channel as (1, C, 1, 1)."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[None, :, None, None]
 
 
 class Codebook(nn.Module):

@@ -55,11 +55,8 @@ def _as_tuple(value: Any) -> Any:
 
 def check_levels(config: Config, source: str) -> None:
     """Raise CheckpointError for a level of an unknown class, a wrong number of levels, or contradictory options."""
-    if not config.BLOCKS:
-        return
-    levels = len(getattr(config, "block_out_channels"))  # noqa: B009 - a field of each config with BLOCKS
     for key in (*config.PER_LEVEL, *config.BLOCKS):
-        value = getattr(config, key)
+        value, levels = getattr(config, key), len(getattr(config, "block_out_channels"))  # noqa: B009 - if it has BLOCKS
         if isinstance(value, tuple) and len(value) != levels:
             raise CheckpointError(f"{source}: {key} has {len(value)} entries, block_out_channels {levels}")
     for key, known in config.BLOCKS.items():

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection
 
 from pipeline.models.autoencoder import AutoencoderKL, VQConfig, VQModel
+from pipeline.models.autoencoder_asymmetric import AsymmetricAutoencoderKL
+from pipeline.models.autoencoder_tiny import AutoencoderTiny
 from pipeline.models.layers import timestep_embedding
 from pipeline.models.lora import NO_ADAPTERS, Adapters
 from pipeline.models.prompts import PromptEncoder
@@ -20,6 +22,14 @@ REFINER_NUMBERS: Final = 5
 """SDXL's refiner: original height and width, top and left of the crop, aesthetic score."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KnownPixels:
+    """The image that inpainting changes a part of."""
+
+    pixels: Tensor  # (B, 3, H, W) in [-1, 1]
+    mask: Tensor  # (B, 1, H, W): 1 where the image is painted, 0 where it is known
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """A latent diffusion model on one device: all that a task needs from a checkpoint."""
@@ -27,7 +37,7 @@ class Stack:
     name: str
     weights_sha256: str
     unet: UNet
-    autoencoder: AutoencoderKL | VQModel
+    autoencoder: AutoencoderKL | AutoencoderTiny | VQModel
     text: PromptEncoder | None
     """None if the U-Net is unconditional."""
     schedule_config: dict[str, Any]
@@ -91,20 +101,31 @@ class Stack:
         with self.adapters.on_unet(inputs, merged) as arguments:
             return self.unet(latents.to(memory_format=torch.channels_last), timesteps, **arguments)
 
+    @property
+    def encoder_samples(self) -> bool:
+        """Whether the autoencoder's encoder gives a Gaussian, from which latents are drawn with noise."""
+        return isinstance(self.autoencoder, AutoencoderKL)
+
     @torch.inference_mode()
-    def encode(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, noise: Tensor | None) -> Tensor:
         """Return scaled latents of pixels (B, 3, H, W) in [-1, 1]; float32.
 
-        They are sampled with `noise` from the KL encoder's Gaussian; a VQ encoder ignores `noise`."""
+        `noise` is for an encoder that samples; None gives the Gaussian's mean."""
         dtype = next(self.autoencoder.parameters()).dtype
         pixels = pixels.to(self.device, dtype)
-        if isinstance(self.autoencoder, VQModel):
+        if not isinstance(self.autoencoder, AutoencoderKL):
             return self.autoencoder.encode(pixels).float()
-        return self.autoencoder.encode(pixels, noise.to(self.device, dtype)).float()
+        return self.autoencoder.encode(pixels, None if noise is None else noise.to(self.device, dtype)).float()
 
     @torch.inference_mode()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return pixels (B, 3, H, W), approximately in [-1, 1], of scaled latents; float32."""
+    def decode(self, latents: Tensor, known: KnownPixels | None = None) -> Tensor:
+        """Return pixels (B, 3, H, W), approximately in [-1, 1], of scaled latents; float32.
+
+        An asymmetric autoencoder decodes an inpainted image beside its known pixels. SDXL's have none, as in
+        diffusers."""
         dtype = next(self.autoencoder.parameters()).dtype
         latents = latents.to(self.device, dtype, memory_format=torch.channels_last)
-        return self.autoencoder.decode(latents).float()
+        if known is None or self.size_numbers or not isinstance(self.autoencoder, AsymmetricAutoencoderKL):
+            return self.autoencoder.decode(latents).float()
+        pixels, mask = known.pixels.to(self.device, dtype), known.mask.to(self.device, dtype)
+        return self.autoencoder.decode_masked(latents, pixels, mask).float()

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 from pipeline.config import RowDefaults
 from pipeline.diffusion.request import DenoisingRequest, KnownLatents
 from pipeline.diffusion.samplers import SamplerTable
-from pipeline.images.masks import binarize_mask, blend, compute_opacity, find_crop_region
+from pipeline.errors import CheckpointError
+from pipeline.images.masks import CropRegion, binarize_mask, blend, compute_opacity, find_crop_region
 from pipeline.images.resize import to_float
+from pipeline.models.autoencoder import AutoencoderConfig
 from pipeline.models.configs import checked_form
-from pipeline.models.stack import Stack
+from pipeline.models.stack import KnownPixels, Stack
 from pipeline.tasks.decode import Heartbeat, no_heartbeat, to_levels
 from pipeline.tasks.parameters import DEFAULTS, ParameterResolver
-from pipeline.tasks.requests import RequestBuilder, encode_pixels, row_generator
+from pipeline.tasks.requests import RequestBuilder, draw_encoder_noise, encode_pixels, row_generator
 from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 
 
@@ -37,6 +39,7 @@ class Inpaint:
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
         form = checked_form(stack.name, "inpaint", stack.unet.config.in_channels, stack.latent_channels)
         self._takes_mask = form == "inpainting"
+        _check_latents(stack)
         self.stack, self._run = stack, defaults
         self._builder = RequestBuilder(stack, defaults.guidance_interval)
         task_defaults = {**DEFAULTS, "sampler": self._builder.schedule.sampler}
@@ -65,8 +68,8 @@ class Inpaint:
         parameters, region = row.parameters, row.region
         if region is None or row.opacity is None or parameters.strength is None:
             return row.source()
-        pixels = torch.from_numpy(to_float(region.to_canvas(row.source())))[None]
-        mask = torch.from_numpy(region.mask_to_canvas(row.opacity > 0).astype(np.float32))[None, None]
+        canvas = _canvas(region, row.source(), row.opacity)
+        pixels, mask = canvas.pixels, canvas.mask
         strength = None if parameters.strength >= 1 else parameters.strength
         table, generator = self._builder.table(parameters, strength), row_generator(parameters)
         encodes = strength is not None or not self._takes_mask
@@ -75,7 +78,7 @@ class Inpaint:
             extra = self._mask_channels(pixels, mask, generator)
             return self._builder.build(key, parameters, table, latents, generator, extra_channels=extra)
         request = self._builder.build(key, parameters, table, latents, generator)
-        torch.randn((1, *latents.shape), generator=generator)  # diffusers encodes the masked image here as well
+        draw_encoder_noise(self.stack, pixels, generator)  # diffusers encodes the masked image here as well
         factor = self.stack.downsample_factor
         known = KnownLatents(latents=encoded, noise=noise, mask=F.max_pool2d(mask, factor)[0])
         return replace(request, known=known)
@@ -84,7 +87,8 @@ class Inpaint:
         """Return the row's image with the painted region blended in: uint8 (H, W, C) with the source's channels."""
         image, region, opacity = row.source().copy(), row.region, row.opacity
         assert region is not None and opacity is not None
-        painted = region.from_canvas(to_levels(self.stack.decode(latents[None])[0]))
+        decoded = self.stack.decode(latents[None], _canvas(region, image, opacity))
+        painted = region.from_canvas(to_levels(decoded[0]))
         heartbeat()
         region.crop(image)[:] = blend(region.crop(image), painted, region.crop(opacity))
         return image
@@ -118,3 +122,20 @@ class Inpaint:
         masked = encode_pixels(self.stack, pixels * (mask < 0.5), generator)
         small = F.interpolate(mask, masked.shape[-2:])  # nearest: what such U-Nets are trained on
         return torch.cat([small, masked], dim=1)[0]
+
+
+def _check_latents(stack: Stack) -> None:
+    config = stack.autoencoder.config
+    if isinstance(config, AutoencoderConfig) and config.latents_mean is not None:
+        raise CheckpointError(
+            f"{stack.name}: its autoencoder has latents_mean and latents_std, which are supported by generate alone: "
+            "inpainting in diffusers decodes with them, but encodes without"
+        )
+
+
+def _canvas(region: CropRegion, image: NDArray[np.uint8], opacity: NDArray[np.float32]) -> KnownPixels:
+    """Return the part of an image that the networks see, and the mask of what is painted in it."""
+    return KnownPixels(
+        pixels=torch.from_numpy(to_float(region.to_canvas(image)))[None],
+        mask=torch.from_numpy(region.mask_to_canvas(opacity > 0).astype(np.float32))[None, None],
+    )

@@ -13,6 +13,7 @@ from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import SamplerTable, check_sampler, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.errors import CheckpointError
+from pipeline.models.layers import guidance_embedding
 from pipeline.models.prompts import PromptEmbedding
 from pipeline.models.stack import Stack
 from pipeline.tasks.rows import RowParameters
@@ -29,6 +30,11 @@ class RequestBuilder:
         self._stack, self._guidance_interval = stack, guidance_interval
         self._encode = functools.lru_cache(maxsize=_CACHE_SIZE)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_CACHE_SIZE)(self._sampler_table)
+
+    @property
+    def _distilled(self) -> bool:
+        """Whether the U-Net takes the guidance scale as an input and needs no second evaluation."""
+        return self._stack.unet.config.time_cond_proj_dim is not None
 
     def table(self, parameters: RowParameters, strength: float | None) -> SamplerTable:
         """Return the sampler table of a row; `strength` None starts from noise alone."""
@@ -48,7 +54,9 @@ class RequestBuilder:
 
         `extra_channels` (C2, h, w) are the same for both sides of the guidance."""
         guidance = Guidance(
-            scale=parameters.guidance_scale, rescale=parameters.guidance_rescale, interval=self._guidance_interval
+            scale=1.0 if self._distilled else parameters.guidance_scale,
+            rescale=parameters.guidance_rescale,
+            interval=self._guidance_interval,
         )
         prompts = [parameters.prompt, parameters.negative_prompt] if guidance.is_on else [parameters.prompt]
         windows = 0 if self._stack.text is None else max(map(self._stack.text.windows, prompts))
@@ -76,6 +84,8 @@ class RequestBuilder:
         inputs = {"encoder_hidden_states": embedding.states, **self._stack.adapters.inputs(parameters.loras)}
         if embedding.pooled is not None:
             inputs["added"] = self._stack.added(embedding.pooled, size_numbers(parameters, negative=negative))
+        if (width := self._stack.unet.config.time_cond_proj_dim) is not None:
+            inputs["guidance_embedding"] = guidance_embedding(torch.tensor([parameters.guidance_scale]), width)[0]
         if parameters.noise_level is not None:
             inputs["class_labels"] = torch.tensor(parameters.noise_level)
         return inputs
@@ -117,6 +127,11 @@ def row_generator(parameters: RowParameters) -> torch.Generator:
 
 def encode_pixels(stack: Stack, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Return the latents (1, C, h, w) of pixels (1, 3, H, W) in [-1, 1] on the CPU, with the encoder's noise drawn."""
+    return stack.encode(pixels, draw_encoder_noise(stack, pixels, generator)).cpu()
+
+
+def draw_encoder_noise(stack: Stack, pixels: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Return the noise (1, C, h, w) of the encoder's Gaussian for pixels (1, 3, H, W); None if it has none."""
     factor = stack.downsample_factor
     shape = (1, stack.latent_channels, pixels.shape[2] // factor, pixels.shape[3] // factor)
-    return stack.encode(pixels, torch.randn(shape, generator=generator)).cpu()
+    return torch.randn(shape, generator=generator) if stack.encoder_samples else None

@@ -242,7 +242,7 @@ def test_model_index_overrides_the_class_in_a_components_config(folder: Path) ->
         ("unet", {"timestep_post_act": "silu"}, "timestep_post_act is 'silu'; only None is supported"),
         ("unet", {"out_channels": 8}, "conv_out.bias is (4,)"),
         ("vae", {"shift_factor": 0.1}, "shift_factor is 0.1; only None or 0 is supported"),
-        ("vae", {"latents_mean": [0.0]}, "latents_mean is [0.0]; only None is supported"),
+        ("vae", {"latents_mean": [0.0]}, "latents_mean and latents_std need each other"),
         ("vae", {"scaling_factor": "a"}, "scaling_factor is 'a'; must be float"),
         ("text_encoder", {"hidden_size": "wide"}, "a CLIPTextModel cannot be built of it"),
         ("text_encoder", {"num_attention_heads": 5}, "a CLIPTextModel cannot be built of it"),

@@ -11,6 +11,8 @@ from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextM
 
 from pipeline.errors import CheckpointError, one_line
 from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQConfig, VQModel
+from pipeline.models.autoencoder_asymmetric import AsymmetricAutoencoderKL, AsymmetricConfig
+from pipeline.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.checkpoint.layout import DIFFUSERS_STEM, TRANSFORMERS_STEM
 from pipeline.models.checkpoint.weights import PLAIN_NAMES, TensorNames, load_weights, match_tensors, read_json
@@ -21,7 +23,7 @@ from pipeline.models.unet_config import UnconditionalUNetConfig, UNetConfig
 
 CLASSES: Final = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
-    "vae": ("AutoencoderKL",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL"),
     "vqvae": ("AutoencoderKL", "VQModel"),
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
@@ -76,6 +78,10 @@ NETWORK_CLASSES: Final[Mapping[str, NetworkClass]] = {
     "AutoencoderKL": NetworkClass(
         build=_network(AutoencoderConfig, AutoencoderKL), names=TensorNames(renames=OLD_ATTENTION)
     ),
+    "AsymmetricAutoencoderKL": NetworkClass(
+        build=_network(AsymmetricConfig, AsymmetricAutoencoderKL), names=TensorNames(renames=OLD_ATTENTION)
+    ),
+    "AutoencoderTiny": NetworkClass(build=_network(AutoencoderTinyConfig, AutoencoderTiny)),
     "VQModel": NetworkClass(build=_network(VQConfig, VQModel), names=TensorNames(renames=OLD_ATTENTION)),
     "CLIPTextModel": NetworkClass(
         build=lambda values, _: CLIPTextModel(CLIPTextConfig(**values)),
@@ -161,7 +167,8 @@ def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tup
             raise CheckpointError(f"{path}: lists no {names[0]}; this kind of checkpoint needs one")
         class_name, known = index[name][1] or _class_in_config(folder / name), CLASSES[name]
         if not isinstance(class_name, str) or class_name not in known:
-            raise CheckpointError(f"{path}: {name} has the unknown class {class_name}; supported is {known[0]}")
+            supported = " or ".join(known)
+            raise CheckpointError(f"{path}: {name} has the unknown class {class_name}; supported is {supported}")
         found.append((name, class_name))
     return found
 

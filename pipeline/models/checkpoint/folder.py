@@ -7,7 +7,8 @@ from typing import Any, Final
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.models.autoencoder import AutoencoderKL, VQModel
+from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQModel
+from pipeline.models.autoencoder_tiny import AutoencoderTiny
 from pipeline.models.checkpoint.components import (
     NETWORKS,
     SECOND_TEXT,
@@ -38,7 +39,7 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     (unet_name, unet_class), (autoencoder_name, autoencoder_class) = find_components(folder, index, NETWORKS)
     unet = load_network(folder / unet_name, unet_class, half=half, device=device)
     autoencoder = load_network(folder / autoencoder_name, autoencoder_class, half=half, device=device)
-    assert isinstance(unet, UNet) and isinstance(autoencoder, AutoencoderKL | VQModel)
+    assert isinstance(unet, UNet) and isinstance(autoencoder, AutoencoderKL | AutoencoderTiny | VQModel)
     channels_last(unet.to(target, dtype))
     upcast = autoencoder.config.force_upcast and half
     channels_last(autoencoder.to(target, torch.float32 if upcast else dtype))
@@ -148,3 +149,5 @@ def _check_widths(folder: Path, stack: Stack) -> None:
         )
     if (autoencoder.in_channels, autoencoder.out_channels) != (3, 3):
         raise CheckpointError(f"{folder}: the autoencoder's in_channels and out_channels must be 3, the colors")
+    if isinstance(autoencoder, AutoencoderConfig) and autoencoder.latents_mean is not None and not stack.size_numbers:
+        raise CheckpointError(f"{folder}: the autoencoder's latents_mean and latents_std are supported for SDXL alone")
