@@ -1,6 +1,5 @@
 """Classifier-free guidance (Ho and Salimans 2022)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,16 +40,6 @@ class Guidance:
     def scales(self, count: int) -> list[float]:
         """Return the scale in force at each of `count` evaluations."""
         return [self.scale_at(index, count) for index in range(count)]
-
-
-def guidance_embedding(scale: float, width: int) -> Tensor:
-    """Return the embedding (width,) of a guidance scale, for networks that are distilled over scales.
-
-    (Meng et al. 2023, section 3; Luo et al. 2023: sines, then cosines, of 1000 times the scale minus one)"""
-    half = width // 2
-    frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, dtype=torch.float32))
-    angles = (scale - 1) * 1000 * frequencies
-    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))
 
 
 def apply_guidance(sides: Sequence[Tensor], scale: Tensor, image_scale: Tensor) -> Tensor:

@@ -6,14 +6,11 @@ from collections.abc import Hashable, Iterator, Mapping
 
 import pytest
 import torch
-from diffusers.pipelines.latent_consistency_models.pipeline_latent_consistency_text2img import (
-    LatentConsistencyModelPipeline,
-)
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor, nn
 
 from pipeline.diffusion.engine import MAX_WAIT_CALLS, LaneEngine
-from pipeline.diffusion.guidance import Guidance, apply_guidance, guidance_embedding
+from pipeline.diffusion.guidance import Guidance, apply_guidance
 from pipeline.diffusion.request import Conditioning, DenoisingRequest, Result
 from pipeline.diffusion.samplers import SAMPLERS, sampler_table
 from pipeline.diffusion.schedule import NoiseScheduleConfig
@@ -165,13 +162,6 @@ def test_guidance_is_the_pipelines_formula() -> None:
     denoised = c_skip * row.latents + c_out * rescaled[0]
     expected = weights[0] * row.latents + weights[2] * rescaled[0] + weights[3] * denoised
     assert torch.allclose(results([row])[3], expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("width", [16, 17, 256])
-def test_the_embedding_of_a_guidance_scale_is_diffusers(width: int) -> None:
-    embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
-    expected = embed(None, torch.tensor([7.5 - 1]), embedding_dim=width)[0]  # pyright: ignore[reportArgumentType]
-    assert torch.allclose(guidance_embedding(7.5, width), expected, atol=1e-3)
 
 
 def test_at_guidance_one_only_the_conditional_prediction_counts() -> None:
