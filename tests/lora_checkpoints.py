@@ -36,15 +36,16 @@ def random_factors(
     endings: tuple[str, ...] = USUAL,
     networks: Iterable[str] = ("unet", "text_encoder", "text_encoder_2"),
     size: float = 0.3,
+    ranks: tuple[int, ...] = (2, 4, 4),
 ) -> dict[Module, Factors]:
-    """Return random changes of all modules with some endings, of ranks 4 and 2 and alpha 2."""
+    """Return random changes of all modules with some endings, of `ranks` in turn and alpha 2."""
     generator = torch.Generator().manual_seed(seed)
     factors: dict[Module, Factors] = {}
     for network, model in stack.networks.items():
         for name, module in model.named_modules() if network in networks else ():
             if not isinstance(module, nn.Linear | nn.Conv2d) or not name.endswith(endings):
                 continue
-            rank = 4 if len(factors) % 3 else 2
+            rank = ranks[len(factors) % len(ranks)]
             out, into, *kernel = module.weight.shape
             down = size * torch.randn(rank, into, *kernel, generator=generator)
             up = size * torch.randn(out, rank, *[1] * len(kernel), generator=generator)

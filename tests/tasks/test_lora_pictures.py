@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
 from pipeline.adapters import AdapterWeight, NamedPath
 from pipeline.config import RowDefaults, RunConfig
@@ -22,7 +23,7 @@ from tests.family_checkpoints import small_checkpoint
 from tests.lora_checkpoints import ATTENTION, FORMS, random_factors, save_kohya, save_old_diffusers
 
 ROW: dict[str, Any] = {"prompt": "a red circle", "seed": 4, "num_inference_steps": 4, "guidance_scale": 4.0}
-PIPELINES = {"sd15": diffusers.StableDiffusionPipeline, "sdxl": diffusers.StableDiffusionXLPipeline}
+PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
