@@ -20,6 +20,11 @@ def timestep_embedding(timesteps: Tensor, width: int, *, flip_sin_to_cos: bool, 
     return torch.cat(parts, dim=-1)
 
 
+def guidance_embedding(scales: Tensor, width: int) -> Tensor:
+    """Return the sinusoids of guidance scales (B,) as (B, width), as in diffusers (Luo et al. 2023, section 4.2)."""
+    return timestep_embedding(1000 * (scales - 1), width, flip_sin_to_cos=False, freq_shift=1)
+
+
 class TimestepEmbedding(nn.Module):
     """Two linear layers that map the sinusoids of a timestep (B, width) to the time embedding (B, embedding).
 
