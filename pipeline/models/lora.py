@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.adapters import AdapterWeight
+from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.lora import Lora
 from pipeline.models.checkpoint.lora_kinds import Change, LowRank, WeightChange
 
@@ -55,6 +56,11 @@ class LowRankTerm:
                 rank = change.down.shape[0]
                 self._down[index, :rank] = change.down.to(**room)
                 self._up[index, :rank] = (change.scale * change.up.float()).T.to(**room)
+        self._bias: Tensor | None = None  # (K + 1, out)
+        for index, change in enumerate(changes):
+            if change is not None and change.bias is not None:
+                self._bias = torch.zeros(size, out, **room) if self._bias is None else self._bias
+                self._bias[index] = (change.scale * change.bias.float()).to(**room)
         self._lanes = lanes
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -68,11 +74,21 @@ class LowRankTerm:
         if isinstance(module, nn.Conv2d):
             tokens = features.flatten(2).transpose(1, 2)
             terms = torch.bmm(torch.bmm(tokens, down.transpose(1, 2)) * factors, up)
+            terms = terms if self._bias is None else terms + self._biases(indices, factors)
             return output + terms.transpose(1, 2).unflatten(2, output.shape[2:])
         tokens = features if features.dim() == 3 else features[:, None]
         hidden = torch.bmm(tokens, down.transpose(1, 2)) * factors
-        (output if output.dim() == 3 else output[:, None]).baddbmm_(hidden, up)
+        tokens_out = output if output.dim() == 3 else output[:, None]
+        tokens_out.baddbmm_(hidden, up)
+        if self._bias is not None:
+            tokens_out += self._biases(indices, factors)
         return output
+
+    def _biases(self, indices: Tensor, factors: Tensor) -> Tensor:
+        """Return the biases of the low-rank terms of each lane, (lanes, 1, out)."""
+        assert self._bias is not None
+        weights = factors[:, :, :: self._lanes.rank]
+        return torch.bmm(weights, self._bias.index_select(0, indices).view(len(factors), -1, self._bias.shape[1]))
 
 
 class NetworkAdapters:
@@ -95,6 +111,7 @@ class NetworkAdapters:
             module = network.get_submodule(name)
             module.register_forward_hook(LowRankTerm([_low_rank(each, name) for each in in_lanes], module, self.lanes))
         self._merged: Merged = ()
+        self._check_biases()
         self._originals = self._copies()
 
     def use(self, indices: Tensor | None, weights: Tensor | None) -> None:
@@ -125,6 +142,13 @@ class NetworkAdapters:
             for parameter, values in totals.items():
                 module.get_parameter(parameter).copy_(values)
         self._merged = merged
+
+    def _check_biases(self) -> None:
+        """CheckpointError if an adapter that is merged adds a bias to a layer that has none."""
+        for name, change in (each for index in self.merged_indices for each in self._adapters[index].items()):
+            is_biased = isinstance(change, LowRank) and change.bias is not None
+            if is_biased and self._network.get_submodule(name).bias is None:
+                raise CheckpointError(f"a LoRA with changes of convolutions adds a bias to {name}, which has none")
 
     def _copies(self) -> dict[str, dict[str, Tensor]]:
         """Return copies of the weights of all modules that a merged adapter changes."""
@@ -217,5 +241,7 @@ def _low_rank(changes: Mapping[str, Change], name: str) -> LowRank | None:
 
 def _deltas(change: Change, module: nn.Module, originals: Mapping[str, Tensor], weight: float) -> dict[str, Tensor]:
     if isinstance(change, LowRank):
-        change = WeightChange(tensors={"down": change.down, "up": change.up}, scale=change.scale)
+        tensors = {"down": change.down, "up": change.up}
+        tensors |= {} if change.bias is None else {"up_bias": change.bias}
+        change = WeightChange(tensors=tensors, scale=change.scale)
     return change.deltas(module, originals, weight)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
 from pipeline.adapters import AdapterWeight, NamedPath
 from pipeline.config import RowDefaults, RunConfig
@@ -20,7 +21,15 @@ from pipeline.tasks.generate import Generate
 from pipeline.tasks.rows import Row
 from tests.checkpoints import tiny_checkpoint
 from tests.family_checkpoints import small_checkpoint
-from tests.lora_checkpoints import ATTENTION, FORMS, random_factors, save_kohya, save_old_diffusers
+from tests.lora_checkpoints import (
+    ATTENTION,
+    FORMS,
+    random_factors,
+    save,
+    save_diffusers,
+    save_kohya,
+    save_old_diffusers,
+)
 
 ROW: dict[str, Any] = {"prompt": "a red circle", "seed": 4, "num_inference_steps": 4, "guidance_scale": 4.0}
 PIPELINES = {"sd15": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
@@ -116,6 +125,51 @@ def test_convolutions_and_embeddings_of_the_time_give_diffusers_picture(
     [ours, plain] = pictures(stack_with(folder, {"style": path}), [ROW | {"loras": "style:0.7"}, ROW])
     assert levels_apart(ours, reference(folder, family, {"style": path}, {"style": 0.7})) <= 1
     assert (plain == pictures(stack, [ROW])[0]).all()
+
+
+def test_biases_of_low_rank_terms_give_diffusers_picture(folder: Path, family: str, tmp_path: Path) -> None:
+    factors = random_factors(load_stack(folder), endings=(*ATTENTION, "proj_in"), networks=["unet"])
+    tensors = load_file(save_diffusers(tmp_path / "a.safetensors", factors, scale=False))
+    ups = [key for key in tensors if key.endswith("lora_B.weight")]
+    generator = torch.Generator().manual_seed(3)
+    biases = {key: torch.randn(len(tensors[key]), generator=generator) / 4 for key in ups}
+    path = save(tmp_path / "style.safetensors", tensors | {key[:-6] + "bias": bias for key, bias in biases.items()})
+    [ours, plain] = pictures(
+        stack_with(folder, {"style": path, "other": tmp_path / "a.safetensors"}), [ROW | {"loras": "style:0.7"}, ROW]
+    )
+    assert levels_apart(ours, reference(folder, family, {"style": path}, {"style": 0.7})) <= 1
+    assert levels_apart(ours, plain) > 10
+
+
+def test_a_projection_of_the_pooled_text_is_changed(tmp_path: Path) -> None:
+    folder = small_checkpoint(tmp_path / "sdxl", "sdxl")
+    changed = load_stack(folder)
+    factors = random_factors(changed, endings=("text_projection",))
+    [(down, up, alpha)] = factors.values()
+    path = save_kohya(tmp_path / "style.safetensors", changed, factors)
+    [ours, plain] = pictures(stack_with(folder, {"style": path}), [ROW | {"loras": "style:5"}, ROW])
+    changed.networks["text_encoder_2"].get_parameter("text_projection.weight").add_(5 * alpha / len(down) * up @ down)
+    [expected] = pictures(changed, [ROW])
+    assert levels_apart(ours, expected) <= 1
+    assert levels_apart(ours, plain) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loras_run_in_half_precision(folder: Path, dtype: torch.dtype, tmp_path: Path) -> None:
+    stack = load_stack(folder, dtype=dtype)
+    endings = {"lanes": ATTENTION, "merged": (*ATTENTION, "conv1")}
+    named = tuple(
+        NamedPath(
+            name,
+            str(save_kohya(tmp_path / f"{name}.safetensors", stack, random_factors(stack, endings=ends, size=0.1))),
+        )
+        for name, ends in endings.items()
+    )
+    rows = [ROW | {"loras": choice} for choice in ("lanes:0.5", "merged:0.5", "lanes:0.5, merged:-0.2")]
+    with_loras = add_loras(RunConfig(task="generate", loras=named), stack)
+    exact = add_loras(RunConfig(task="generate", loras=named), load_stack(folder))
+    for ours, theirs in zip(pictures(with_loras, rows), pictures(exact, rows), strict=True):
+        assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 8
 
 
 def test_a_row_has_the_same_bytes_whatever_its_neighbors(folder: Path, family: str, tmp_path: Path) -> None:

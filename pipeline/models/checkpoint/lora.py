@@ -14,7 +14,7 @@ from pipeline.models.checkpoint.lora_base import check_base
 from pipeline.models.checkpoint.lora_file import LoraFile, file_digest, open_lora
 from pipeline.models.checkpoint.lora_keys import UNET, ModuleNames, refused_kind, tensor_role
 from pipeline.models.checkpoint.lora_kinds import Change, module_change
-from pipeline.models.checkpoint.lora_single_file import single_file_names
+from pipeline.models.checkpoint.single_file_names import single_file_names
 from pipeline.models.unet import UNet
 
 _MODULES: Final = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)

@@ -113,14 +113,16 @@ class ModuleNames:
         self._single_file = {_flat(stored): name for stored, name in single_file.items()}
 
     def find(self, path: str) -> tuple[str, str, bool] | None:
-        """Return the network and the name of a module, and whether the path is a single file's; None if unknown."""
+        """Return the network and the name of a module, and whether the path is a single file's; None if unknown.
+
+        A path that two networks have, and that does not say which it means, is unknown."""
         for prefix, networks in _PREFIXES:
             if not path.startswith(prefix):
                 continue
             flat = _flat(path.removeprefix(prefix).replace(".processor.", "."))
-            for network in networks:
-                if name := self._tables.get(network, {}).get(flat):
-                    return network, name, False
+            found = [(network, name) for network in networks if (name := self._tables.get(network, {}).get(flat))]
+            if found:
+                return (*found[0], False) if len(found) == 1 else None
             if UNET in networks and UNET in self._tables and (name := self._single_file.get(flat)):
                 return UNET, name, True
         return None

@@ -26,6 +26,7 @@ class LowRank:
     down: Tensor  # (r, in)
     up: Tensor  # (out, r)
     scale: float
+    bias: Tensor | None = None  # (out,), which `scale` times is added to the output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,17 +69,27 @@ def module_change(tensors: Tensors, module: nn.Module, alpha: float | None) -> C
     ValueError if the tensors are not those of one kind, or their shapes do not fit the module."""
     _check_roles(tensors)
     change = WeightChange(tensors=tensors, scale=_scale(tensors, alpha))
+    low_rank = _as_low_rank(change, module)
     weights = {name: torch.empty(values.shape, device="meta") for name, values in module.named_parameters()}
     if "weight" not in weights:
         raise ValueError("it has no weight to change")
+    if low_rank is not None and low_rank.bias is not None:
+        weights.setdefault("bias", torch.empty(weights["weight"].shape[:1], device="meta"))
     meta = WeightChange(tensors={role: values.to("meta") for role, values in tensors.items()}, scale=1.0)
     try:
         meta.deltas(module, weights, 1.0)
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"the shapes of its tensors do not fit together ({str(error).splitlines()[0]})") from None
-    if set(tensors) == {"down", "up"} and is_linear(module):
-        return LowRank(down=tensors["down"].flatten(1), up=tensors["up"].flatten(1), scale=change.scale)
-    return change
+    return change if low_rank is None else low_rank
+
+
+def _as_low_rank(change: WeightChange, module: nn.Module) -> LowRank | None:
+    """Return the change as a low-rank product of a linear layer; None if it is not one."""
+    tensors = change.tensors
+    if not {"down", "up"} <= set(tensors) <= {"down", "up", "up_bias"} or not is_linear(module):
+        return None
+    matrices = {role: tensors[role].flatten(1) for role in ("down", "up")}
+    return LowRank(**matrices, scale=change.scale, bias=tensors.get("up_bias"))
 
 
 def is_linear(module: nn.Module) -> bool:
