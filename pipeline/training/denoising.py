@@ -84,5 +84,10 @@ def sample_timesteps(count: int, end: int, generator: torch.Generator) -> Tensor
     return (fractions * end).long().clamp(max=end - 1)
 
 
+def per_image(values: Tensor) -> Tensor:
+    """Return one value per image (B,) as (B, 1, 1, 1)."""
+    return values[:, None, None, None]
+
+
 def _signal_and_noise_scales(alphas: Tensor) -> tuple[Tensor, Tensor]:
-    return alphas.sqrt()[:, None, None, None], (1 - alphas).sqrt()[:, None, None, None]
+    return per_image(alphas.sqrt()), per_image((1 - alphas).sqrt())

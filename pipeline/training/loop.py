@@ -93,10 +93,12 @@ def train(
     worker: Worker = SINGLE_WORKER,
     *,
     batch: int,
+    average: nn.Module | None = None,
 ) -> nn.Module:
     """Train `model` in place and return the averaged copy of it.
 
     `batch` is the number of rows per step over all workers; ValueError if it is less than the number of workers.
+    `average` is a copy of the model that becomes the average, for a loss that uses it; by default, a new copy.
     `folder` holds `state.pt`, from which a stopped run resumes, and `log.jsonl`. Several workers must start with the
     same weights and share the folder; the worker of rank 0 writes to it.
     """
@@ -104,7 +106,7 @@ def train(
         raise ValueError(f"{worker.count} workers are too many for batches of {batch} rows; give at most {batch}")
     folder.mkdir(parents=True, exist_ok=True)
     model.to(worker.device)
-    state = _TrainState(model, config)
+    state = _TrainState(model, copy.deepcopy(model) if average is None else average.to(worker.device), config)
     first = state.restore(folder / "state.pt")
     metrics = _MetricsLog(folder / "log.jsonl", worker, first)
     model.train()
@@ -124,10 +126,10 @@ def train(
 class _TrainState:
     """The contents of `state.pt`: the model, the moving average of its weights, and its optimizers."""
 
-    def __init__(self, model: nn.Module, config: LoopConfig) -> None:
+    def __init__(self, model: nn.Module, average: nn.Module, config: LoopConfig) -> None:
         self.model = model
         self.config = config
-        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.average = average.requires_grad_(False).eval()
         self.optimizers = build_optimizers(model, config.learning_rate, config.weight_decay)
 
     def update(self, loss: Tensor, step: int, worker: Worker) -> None:

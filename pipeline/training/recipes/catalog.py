@@ -15,6 +15,7 @@ from pipeline.training.recipes.autoencoder import (
     train_autoencoder,
 )
 from pipeline.training.recipes.clip import SHAPES_CLIP, train_clip
+from pipeline.training.recipes.consistency import LCM, train_consistency
 from pipeline.training.recipes.diffusion import (
     SHAPES_DIFFUSION,
     SHAPES_DIFFUSION_BERT,
@@ -69,6 +70,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "shapes-inpainting": Recipe(
         train_inpainting, SHAPES_INPAINTING, dict.fromkeys(("unet", "text_encoder"), "shapes-diffusion") | _VAE
     ),
+    "lcm": Recipe(train_consistency, LCM),
     "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),
     "upscaler": Recipe(train_upscaler, UPSCALER, {"vae": "textures-autoencoder", "text_encoder": "shapes-diffusion"}),
 }

@@ -1,6 +1,5 @@
 """The text-to-image recipes: a U-Net and its text encoder, trained on the latents of captioned images."""
 
-import logging
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.schedule import NoiseScheduleConfig
-from pipeline.models.autoencoder import AutoencoderKL
 from pipeline.models.checkpoint.components import load_autoencoder, load_unet
 from pipeline.models.checkpoint.weights import channels_last
 from pipeline.models.unet import UNet
@@ -23,14 +21,11 @@ from pipeline.training.conditioning import (
     new_bert_text_model,
     new_clip_text_model,
 )
-from pipeline.training.data.examples import SCENES, Source, stack_pixels
+from pipeline.training.data.examples import SCENES, Source
 from pipeline.training.denoising import Denoiser, denoising_errors, min_snr_weights, sample_timesteps
+from pipeline.training.encoded_images import EncodedImages, encoded_images
 from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, step_generator, train
-from pipeline.training.save import replacing, save_component, write_json, write_model_index
-
-log = logging.getLogger(__name__)
-
-ENCODING_BATCH: Final = 50
+from pipeline.training.save import save_component, write_json, write_model_index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,15 +109,6 @@ SHAPES_DIFFUSION_BERT: Final = replace(SHAPES_DIFFUSION, conditioning="bert")
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedImages:
-    """The means and standard deviations of the scaled latents of N images (N, C, h, w), and their captions."""
-
-    mean: Tensor
-    deviation: Tensor
-    captions: list[str]
-
-
-@dataclass(frozen=True, slots=True)
 class DenoisingBatch:
     """Latents and noise (B, C, h, w), token ids (B, window) and timesteps (B,)."""
 
@@ -176,7 +162,15 @@ def train_diffusion(recipe: DiffusionRecipe, output: Path, worker: Worker = SING
     else:
         unet, text = UNet(recipe.unet), _build_text_model(recipe, output)
     denoiser = Denoiser(channels_last(unet), text.network)
-    images = encoded_images(recipe, output / "vae", folder, worker)
+    images = encoded_images(
+        recipe.source,
+        load_autoencoder(output / "vae"),
+        folder / "latents.pt",
+        worker,
+        count=recipe.images,
+        seed=recipe.seed,
+        width=recipe.width,
+    )
     tokens, empty_tokens = text.tokens(images.captions), text.tokens([""])
     alphas = NoiseScheduleConfig.from_dict(recipe.scheduler).alphas_cumprod().float().to(worker.device)
 
@@ -215,43 +209,12 @@ def _sample_batch(
 ) -> DenoisingBatch:
     """Sample images with replacement, their latents, timesteps and noise; drop captions at the recipe's rate."""
     indices = torch.randint(len(tokens), (recipe.batch,), generator=generator)
-    mean, deviation = images.mean[indices].float(), images.deviation[indices].float()
-    latents = mean + deviation * torch.randn(mean.shape, generator=generator)
+    latents = images.sample(indices, generator)
     dropped = torch.rand(recipe.batch, 1, generator=generator) < recipe.caption_dropout
     batch_tokens = torch.where(dropped, empty_tokens, tokens[indices])
     timesteps = sample_timesteps(recipe.batch, num_timesteps, generator)
-    noise = torch.randn(mean.shape, generator=generator)
-    latents, noise = (tensor.to(memory_format=torch.channels_last) for tensor in (latents, noise))
+    noise = torch.randn(latents.shape, generator=generator).to(memory_format=torch.channels_last)
     return DenoisingBatch(latents, noise, batch_tokens, timesteps)
-
-
-def encoded_images(recipe: DiffusionRecipe, vae: Path, folder: Path, worker: Worker) -> EncodedImages:
-    """Return the recipe's images, encoded by the autoencoder in `vae`.
-
-    The first worker writes them to `folder/latents.pt`, unless a previous run has; all workers read that file.
-    """
-    path = folder / "latents.pt"
-    if not path.exists() and worker.rank == 0:
-        _encode_images(recipe, load_autoencoder(vae).to(worker.device), worker.device, path)
-    worker.barrier()
-    return EncodedImages(**torch.load(path, weights_only=True))
-
-
-def _encode_images(recipe: DiffusionRecipe, autoencoder: AutoencoderKL, device: str, path: Path) -> None:
-    scale, means, deviations, captions = autoencoder.config.scaling_factor, [], [], []
-    count = min(recipe.images, recipe.source.size or recipe.images)
-    for start in range(0, count, ENCODING_BATCH):
-        batch = min(ENCODING_BATCH, count - start)
-        examples = recipe.source.examples(recipe.seed, start, batch, recipe.width)
-        with torch.inference_mode():
-            posterior = autoencoder.posterior(stack_pixels(examples).to(device))
-        means.append((scale * posterior.mean).half().cpu())
-        deviations.append((scale * torch.exp(0.5 * posterior.logvar)).half().cpu())
-        captions += [caption for _, caption in examples]
-        if start % 5000 == 0:
-            log.info("encoded %d of %d images", start, count)
-    with replacing(path) as temporary:
-        torch.save({"mean": torch.cat(means), "deviation": torch.cat(deviations), "captions": captions}, temporary)
 
 
 def _save(denoiser: Denoiser, text: TextModel, recipe: DiffusionRecipe, output: Path) -> None:
