@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipeline.models.checkpoint.lora_single_file import single_file_names
+from pipeline.models.checkpoint.single_file_names import single_file_names
 from pipeline.models.stack import Stack
 
 

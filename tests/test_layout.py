@@ -39,7 +39,7 @@ NO_TORCH = ("adapters", "errors", "config", "settings", "schema", "storage", "ma
 TORCH_IMAGES = ("images/colors.py", "images/masks.py", "images/visible_colors.py")
 PURE = ("models", "diffusion", "tasks", "images")
 IMPURE_MODULES = ("fsspec", "s3fs", "click", "rich", "pipeline.storage")
-NEVER_AT_RUN_TIME = ("diffusers", "accelerate", "datasets", "pandas", "pytest", "hypothesis")
+NEVER_AT_RUN_TIME = ("diffusers", "accelerate", "peft", "datasets", "pandas", "pytest", "hypothesis")
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -182,6 +182,17 @@ class Adapters:
         """Return what a row needs to be merged into the U-Net."""
         return self._selected("unet", used, merged=True)
 
+    def changing_text(self, used: Sequence[AdapterWeight]) -> tuple[AdapterWeight, ...]:
+        """Return the LoRAs of a row that change what a prompt is encoded to."""
+        changing = {
+            self.names[index]
+            for network in self._networks
+            if network != "unet"
+            for merged in (False, True)
+            for index, _ in self._selected(network, used, merged=merged)
+        }
+        return tuple(lora for lora in used if lora.name in changing)
+
     @contextmanager
     def on_unet(self, inputs: Mapping[str, Tensor], merged: Hashable) -> Iterator[dict[str, Tensor]]:
         """Use the adapters of each lane and `merged` in a `with` block; yield the inputs that are the U-Net's own."""

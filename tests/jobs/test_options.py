@@ -7,6 +7,8 @@ import click
 import pytest
 
 from jobs.cli import COMMANDS, cli
+from jobs.options import config_of
+from pipeline.adapters import AdapterWeight, NamedPath
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.output.run_record import settings_of
 from pipeline.settings import setting, settings_in
@@ -198,6 +200,17 @@ def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -
     }
     loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
     assert actual == expected | loras | {"--allow-root": ((), "PATH_OR_URL")}
+
+
+def test_loras_are_given_by_name() -> None:
+    arguments = ["--lora", "a=one.safetensors", "--lora", "b=s3://bucket/two", "--use-lora", "a:0.5", "--use-lora", "b"]
+    options = command_of("generate").make_context("generate", ["in", "out", *arguments]).params
+    given = {name: value for name, value in options.items() if name not in ("manifest", "output")}
+    config = config_of("generate", "in", "out", given)
+    assert config.loras == (NamedPath("a", "one.safetensors"), NamedPath("b", "s3://bucket/two"))
+    assert config.defaults.use_loras == (AdapterWeight("a", 0.5), AdapterWeight("b", 1.0))
+    with pytest.raises(click.BadParameter, match="'one' is not NAME=PATH_OR_URL"):
+        command_of("generate").make_context("generate", ["in", "out", "--lora", "one"])
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -336,6 +336,31 @@ def test_a_wrong_path_says_what_a_lora_is(stack: Stack, tmp_path: Path) -> None:
             read_lora(tmp_path / name, stack.networks)
 
 
+def test_another_kind_of_file_is_named_with_its_option(stack: Stack, tmp_path: Path) -> None:
+    for key, message in (
+        ("model.diffusion_model.input_blocks.0.0.weight", "a checkpoint; give --model PATH"),
+        ("emb_params", "a textual inversion; give --embedding NAME=PATH"),
+        ("encoder.down_blocks.0.resnets.0.conv1.weight", "an autoencoder; give --vae PATH"),
+    ):
+        save_file({key: draw(2, 3)}, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match=f"is not a LoRA: it is {message}"):
+            read_lora(tmp_path / "a.safetensors", stack.networks)
+
+
+def test_old_names_of_a_text_encoder_are_found(stack: Stack, tmp_path: Path) -> None:
+    key = "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora"
+    save_file({f"{key}.down.weight": draw(3, 32), f"{key}.up.weight": draw(32, 3)}, tmp_path / "a.safetensors")
+    changes = read_lora(tmp_path / "a.safetensors", stack.networks).changes
+    assert list(changes["text_encoder"]) == ["encoder.layers.0.self_attn.out_proj"]
+
+
+def test_a_path_of_two_networks_is_refused(xl: Stack, tmp_path: Path) -> None:
+    key = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    save_file({f"{key}.lora_A.weight": draw(3, 32), f"{key}.lora_B.weight": draw(32, 3)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="2 of 2 tensors belong to no module"):
+        read_lora(tmp_path / "a.safetensors", xl.networks)
+
+
 def test_the_oldest_names_are_those_of_the_u_net(stack: Stack, tmp_path: Path) -> None:
     factors = random_factors(stack, endings=("to_out.0",), networks=["unet"])
     path = save_old_diffusers(tmp_path / "old.safetensors", factors, prefix="")

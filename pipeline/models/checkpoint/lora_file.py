@@ -88,6 +88,11 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def lora_size(path: Path) -> int:
+    """Return the bytes of a LoRA's weights."""
+    return _weights_path(path).stat().st_size
+
+
 def _has_config(weights: Path) -> bool:
     return weights.name == _FOLDER_FILES[0] and (weights.parent / _CONFIG).is_file()
 

@@ -1,4 +1,4 @@
-"""Names of the U-Net's modules in single-file checkpoints, which LoRAs for SDXL are written with."""
+"""Names of a network's modules in single-file checkpoints; LoRAs for SDXL are written with the U-Net's, too."""
 
 import re
 from collections.abc import Iterable
@@ -11,6 +11,7 @@ _TOP: Final = {
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding": "label_emb",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -63,3 +64,45 @@ def _inner(parts: list[str], count: int) -> list[str]:
     """Return the parts of a name behind the first `count`, with a residual block's own names as in single files."""
     rest = parts[count:]
     return [_RESNET[rest[0]], *rest[1:]] if rest and "resnets" in parts[:count] and rest[0] in _RESNET else rest
+
+
+_AUTOENCODER: Final[tuple[tuple[str, str], ...]] = (
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.mid_block\.resnets\.0\.", ".mid.block_1."),
+    (r"\.mid_block\.resnets\.1\.", ".mid.block_2."),
+    (r"\.mid_block\.attentions\.0\.group_norm\.", ".mid.attn_1.norm."),
+    (r"\.mid_block\.attentions\.0\.to_([qkv])\.", r".mid.attn_1.\1."),
+    (r"\.mid_block\.attentions\.0\.to_out\.0\.", ".mid.attn_1.proj_out."),
+    (r"\.down_blocks\.(\d+)\.resnets\.", r".down.\1.block."),
+    (r"\.down_blocks\.(\d+)\.downsamplers\.0\.", r".down.\1.downsample."),
+    (r"\.up_blocks\.(\d+)\.resnets\.", r".up.\1.block."),
+    (r"\.up_blocks\.(\d+)\.upsamplers\.0\.", r".up.\1.upsample."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+)
+
+
+def autoencoder_name(name: str, levels: int) -> str:
+    """Return the name in single files of an autoencoder's tensor; the decoder's levels are counted backwards."""
+    for pattern, stored in _AUTOENCODER:
+        name = re.sub(pattern, stored, name)
+    return re.sub(r"\.up\.(\d+)\.", lambda match: f".up.{levels - 1 - int(match[1])}.", name)
+
+
+_OPEN_CLIP: Final[tuple[tuple[str, str], ...]] = (
+    (r"^embeddings\.token_embedding\.", "token_embedding."),
+    (r"^embeddings\.position_embedding\.weight$", "positional_embedding"),
+    (r"^final_layer_norm\.", "ln_final."),
+    (r"^text_projection\.weight$", "text_projection"),
+    (r"^encoder\.layers\.(\d+)\.layer_norm([12])\.", r"transformer.resblocks.\1.ln_\2."),
+    (r"^encoder\.layers\.(\d+)\.mlp\.fc1\.", r"transformer.resblocks.\1.mlp.c_fc."),
+    (r"^encoder\.layers\.(\d+)\.mlp\.fc2\.", r"transformer.resblocks.\1.mlp.c_proj."),
+    (r"^encoder\.layers\.(\d+)\.self_attn\.out_proj\.", r"transformer.resblocks.\1.attn.out_proj."),
+    (r"^encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.", r"transformer.resblocks.\1.attn.in_proj_"),
+)
+
+
+def open_clip_name(name: str) -> str:
+    """Return OpenCLIP's name of a text encoder's tensor; queries, keys and values are thirds of one tensor there."""
+    for pattern, stored in _OPEN_CLIP:
+        name = re.sub(pattern, stored, name)
+    return name
