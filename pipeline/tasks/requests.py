@@ -80,7 +80,7 @@ class RequestBuilder:
     ) -> dict[str, Tensor]:
         """Return the network's inputs for one side of a row's guidance."""
         clip_skip = 0 if negative else parameters.clip_skip or 0
-        embedding = self._encode(prompt, windows, clip_skip, parameters.loras)
+        embedding = self._encode(prompt, windows, clip_skip, self._stack.adapters.changing_text(parameters.loras))
         inputs = {"encoder_hidden_states": embedding.states, **self._stack.adapters.inputs(parameters.loras)}
         if embedding.pooled is not None:
             inputs["added"] = self._stack.added(embedding.pooled, size_numbers(parameters, negative=negative))
