@@ -1,0 +1,194 @@
+"""The configs of the components of a single-file checkpoint: from its tensors' shapes, and from published configs."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pipeline.models.checkpoint.clip_vocabulary import END
+from pipeline.models.checkpoint.single_file import TEXT, UNET, Family, SingleFile
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HEAD_WIDTH: Final = 64
+"""Channels per head of the text encoders, and of the U-Nets of Stable Diffusion 2 and XL; 1.x has 8 heads instead."""
+_HEADS: Final = 8
+_GROUPS: Final = 32
+
+SCALING: Final[Mapping[Family, float]] = {
+    "sd1": 0.18215,
+    "sd2": 0.18215,
+    "sdxl": 0.13025,
+    "sdxl-refiner": 0.13025,
+    "x4-upscaler": 0.08333,
+}
+_BETAS: Final = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+}
+
+
+def unet_config(file: SingleFile) -> dict[str, Any]:
+    """Return the config.json of the file's U-Net."""
+    shapes, family = file.part(UNET), file.family
+    depth = (
+        next(block for block in itertools.count(1) if f"input_blocks.{block}.0.in_layers.0.weight" not in shapes) - 1
+    )
+    levels = 1 + sum(name.endswith(".0.op.weight") for name in shapes)
+    starts = [level * (depth + 1) for level in range(levels)]
+    channels = [shapes[f"input_blocks.{start + 1}.0.out_layers.3.weight"][0] for start in starts]
+    down = [[_transformers(shapes, f"input_blocks.{start + 1 + layer}") for layer in range(depth)] for start in starts]
+    up = [[_transformers(shapes, f"output_blocks.{start + layer}") for layer in range(depth + 1)] for start in starts]
+    cross = next(shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    middle = _transformers(shapes, "middle_block")
+    native = {"sd1": 64, "sd2": 96 if file.predicts_v else 64}.get(family, 128)
+    config: dict[str, Any] = {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": native,
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+        "block_out_channels": channels,
+        "layers_per_block": depth,
+        "down_block_types": ["CrossAttnDownBlock2D" if any(each) else "DownBlock2D" for each in down],
+        "up_block_types": ["CrossAttnUpBlock2D" if any(each) else "UpBlock2D" for each in up],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
+        "transformer_layers_per_block": [_common(each, middle) for each in down],
+        "cross_attention_dim": cross,
+        "attention_head_dim": _HEADS
+        if family in ("sd1", "x4-upscaler")
+        else [max(1, width // _HEAD_WIDTH) for width in channels],
+        "use_linear_projection": any(
+            name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items()
+        ),
+        "upcast_attention": family == "sd2",
+    }
+    if "label_emb.weight" in shapes:
+        config["num_class_embeds"] = shapes["label_emb.weight"][0]
+    if family == "x4-upscaler":
+        config["only_cross_attention"] = [True] * (levels - 1) + [False]
+    if [_common(each, middle) for each in up[::-1]] != config["transformer_layers_per_block"]:
+        config["reverse_transformer_layers_per_block"] = [_common(each, middle) for each in up]
+    if (added := shapes.get("label_emb.0.0.weight")) is not None:
+        config |= {
+            "addition_embed_type": "text_time",
+            "projection_class_embeddings_input_dim": added[1],
+            "addition_time_embed_dim": (added[1] - pooled_width(file)) // (5 if family == "sdxl-refiner" else 6),
+        }
+    return config
+
+
+def _transformers(shapes: Shapes, block: str) -> int:
+    """Return the number of transformer blocks in a block of the file."""
+    return next(
+        count for count in itertools.count() if f"{block}.1.transformer_blocks.{count}.norm1.weight" not in shapes
+    )
+
+
+def _common(layers: list[int], middle: int) -> int | list[int]:
+    """Return the transformer layers of a level: one number if its attentions have the same.
+
+    The last level's is the middle's too; so a level without attentions gets it."""
+    if not any(layers):
+        return max(1, middle)
+    return layers[0] if len(set(layers)) == 1 else layers
+
+
+def pooled_width(file: SingleFile) -> int:
+    """Return the width of the pooled text of SDXL's second encoder."""
+    return file.shapes[TEXT[file.family][-1] + "text_projection"][1]
+
+
+def autoencoder_config(file: SingleFile) -> dict[str, Any]:
+    """Return the config.json of the file's autoencoder."""
+    shapes = file.part(file.autoencoder_prefix or "")
+    return {
+        **autoencoder_shape(shapes),
+        "sample_size": {"sd1": 512, "sd2": 768, "x4-upscaler": 512}.get(file.family, 1024),
+        "scaling_factor": SCALING[file.family],
+        "force_upcast": file.family.startswith("sdxl"),
+    }
+
+
+def autoencoder_shape(shapes: Shapes) -> dict[str, Any]:
+    """Return those options of an autoencoder that its tensors' shapes say."""
+    levels = next(level for level in itertools.count() if f"encoder.down.{level}.block.0.norm1.weight" not in shapes)
+    depth = next(layer for layer in itertools.count() if f"encoder.down.0.block.{layer}.norm1.weight" not in shapes)
+    channels = [shapes[f"encoder.down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "layers_per_block": depth,
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "norm_num_groups": _GROUPS,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "mid_block_add_attention": any(name.startswith("encoder.mid.attn_1.") for name in shapes),
+    }
+
+
+def text_config(shapes: Shapes, *, open_clip: bool, layers: int, projects: bool) -> dict[str, Any]:
+    """Return the config.json of a text encoder; `shapes` have transformers' names without `text_model.`."""
+    vocabulary, width = shapes["embeddings.token_embedding.weight"]
+    config = {
+        "architectures": ["CLIPTextModelWithProjection" if projects else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // _HEAD_WIDTH),
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "hidden_act": "gelu" if open_clip else "quick_gelu",
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
+    return config | ({"projection_dim": shapes["text_projection.weight"][0]} if projects else {})
+
+
+def scheduler_config(file: SingleFile, prediction: str | None, zero_snr: bool | None) -> dict[str, Any]:
+    """Return the scheduler_config.json of the family; `prediction` and `zero_snr` override what the file says."""
+    prediction = prediction or ("v_prediction" if file.predicts_v else "epsilon")
+    common = {**_BETAS, "prediction_type": prediction}
+    if (zero_snr is None and "ztsnr" in file.markers) or zero_snr:
+        common |= {"rescale_betas_zero_snr": True}
+    if file.family in ("sdxl", "sdxl-refiner"):
+        return {"_class_name": "EulerDiscreteScheduler", **common, "timestep_spacing": "leading"}
+    if file.family == "x4-upscaler":
+        betas = {"beta_start": 1e-4, "beta_end": 0.02}
+        return {"_class_name": "DDIMScheduler", **common, **betas, "clip_sample": False, "set_alpha_to_one": False}
+    if prediction == "v_prediction":
+        return {"_class_name": "DDIMScheduler", **common, "clip_sample": False, "set_alpha_to_one": False}
+    return {
+        "_class_name": "PNDMScheduler",
+        **common,
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+    }
+
+
+def low_res_scheduler_config() -> dict[str, Any]:
+    """Return the config of the noise that the x4 upscaler adds to its source."""
+    return {
+        "_class_name": "DDPMScheduler",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "clip_sample": True,
+    }
+
+
+PADDING: Final[Mapping[Family, tuple[str, ...]]] = {
+    "sd1": (END,),
+    "sd2": ("!",),
+    "x4-upscaler": ("!",),
+    "sdxl": (END, "!"),
+    "sdxl-refiner": ("!",),
+}
+"""The padding token of each text encoder's tokenizer."""
