@@ -68,8 +68,8 @@ def adapter_weights(value: Any, names: Iterable[str] | None = None) -> tuple[Ada
 def _from_item(item: Any) -> AdapterWeight:
     if isinstance(item, str):
         return parse_adapter_weight(item)
-    if isinstance(item, AdapterWeight):
-        return _checked(item.name, item.weight, f"{item.name!r}")
+    if isinstance(item, tuple) and len(item) == 2:
+        item = {"name": item[0], "weight": item[1]}
     if not isinstance(item, Mapping):
         raise ValueError(f"{item!r} has no name; give a name and a weight")
     name, weight = item.get("name"), item.get("weight")

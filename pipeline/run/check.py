@@ -56,7 +56,7 @@ def rules_for_run(config: RunConfig, checkpoint: CheckpointInfo) -> Rules:
     return Rules(
         task=config.task,
         samplers=tuple(SAMPLERS),
-        loras=tuple(lora.name for lora in config.loras),
+        loras=tuple(name for name, _ in config.loras),
         size_multiple=checkpoint.downsample_factor,
     )
 
@@ -76,7 +76,7 @@ def check_options(config: RunConfig) -> None:
         raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
     if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
         raise RunError(f"sampler {config.defaults.sampler!r} does not exist; choose one of {', '.join(SAMPLERS)}")
-    names = [lora.name for lora in config.loras]
+    names = [name for name, _ in config.loras]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise RunError(f"--lora gives the name {repeated[0]!r} more than once; give each LoRA a name of its own")
     try:
