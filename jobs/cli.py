@@ -18,6 +18,7 @@ from pipeline.run.ray_token import use_token
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "check": ("jobs.check", "Check that OUTPUT holds every row once, and that every file and image is intact."),
     "classify": ("jobs.classify", "Find the label that fits each image of MANIFEST best."),
+    "convert": ("jobs.convert", "Write a single-file checkpoint as a folder in diffusers' layout."),
     "doctor": ("jobs.doctor", "Diagnose a cluster, its storage and a checkpoint."),
     "estimate": ("jobs.estimate", "Estimate time, cost and output size from a few rows of MANIFEST."),
     "generate": ("jobs.generate", "Generate the images of the rows of MANIFEST."),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, Literal, Self, get_args, get_origin
 
 from pipeline.config import Task
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.identify import check_file_kind, check_folder_kind, missing_checkpoint
 
 EMBEDDED: Final = Path(__file__).parent.parent / "checkpoints"
 
@@ -117,13 +118,14 @@ def is_embedded(model: str) -> bool:
 
 
 def checkpoint_folder(model: str) -> Path:
-    """Return the local folder of a checkpoint, given its path or the name of an embedded one."""
+    """Return the local folder of a checkpoint, given its path or the name of an embedded one.
+
+    CheckpointError says what the path is if it is no checkpoint folder."""
     folder = EMBEDDED / model if is_embedded(model) else Path(model)
     if folder.is_file():
-        raise CheckpointError(f"{model}: is a file; a checkpoint is a folder with a model_index.json")
+        check_file_kind(folder)
+        raise CheckpointError(f"{model}: is a single file; convert it first: latentmill convert {model} FOLDER")
     if not folder.is_dir():
-        names = ", ".join(sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()))
-        raise CheckpointError(
-            f"{model}: no such checkpoint folder, and no embedded model of this name (embedded are {names})"
-        )
+        raise missing_checkpoint(model, sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()))
+    check_folder_kind(folder)
     return folder

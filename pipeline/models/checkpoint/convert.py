@@ -27,6 +27,8 @@ from pipeline.models.checkpoint.single_file_configs import (
 from pipeline.models.checkpoint.single_file_names import autoencoder_name, open_clip_name, single_file_names
 from pipeline.models.unet import UNet
 
+FORMAT: Final = 1
+"""The version of what a conversion writes; folders of another version in a cache are not used."""
 _SHARD_BYTES: Final = 2 * 2**30
 
 

@@ -21,9 +21,12 @@ STEMS: Final[Mapping[str, str]] = {
 }
 """The components that have weights, and the stem of the names of their weight files."""
 
+AUTOENCODERS: Final = ("vae", "vqvae")
+"""The names of the autoencoder: that of diffusers, and that of the paper's models."""
 SCHEDULERS: Final = ("scheduler", "low_res_scheduler")
 COMPONENTS: Final = frozenset({*STEMS, *SCHEDULERS, "tokenizer", "tokenizer_2"})
 
+PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 VARIANT: Final = "fp16"
 _SMALL: Final = (".json", ".txt")
 

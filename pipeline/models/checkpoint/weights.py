@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoint.layout import STEMS, TRANSFORMERS_STEM, is_config, listed_components, weight_names
+from pipeline.models.checkpoint.layout import (
+    AUTOENCODERS,
+    DIFFUSERS_STEM,
+    PICKLES,
+    STEMS,
+    TRANSFORMERS_STEM,
+    is_config,
+    listed_components,
+    weight_names,
+)
 
 Network = TypeVar("Network", bound=nn.Module)
-
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,7 +43,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
     """Return the safetensors files of a component: one, or its shards; the fp16 variant if `half` or the only one.
 
-    `stem` is the file name without its suffixes; files with other stems contain other weights and are ignored."""
+    `stem` is the file name without its suffixes; files with other stems contain other weights and are ignored. `folder`
+    may also be a file, which is the component's own."""
+    if folder.is_file():
+        return [folder]
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; the checkpoint's model_index.json names it")
     for name in weight_names(stem, half=half):
@@ -111,11 +121,10 @@ def match_tensors(
                 if name is None:
                     continue
                 if name not in shapes:
-                    where = f"{folder.name}/config.json"
-                    raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {where}")
+                    raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {_config_of(folder)}")
                 if name not in missing:
                     raise CheckpointError(f"{path}: tensor {stored} is given twice")
-                _check_shape(path, stored, tuple(file.get_slice(stored).get_shape()), shapes[name])
+                _check_shape(path, stored, tuple(file.get_slice(stored).get_shape()), shapes[name], _config_of(folder))
                 missing.remove(name)
                 matches[path].append(TensorMatch(stored, name, shapes[name]))
     if missing:
@@ -124,31 +133,59 @@ def match_tensors(
     return matches
 
 
-def _check_shape(path: Path, stored: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def _check_shape(path: Path, stored: str, shape: tuple[int, ...], expected: tuple[int, ...], config: str) -> None:
     squeezed = tuple(side for side in shape if side != 1)  # 1x1 convolutions of old attention
     if expected not in (shape, squeezed):
-        raise CheckpointError(f"{path}: tensor {stored} is {shape}; {path.parent.name}/config.json makes it {expected}")
+        raise CheckpointError(f"{path}: tensor {stored} is {shape}; {config} makes it {expected}")
 
 
-def weights_digest(folder: Path, *, half: bool) -> str:
-    """Return one SHA-256 of everything in a checkpoint that affects images: weights, configs and tokenizer files."""
+def _config_of(source: Path) -> str:
+    """Return the name of the config that describes the network of a component's folder or single file."""
+    return "the checkpoint's own config.json" if source.is_file() else f"{source.name}/config.json"
+
+
+def weights_digest(folder: Path, *, half: bool, vae: Path | None = None) -> str:
+    """Return one SHA-256 of everything in a checkpoint that affects images: weights, configs and tokenizer files.
+
+    `vae` is the folder or file of the autoencoder that replaces the checkpoint's own."""
+    return digest_of(files_in_use(folder, half=half, vae=vae))
+
+
+def digest_of(files: Mapping[str, Path]) -> str:
+    """Return one SHA-256 of the names and the contents of files."""
     digest = hashlib.sha256()
-    for path in sorted(files_in_use(folder, half=half)):
+    for name, path in sorted(files.items(), key=lambda item: item[0].split("/")):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+        digest.update(f"{name} {content}\n".encode())
     return digest.hexdigest()
 
 
-def files_in_use(folder: Path, *, half: bool) -> set[Path]:
-    """Return the files that are read from a checkpoint folder, or from a folder of one component."""
+def files_in_use(folder: Path, *, half: bool, vae: Path | None = None) -> dict[str, Path]:
+    """Return the files that are read from a checkpoint folder, or from a folder of one component, by relative path.
+
+    Those of `vae`, which replaces a checkpoint's autoencoder, have paths below "vae"."""
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else None
     small = {path for path in folder.rglob("*") if is_config(path.relative_to(folder).as_posix(), index)}
     if index is None:
-        return {*small, *weight_files(folder, TRANSFORMERS_STEM, half=half)}
+        return _by_path(folder, {*small, *weight_files(folder, TRANSFORMERS_STEM, half=half)})
     components = [name for name in listed_components(index) & STEMS.keys() if (folder / name).is_dir()]
+    if vae is not None:
+        components = [name for name in components if name not in AUTOENCODERS]
+        small = {path for path in small if path.parent.name not in AUTOENCODERS}
     weights = {file for name in components for file in weight_files(folder / name, STEMS[name], half=half)}
-    return small | weights
+    return _by_path(folder, small | weights) | ({} if vae is None else autoencoder_files(vae, half=half))
+
+
+def autoencoder_files(vae: Path, *, half: bool) -> dict[str, Path]:
+    """Return the files of an autoencoder's folder, or its single file, by their paths in a checkpoint folder."""
+    weights = weight_files(vae, DIFFUSERS_STEM, half=half)
+    files = weights if vae.is_file() else [vae / "config.json", *weights]
+    return {f"vae/{path.name}": path for path in files}
+
+
+def _by_path(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in files}
 
 
 def _shards(index: Path) -> list[Path]:
