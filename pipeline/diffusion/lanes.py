@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.diffusion.guidance import apply_guidance, rescale_guidance
-from pipeline.diffusion.request import DenoisingRequest, Result
+from pipeline.diffusion.request import ADAPTERS, DenoisingRequest, Result
 from pipeline.diffusion.step import (
     C_IN,
     COEFFICIENTS,
@@ -114,8 +114,13 @@ class LaneGroup:
         coefficients = self._coefficients.to(self.device, non_blocking=True).index_select(0, self._slots)
         x = self._state[:, 0].index_select(0, self._slots)
         self._latents[:, : self._shape[0]] = x * per_row(coefficients[:, C_IN])
-        network_input = NetworkInput(self._latents, coefficients[:, TIMESTEP], self._inputs, self._merged)
+        network_input = NetworkInput(self._latents, coefficients[:, TIMESTEP], self._inputs_in_use(), self._merged)
         return network_input, len(self._assignments)
+
+    def _inputs_in_use(self) -> dict[str, Tensor]:
+        """Return the inputs of the lanes; of low-rank adapters, only as many terms as a lane uses (see ADAPTERS)."""
+        terms = max(self._running[assignment.slot].adapters for assignment in self._assignments)
+        return {name: values[:, :terms] if name in ADAPTERS else values for name, values in self._inputs.items()}
 
     def accept(self, output: Tensor) -> list[Result]:
         """Take the network's output for the last input, step the rows that have all they need, return finished rows."""
@@ -216,6 +221,7 @@ class _RunningRow:
     def __init__(self, request: DenoisingRequest) -> None:
         self.request = request
         self.index = 0
+        self.adapters = _adapters(request)
         self.draws_noise = request.table.draws_noise
         self._scales = request.guidance.scales(len(request.table))
         self._coefficients = coefficients_of(request.table, request.guidance)
@@ -246,6 +252,12 @@ class _RunningRow:
         at_level = (signal * known.latents + deviation * known.noise).to(latents.device, non_blocking=True)
         mask = known.mask.to(latents.device, non_blocking=True)
         return mask * latents + (1 - mask) * at_level
+
+
+def _adapters(request: DenoisingRequest) -> int:
+    """Return how many low-rank adapters a row uses; the rest of its room has the index -1."""
+    indices = request.conditions[0].inputs.get(ADAPTERS[0])
+    return 0 if indices is None else int((indices >= 0).sum())
 
 
 def _sides(request: DenoisingRequest, guidance_scale: float) -> list[int]:

@@ -29,16 +29,16 @@ class LaneAdapters:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
-        self.indices: Tensor | None = None  # (lanes * M,), of the stacked matrices
-        self.factors: Tensor | None = None  # (lanes, 1, M * rank)
+        self.terms: list[tuple[Tensor, Tensor]] = []
+        """Of each of the M terms of a lane: the indices (lanes,) of stacked matrices, and the weights (lanes, 1, 1)."""
 
     def set(self, indices: Tensor, weights: Tensor, count: int) -> None:
         """Set the adapters (lanes, M) of each lane; index -1, for none, is that of the zeros at the end."""
-        self.indices = indices.remainder(count + 1).flatten()
-        self.factors = weights.repeat_interleave(self.rank, dim=1)[:, None]
+        columns = zip(indices.remainder(count + 1).unbind(1), weights.unbind(1), strict=True)
+        self.terms = [(index.contiguous(), weight[:, None, None]) for index, weight in columns]
 
     def clear(self) -> None:
-        self.indices = self.factors = None
+        self.terms = []
 
 
 class LowRankTerm:
@@ -64,31 +64,20 @@ class LowRankTerm:
         self._lanes = lanes
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        indices, factors = self._lanes.indices, self._lanes.factors
-        if indices is None or factors is None:
+        """Terms are added one after the other, so one without effect leaves the bits of its lane as they are."""
+        if not self._lanes.terms:
             return output
         features = arguments[0]
-        lanes = len(factors)
-        down = self._down.index_select(0, indices).view(lanes, -1, self._down.shape[2])
-        up = self._up.index_select(0, indices).view(lanes, -1, self._up.shape[2])
         if isinstance(module, nn.Conv2d):
-            tokens = features.flatten(2).transpose(1, 2)
-            terms = torch.bmm(torch.bmm(tokens, down.transpose(1, 2)) * factors, up)
-            terms = terms if self._bias is None else terms + self._biases(indices, factors)
-            return output + terms.transpose(1, 2).unflatten(2, output.shape[2:])
-        tokens = features if features.dim() == 3 else features[:, None]
-        hidden = torch.bmm(tokens, down.transpose(1, 2)) * factors
-        tokens_out = output if output.dim() == 3 else output[:, None]
-        tokens_out.baddbmm_(hidden, up)
-        if self._bias is not None:
-            tokens_out += self._biases(indices, factors)
-        return output
-
-    def _biases(self, indices: Tensor, factors: Tensor) -> Tensor:
-        """Return the biases of the low-rank terms of each lane, (lanes, 1, out)."""
-        assert self._bias is not None
-        weights = factors[:, :, :: self._lanes.rank]
-        return torch.bmm(weights, self._bias.index_select(0, indices).view(len(factors), -1, self._bias.shape[1]))
+            tokens, total = features.flatten(2).transpose(1, 2), output.flatten(2).transpose(1, 2).contiguous()
+        else:
+            tokens, total = (each if each.dim() == 3 else each[:, None] for each in (features, output))
+        for indices, weights in self._lanes.terms:
+            down, up = self._down.index_select(0, indices), self._up.index_select(0, indices)
+            total.baddbmm_(torch.bmm(tokens, down.transpose(1, 2)) * weights, up)
+            if self._bias is not None:
+                total += weights * self._bias.index_select(0, indices)[:, None]
+        return total.transpose(1, 2).unflatten(2, output.shape[2:]) if isinstance(module, nn.Conv2d) else output
 
 
 class NetworkAdapters:
@@ -110,7 +99,9 @@ class NetworkAdapters:
         for name in dict.fromkeys(name for changes in in_lanes for name in changes):
             module = network.get_submodule(name)
             module.register_forward_hook(LowRankTerm([_low_rank(each, name) for each in in_lanes], module, self.lanes))
-        self._merged: Merged = ()
+        self._merged: Merged | None = ()
+        self._changed: set[str] = set()
+        """The modules whose weights differ from the originals."""
         self._check_biases()
         self._originals = self._copies()
 
@@ -130,8 +121,10 @@ class NetworkAdapters:
         """Merge adapters into the weights, and no others: what was merged before leaves no trace."""
         if merged == self._merged:
             return
-        names = {name for index, _ in (*self._merged, *merged) for name in self._adapters[index]}
-        for name in names:
+        wanted = {name for index, _ in merged for name in self._adapters[index]}
+        self._merged = None  # until all are written: an error on the way leaves some of both
+        for name in (*self._changed, *(wanted - self._changed)):
+            self._changed.add(name)
             module = self._network.get_submodule(name)
             originals = self._originals[name]
             totals = {parameter: values.float() for parameter, values in originals.items()}
@@ -141,7 +134,7 @@ class NetworkAdapters:
                         totals[parameter] = totals[parameter] + delta
             for parameter, values in totals.items():
                 module.get_parameter(parameter).copy_(values)
-        self._merged = merged
+        self._changed, self._merged = wanted, merged
 
     def _check_biases(self) -> None:
         """CheckpointError if an adapter that is merged adds a bias to a layer that has none."""
@@ -173,10 +166,12 @@ class Adapters:
         }
 
     def inputs(self, used: Sequence[AdapterWeight]) -> dict[str, Tensor]:
-        """Return the U-Net's inputs INDICES (M,) and WEIGHTS (M,) of a row; none if it uses no low-rank adapter.
+        """Return the U-Net's inputs INDICES (M,) and WEIGHTS (M,) of a row; none if the run has no low-rank adapter.
 
-        M is a power of two, so that rows with a few more or less share calls."""
-        return _lane_inputs(self._selected("unet", used, merged=False))
+        M is the number of the run's LoRAs; behind those that the row uses come the index -1 and the weight 0."""
+        if "unet" not in self._networks or not self._networks["unet"].lane_indices:
+            return {}
+        return _lane_inputs(self._selected("unet", used, merged=False), len(self.names))
 
     def merged(self, used: Sequence[AdapterWeight]) -> Merged:
         """Return what a row needs to be merged into the U-Net."""
@@ -214,7 +209,8 @@ class Adapters:
         encoders = [(name, adapters) for name, adapters in self._networks.items() if name != "unet"]
         for name, adapters in encoders:
             adapters.merge(self._selected(name, used, merged=True))
-            inputs = _lane_inputs(self._selected(name, used, merged=False))
+            selected = self._selected(name, used, merged=False)
+            inputs = _lane_inputs(selected, len(selected))
             adapters.use(*(adapters.batch_of_one(inputs.get(key)) for key in (INDICES, WEIGHTS)))
         try:
             yield
@@ -236,13 +232,10 @@ NO_ADAPTERS: Final = Adapters({}, {})
 """Of a run without LoRAs."""
 
 
-def _lane_inputs(selected: Merged) -> dict[str, Tensor]:
-    if not selected:
-        return {}
-    missing = (1 << (len(selected) - 1).bit_length()) - len(selected)
-    padded = [*selected, *[(-1, 0.0)] * missing]
-    indices, weights = zip(*padded, strict=True)
-    return {INDICES: torch.tensor(indices), WEIGHTS: torch.tensor(weights)}
+def _lane_inputs(selected: Merged, room: int) -> dict[str, Tensor]:
+    padded = [*selected, *[(-1, 0.0)] * (room - len(selected))]
+    indices, weights = [index for index, _ in padded], [weight for _, weight in padded]
+    return {INDICES: torch.tensor(indices, dtype=torch.long), WEIGHTS: torch.tensor(weights)}
 
 
 def _low_rank(changes: Mapping[str, Change], name: str) -> LowRank | None:

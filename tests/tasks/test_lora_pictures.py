@@ -172,6 +172,27 @@ def test_loras_run_in_half_precision(folder: Path, dtype: torch.dtype, tmp_path:
         assert np.abs(ours.astype(int) - theirs.astype(int)).mean() < 8
 
 
+def test_rows_with_different_loras_share_calls(folder: Path, tmp_path: Path) -> None:
+    stack = load_stack(folder)
+    loras = {
+        name: save_kohya(tmp_path / f"{name}.safetensors", stack, random_factors(stack, seed=seed, networks=["unet"]))
+        for seed, name in enumerate(("one", "two", "three"))
+    }
+    task = Generate(stack_with(folder, loras), RowDefaults())
+    engine = LaneEngine(task.stack.denoise, lanes=10, device="cpu", dtype=torch.float32)
+    choices = ["", "one", "two:0.5", "one:0.3, two:0.4", "one, two, three"]
+    rows = [task.prepare(Row(**ROW | {"seed": index, "loras": choice})) for index, choice in enumerate(choices)]
+    latents = dict(engine.run(task.request(index, row) for index, row in enumerate(rows)))
+    assert (engine.stats.calls, engine.stats.occupancy) == (len(task.request(0, rows[0]).table), 1.0)
+    for index, row in enumerate(rows):
+        [(_, isolated)] = engine.run([task.request(index, row)])
+        assert torch.equal(isolated, latents[index]), choices[index]
+    [(_, plain)] = LaneEngine(stack.denoise, lanes=10, device="cpu", dtype=torch.float32).run(
+        [task.request(0, rows[0])]
+    )
+    assert torch.equal(plain, latents[0])
+
+
 def test_a_row_has_the_same_bytes_whatever_its_neighbors(folder: Path, family: str, tmp_path: Path) -> None:
     stack = load_stack(folder)
     loras = {
