@@ -88,7 +88,7 @@ def _submit(
 ) -> tuple[str, int]:
     """Upload the code and start a job; return its id and the upload's size in bytes. JobError if it is refused."""
     with tempfile.TemporaryDirectory(prefix="latentmill-") as folder:
-        size = pack(Path(folder), values.get("model"), values.get("clip_score"))
+        size = pack(Path(folder), values.get("model"), values.get("vae"), values.get("clip_score"))
         try:
             job = client.submit_job(
                 entrypoint="python -m jobs.cli " + shlex.join(command),

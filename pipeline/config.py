@@ -14,6 +14,7 @@ Task = Literal["generate", "inpaint", "upscale", "classify"]
 ImageFormat = Literal["png", "webp", "jpeg"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+PromptSyntax = Literal["plain", "weighted"]
 Store = Literal["parquet", "files"]
 
 MAX_SIZE: Final = 4096
@@ -83,6 +84,12 @@ class RowDefaults:
     )
     height: int | None = option(
         None, "fixed", ("generate",), "Image height.", metavar="PIXELS", bounds=(8, MAX_SIZE), default_text=_MODEL
+    )
+    prompt_syntax: PromptSyntax = option(
+        "plain",
+        "fixed",
+        _IMAGES,
+        "weighted: (word:1.3), (word), [word] and BREAK act as in A1111; plain: prompts are text only.",
     )
     clip_skip: int | None = option(
         None,
@@ -233,11 +240,40 @@ class RunConfig:
         "shapes",
         "free",  # its weights are compared instead: the same checkpoint may lie elsewhere
         (*DEFAULT_MODELS, "estimate"),
-        "A checkpoint folder, or the name of an embedded checkpoint.",
+        "A checkpoint folder, a single .safetensors file, or the name of an embedded checkpoint.",
         record="redacted",
         location="checkpoint",
         metavar="PATH_OR_URL",
         defaults={**DEFAULT_MODELS, "estimate": None},
+    )
+    tokenizer: str | None = option(
+        None,
+        "free",  # it is compared as part of the model's weights
+        _IMAGES,
+        "For a single-file model with another vocabulary than CLIP's: the folder of its tokenizer.",
+        location="path",
+        metavar="PATH",
+        default_text="CLIP's",
+    )
+    vae: str | None = option(
+        None,
+        "free",  # its weights are compared with the model's
+        _IMAGES,
+        "An autoencoder to use instead of the model's: its folder, a safetensors file, or a checkpoint that has it.",
+        record="redacted",
+        location="checkpoint",
+        metavar="PATH_OR_URL",
+        default_text=_MODEL,
+    )
+    embeddings: tuple[NamedPath, ...] = option(
+        (),
+        "free",  # their hashes are compared instead
+        ("generate", "inpaint", "upscale"),
+        "A textual inversion; a prompt uses it by writing NAME. Repeatable.",
+        record="redacted",
+        location="path",
+        flag="--embedding",
+        metavar="NAME=PATH_OR_URL",
     )
     loras: tuple[NamedPath, ...] = option(
         (),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
-from pipeline.inference.node_cache import local_checkpoint, local_lora
+from pipeline.inference.node_cache import local_checkpoint, local_file, local_lora, local_vae
 
 if TYPE_CHECKING:
     from pipeline.models.stack import Stack
@@ -19,10 +19,14 @@ class CheckpointInfo:
     folder: Path | None = None
     clip: Path | None = None
     """The folder of the CLIP of `--clip-score`, if the run has one."""
+    vae: Path | None = None
+    """The local folder or file of the autoencoder of `--vae`, if the run has one."""
+    embeddings: Mapping[str, Path] = field(default_factory=dict)
+    """The local files of the run's textual inversions by name."""
     loras: Mapping[str, Path] = field(default_factory=dict)
     """The local files or folders of the run's LoRAs by name."""
     size_bytes: int = 0
-    """The weights of both."""
+    """The weights of all."""
     downsample_factor: int = 8
     native_pixels: int = 512 * 512
     square: int | None = None
@@ -32,10 +36,13 @@ class CheckpointInfo:
 def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
     """Read a run's checkpoint but for its weights; CheckpointError for all that would stop an actor from loading it."""
     from pipeline.models.checkpoint.clip_config import clip_side  # what needs no checkpoint needs no torch
+    from pipeline.models.checkpoint.lora_file import lora_size
     from pipeline.models.clip import check_clip_weights
 
     variants = _variants(config)
-    folder = local_checkpoint(config.model, half=variants[0] if len(variants) == 1 else None)
+    folder = local_checkpoint(
+        config.model, half=variants[0] if len(variants) == 1 else None, tokenizer=config.tokenizer
+    )
     clip = None if config.clip_score is None else local_checkpoint(config.clip_score, half=False)
     if clip is not None:
         check_clip_weights(clip)
@@ -45,13 +52,19 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
         side = clip_side(folder)
         size = _weights_size(folder, variants)
         return CheckpointInfo(folder=folder, size_bytes=size, native_pixels=side**2, square=side)
-    stacks = [_checked_stack(config, folder, half=half) for half in variants]
+    vae = None if config.vae is None else local_vae(config.vae)
+    stacks = [_checked_stack(config, folder, vae, half=half) for half in variants]
     width, height = stacks[0].native_size
+    loras = {name: local_lora(path) for name, path in config.loras}
     return CheckpointInfo(
         folder=folder,
         clip=clip,
-        loras={name: local_lora(path) for name, path in config.loras},
-        size_bytes=_weights_size(folder, variants) + (0 if clip is None else _weights_size(clip, [False])),
+        vae=vae,
+        embeddings={name: local_file(path) for name, path in config.embeddings},
+        loras=loras,
+        size_bytes=_weights_size(folder, variants, vae)
+        + (0 if clip is None else _weights_size(clip, [False]))
+        + sum(lora_size(path) for path in loras.values()),
         downsample_factor=stacks[0].downsample_factor,
         native_pixels=width * height,
     )
@@ -63,21 +76,22 @@ def _variants(config: RunConfig) -> list[bool]:
     return sorted({config.dtype_on(device) == "float16" for device in devices})
 
 
-def _checked_stack(config: RunConfig, folder: Path, *, half: bool) -> "Stack":
+def _checked_stack(config: RunConfig, folder: Path, vae: Path | None, *, half: bool) -> "Stack":
     """Return the stack without weights; loading it and building its task find the faults that actors would find."""
     import torch
 
-    from pipeline.inference.loaded_model import add_loras, build_task
+    from pipeline.inference.loaded_model import add_embeddings, add_loras, build_task
     from pipeline.models.checkpoint.folder import load_stack
 
-    stack = load_stack(folder, device="meta", dtype=torch.float16 if half else torch.float32)
+    stack = load_stack(folder, device="meta", dtype=torch.float16 if half else torch.float32, vae=vae)
+    add_embeddings(config, stack)
     stack = add_loras(config, stack)
     build_task(config, stack)
     return stack
 
 
-def _weights_size(folder: Path, variants: list[bool]) -> int:
+def _weights_size(folder: Path, variants: list[bool], vae: Path | None = None) -> int:
     from pipeline.models.checkpoint.weights import files_in_use
 
-    files = [files_in_use(folder, half=half) for half in variants]
+    files = [files_in_use(folder, half=half, vae=vae).values() for half in variants]
     return max(sum(path.stat().st_size for path in paths if path.suffix == ".safetensors") for paths in files)

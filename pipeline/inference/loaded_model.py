@@ -25,6 +25,10 @@ class LoadedModel:
     weights_sha256: str
     device: str
     dtype: str
+    vae_sha256: str | None = None
+    """The sha256 of the autoencoder that replaces the checkpoint's; None if it has its own."""
+    embedding_sha256: Mapping[str, str] = field(default_factory=dict)
+    """The sha256 of the run's textual inversions by name."""
     lora_sha256: Mapping[str, str] = field(default_factory=dict)
     """The sha256 of the run's LoRAs by name."""
 
@@ -48,6 +52,27 @@ def build_task(config: RunConfig, stack: "Stack") -> Task:
     return tasks[config.task](stack, config.defaults)
 
 
+def add_embeddings(config: RunConfig, stack: "Stack") -> dict[str, str]:
+    """Add the run's textual inversions to the stack's text encoders; return their sha256 by name.
+
+    CheckpointError if one does not fit."""
+    from pipeline.inference.node_cache import local_file
+    from pipeline.models.checkpoint.lora_file import file_digest
+    from pipeline.models.checkpoint.textual_inversion import add_textual_inversion
+
+    if config.embeddings and stack.text is None:
+        raise CheckpointError(f"{stack.name}: has no text encoder; leave out --embedding")
+    digests: dict[str, str] = {}
+    for name, url in config.embeddings:
+        path = local_file(url)
+        try:
+            add_textual_inversion(stack.text.encoders if stack.text else (), name, path)
+        except CheckpointError as error:
+            raise CheckpointError(f"--embedding {name}: {error}") from None
+        digests[name] = file_digest(path)
+    return digests
+
+
 def add_loras(config: RunConfig, stack: "Stack") -> "Stack":
     """Return the stack with the run's LoRAs; CheckpointError if one does not fit. On "meta", only headers are read."""
     from pipeline.inference.node_cache import local_lora
@@ -65,21 +90,27 @@ def add_loras(config: RunConfig, stack: "Stack") -> "Stack":
 
 def load_model(config: RunConfig, device: str) -> LoadedModel:
     """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
-    from pipeline.inference.node_cache import local_checkpoint
+    from pipeline.inference.node_cache import local_checkpoint, local_vae
     from pipeline.models.checkpoint.folder import load_stack
 
     torch.set_num_threads(config.threads)
     dtype = config.dtype_on(device)
     stack = load_stack(
-        local_checkpoint(config.model, half=dtype == "float16"), device=device, dtype=getattr(torch, dtype)
+        local_checkpoint(config.model, half=dtype == "float16", tokenizer=config.tokenizer),
+        device=device,
+        dtype=getattr(torch, dtype),
+        vae=None if config.vae is None else local_vae(config.vae),
     )
+    embeddings = add_embeddings(config, stack)
     stack = add_loras(config, stack)
     return LoadedModel(
         task=build_task(config, stack),
         engine=LaneEngine(stack.denoise, lanes=config.lanes, device=stack.device, dtype=stack.dtype),
         model=stack.name,
         weights_sha256=stack.weights_sha256,
+        vae_sha256=stack.vae_sha256,
         device=device_name(device),
         dtype=dtype,
+        embedding_sha256=embeddings,
         lora_sha256=stack.adapters.sha256,
     )

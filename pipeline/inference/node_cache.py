@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,20 +15,28 @@ from typing import Any, Final
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoint.layout import names_in_use
-from pipeline.models.configs import checkpoint_folder
+from pipeline.models.checkpoint.layout import AUTOENCODERS, DIFFUSERS_STEM, listed_components, names_in_use
+from pipeline.models.configs import checkpoint_folder, is_embedded
 
+SINGLE_FILE: Final = ".safetensors"
 _COPIES: Final = 4
 """Files that are copied at once."""
 _CHUNK_BYTES: Final = 16 * 2**20
 
 
-def local_checkpoint(model: str, *, half: bool | None = None) -> Path:
+def local_checkpoint(model: str, *, half: bool | None = None, tokenizer: str | None = None) -> Path:
     """Return the local folder of a checkpoint; of one at a URL, the files in use are copied into this node's cache.
 
-    `half` as in `load_stack`, None for the files of both precisions."""
-    if "://" not in model or storage.is_local(model):
-        return checkpoint_folder(model if "://" not in model else storage.locate(model)[1])
+    A single file is converted into the cache, once per node, with the tokenizer in the folder `tokenizer`, None for
+    CLIP's. `half` as in `load_stack`, None for the files of both precisions."""
+    path = model if "://" not in model else storage.locate(model)[1]
+    is_local = "://" not in model or storage.is_local(model)
+    if model.endswith(SINGLE_FILE) and (Path(path).is_file() if is_local else not storage.is_folder(model)):
+        return _converted(Path(path) if is_local else _copy_files(model, [model]), tokenizer)
+    if tokenizer is not None:
+        raise CheckpointError("--tokenizer is for single files; a checkpoint folder has its own tokenizer")
+    if is_local:
+        return checkpoint_folder(path)
     remote = _list_remote(model)
     name = storage.locate(model)[1].rpartition("/")[2]
     folder = cache_folder() / hashlib.sha256(f"{model}\n{remote.versions}".encode()).hexdigest()[:24] / name
@@ -41,12 +49,78 @@ def local_checkpoint(model: str, *, half: bool | None = None) -> Path:
     return folder
 
 
+def _converted(file: Path, tokenizer: str | None) -> Path:
+    """Return the folder in this node's cache into which a single file is converted."""
+    from pipeline.models.checkpoint.convert import FORMAT, convert_single_file  # with torch
+
+    status = file.stat()
+    identity = f"{FORMAT} {file.resolve()} {status.st_size} {status.st_mtime_ns} {tokenizer}"
+    folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:24] / file.stem
+    if not folder.is_dir():
+        with _exclusive_lock(folder.parent):
+            if not folder.is_dir():  # another process may have been first
+                convert_single_file(file, folder, tokenizer=None if tokenizer is None else Path(tokenizer))
+    return folder
+
+
+def local_file(path: str) -> Path:
+    """Return the local path of a file; one at a URL is copied into this node's cache."""
+    if "://" not in path or storage.is_local(path):
+        return Path(path if "://" not in path else storage.locate(path)[1])
+    return _copy_files(path, [path])
+
+
 def local_lora(path: str) -> Path:
     """Return the local path of a LoRA file or folder; one at a URL is copied into this node's cache."""
     if "://" not in path or storage.is_local(path):
         return Path(path if "://" not in path else storage.locate(path)[1])
     urls = storage.list_files(path) if storage.is_folder(path) else [path]
-    urls = [url for url in urls if url.endswith((".safetensors", ".json", ".bin", ".pt", ".ckpt"))]
+    return _copy_files(path, [url for url in urls if url.endswith((".safetensors", ".json", ".bin", ".pt", ".ckpt"))])
+
+
+def local_vae(vae: str) -> Path:
+    """Return the local folder or file of an autoencoder: of a checkpoint or an embedded model, its component's folder.
+
+    One at a URL is copied into this node's cache. CheckpointError if it does not exist."""
+    from pipeline.models.checkpoint.weights import read_json  # with torch, which the CPU stages do without
+
+    if "://" in vae and not storage.is_local(vae):
+        return _remote_vae(vae)
+    path = checkpoint_folder(vae) if is_embedded(vae) else Path(vae if "://" not in vae else storage.locate(vae)[1])
+    if not path.exists():
+        raise CheckpointError(f"{vae}: no such file or folder, and no embedded model of this name")
+    if (path / "model_index.json").exists():
+        path = path / _autoencoder_in(vae, read_json(path / "model_index.json"))
+    if path.is_dir() and not (path / "config.json").exists():
+        raise CheckpointError(f"{path}: holds no config.json; an autoencoder is a folder with one, or a file")
+    return path
+
+
+def _remote_vae(vae: str) -> Path:
+    if not storage.is_folder(vae):
+        return _copy_files(vae, [vae])
+    if storage.exists(index := storage.join(vae, "model_index.json")):
+        vae = storage.join(vae, _autoencoder_in(vae, json.loads(storage.read_bytes(index))))
+    names = {storage.path_below(url, vae) for url in storage.list_files(vae)}
+    weights = {name for name in names if name.startswith(DIFFUSERS_STEM) and ".safetensors" in name}
+    if "config.json" not in names or not weights:
+        raise CheckpointError(
+            f"{storage.redact_url(vae)}: holds no config.json or no {DIFFUSERS_STEM}.safetensors; an autoencoder is a "
+            "folder with both, or a file"
+        )
+    return _copy_files(vae, [storage.join(vae, name) for name in sorted({"config.json", *weights})])
+
+
+def _autoencoder_in(vae: str, index: Mapping[str, Any]) -> str:
+    """Return the name of the autoencoder that model_index.json lists."""
+    name = next((name for name in AUTOENCODERS if name in listed_components(index)), None)
+    if name is None:
+        raise CheckpointError(f"{storage.redact_url(vae)}: its model_index.json lists no {AUTOENCODERS[0]}")
+    return name
+
+
+def _copy_files(path: str, urls: Sequence[str]) -> Path:
+    """Copy the files at `urls`, which lie below the URL `path` or are it, into this node's cache; return its copy."""
     versions = "\n".join(f"{url} {storage.version_of(url)}" for url in urls)
     folder = cache_folder() / hashlib.sha256(f"{path}\n{versions}".encode()).hexdigest()[:24]
     root = folder / storage.locate(path)[1].rpartition("/")[2]
@@ -73,6 +147,8 @@ class WeightHashes:
     model: str | None = None
     clip: str | None = None
     """The CLIP of `--clip-score`."""
+    embeddings: Mapping[str, str] = field(default_factory=dict)
+    """The textual inversions by name."""
     loras: Mapping[str, str] = field(default_factory=dict)
     """The LoRAs by name."""
 

@@ -36,6 +36,7 @@ class Stack:
 
     name: str
     weights_sha256: str
+    """The sha256 of all files in use, those of an autoencoder that replaces the checkpoint's own included."""
     unet: UNet
     autoencoder: AutoencoderKL | AutoencoderTiny | VQModel
     text: PromptEncoder | None
@@ -51,6 +52,8 @@ class Stack:
     """The numbers that the U-Net takes beside the pooled text: 0, SIZE_NUMBERS, or REFINER_NUMBERS."""
     device: torch.device
     dtype: torch.dtype
+    vae_sha256: str | None = None
+    """The sha256 of the autoencoder that replaces the checkpoint's own, if one does."""
     adapters: Adapters = field(default=NO_ADAPTERS)
     """The LoRAs of the run."""
 

@@ -28,6 +28,8 @@ class ActorProvenance:
     lanes: int
     threads: int
     run_id: str
+    vae_sha256: str | None = None
+    """Of an autoencoder that replaces the checkpoint's own."""
 
 
 def software_versions() -> str:

@@ -68,7 +68,8 @@ def hash_weights(config: RunConfig, checkpoint: CheckpointInfo, device: str) -> 
     """Return the sha256 of a run's weights as they are on the driver, with which each actor compares its own."""
     half = config.dtype_on(device) == "float16"
     return WeightHashes(
-        model=None if checkpoint.folder is None else weights_digest(checkpoint.folder, half=half),
+        model=None if checkpoint.folder is None else weights_digest(checkpoint.folder, half=half, vae=checkpoint.vae),
         clip=None if checkpoint.clip is None else weights_digest(checkpoint.clip, half=False),
+        embeddings={name: file_digest(path) for name, path in checkpoint.embeddings.items()},
         loras={name: file_digest(path) for name, path in checkpoint.loras.items()},
     )

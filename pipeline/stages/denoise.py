@@ -62,12 +62,15 @@ class Denoise:
         check_weights(config.model, loaded.weights_sha256, weights.model)
         for name, path in config.loras:
             check_weights(path, loaded.lora_sha256[name], weights.loras.get(name))
-        self._lora_sha256 = loaded.lora_sha256
+        for name, path in config.embeddings:
+            check_weights(path, loaded.embedding_sha256[name], weights.embeddings.get(name))
+        self._lora_sha256, self._embedding_sha256 = loaded.lora_sha256, loaded.embedding_sha256
         self._config, self._report, self._journal = config, report, journal or Journal()
         self._provenance = ActorProvenance(
             task=config.task,
             model=loaded.model,
             weights_sha256=loaded.weights_sha256,
+            vae_sha256=loaded.vae_sha256,
             software=software_versions(),
             device=loaded.device,
             dtype=loaded.dtype,
@@ -143,6 +146,9 @@ class Denoise:
 
     def _row_provenance(self, result: "RowResult") -> dict[str, Any]:
         values = {**asdict(result.parameters), "seconds": result.seconds, "created_at": utc_now()}
+        texts = f"{result.parameters.prompt} {result.parameters.negative_prompt or ''}".lower()
+        if words := [name for name in self._embedding_sha256 if name.lower() in texts]:
+            values["embeddings"] = [{"name": name, "sha256": self._embedding_sha256[name]} for name in words]
         if used := result.parameters.loras:
             values["loras"] = [lora._asdict() for lora in used]
             values["lora_sha256"] = [self._lora_sha256[lora.name] for lora in used]

@@ -72,7 +72,7 @@ def break_tokenizer(folder: Path) -> None:
         (drop_tensor, "tensor conv_in.bias missing"),
         (add_half_weights_of_another_network, "tensor other is unknown"),
         (cut_weights, "model.safetensors: is not a readable safetensors file"),
-        (change_scheduler, "scheduler class FlowMatchEulerDiscreteScheduler is unknown"),
+        (change_scheduler, "scheduler class FlowMatchEulerDiscreteScheduler is not supported"),
         (change_scheduler_option, "prediction_type 'sample' is not supported by sampler pndm"),
         (break_tokenizer, "cannot be read as a CLIPTokenizer"),
     ],

@@ -199,6 +199,7 @@ def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -
         for flag, (default, metavar) in OPTIONS[command].items()
     }
     loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
+    loras |= {} if command == "classify" else {"--vae": (None, "PATH_OR_URL")}
     assert actual == expected | loras | {"--allow-root": ((), "PATH_OR_URL")}
 
 

@@ -33,7 +33,7 @@ CLASSES: Final = {
 }
 """The classes that a component of model_index.json may have."""
 
-NETWORKS: Final = (("unet",), ("vae", "vqvae"))
+UNETS: Final = (("unet",),)
 TEXT: Final = (("text_encoder", "bert"), ("tokenizer",))
 SECOND_TEXT: Final = (("text_encoder_2",), ("tokenizer_2",))
 """The components of a checkpoint: the possible names of each, the second being that of the paper's models.
@@ -104,24 +104,36 @@ def load_network(folder: Path, class_name: str, *, half: bool = False, device: s
 
     On the device "meta", only the config and the headers of the weight files are read; the weights have no data."""
     kind, path = NETWORK_CLASSES[class_name], folder / "config.json"
-    values = read_json(path)
+    module = build_network(class_name, read_json(path), str(path), device=device)
+    return fill_network(module, folder, kind.stem, kind.names, half=half, device=device)
+
+
+def build_network(class_name: str, values: Mapping[str, Any], source: str, *, device: str = "meta") -> nn.Module:
+    """Return the network of a config without its weights; `source` is the config's file, for errors."""
+    kind = NETWORK_CLASSES[class_name]
     try:
         with torch.device("cpu" if kind.has_buffers and device != "meta" else "meta"):
-            module = kind.build(values, str(path))
+            return kind.build(values, source)
     except CheckpointError:
         raise
     except Exception as error:  # noqa: BLE001 - torch and transformers raise many kinds for impossible values
-        raise CheckpointError(f"{path}: a {class_name} cannot be built of it: {one_line(error)}") from None
+        raise CheckpointError(f"{source}: a {class_name} cannot be built of it: {one_line(error)}") from None
+
+
+def fill_network(
+    module: nn.Module, source: Path, stem: str, names: TensorNames, *, half: bool, device: str
+) -> nn.Module:
+    """Return the network with the weights of a folder or file, in float32; on "meta", they are only checked."""
     if device == "meta":
-        match_tensors(module, folder, kind.stem, half=half, names=kind.names)
+        match_tensors(module, source, stem, half=half, names=names)
     else:
-        load_weights(module, folder, kind.stem, half=half, names=kind.names)
+        load_weights(module, source, stem, half=half, names=names)
     return module.float().eval().requires_grad_(False)
 
 
 def load_unet(folder: Path, *, half: bool = False) -> UNet:
     """Load the conditional or unconditional U-Net in `folder`, in float32 on the CPU."""
-    unet = load_network(folder, _class_in_config(folder) or "UNet2DConditionModel", half=half)
+    unet = load_network(folder, class_in_config(folder) or "UNet2DConditionModel", half=half)
     assert isinstance(unet, UNet)
     return unet
 
@@ -165,7 +177,7 @@ def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tup
         name = next((name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2), None)
         if name is None:
             raise CheckpointError(f"{path}: lists no {names[0]}; this kind of checkpoint needs one")
-        class_name, known = index[name][1] or _class_in_config(folder / name), CLASSES[name]
+        class_name, known = index[name][1] or class_in_config(folder / name), CLASSES[name]
         if not isinstance(class_name, str) or class_name not in known:
             supported = " or ".join(known)
             raise CheckpointError(f"{path}: {name} has the unknown class {class_name}; supported is {supported}")
@@ -176,7 +188,7 @@ def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tup
 _CLASS_KEYS: Final = {"config.json": ("_class_name", "architectures"), "tokenizer_config.json": ("tokenizer_class",)}
 
 
-def _class_in_config(folder: Path) -> str | None:
+def class_in_config(folder: Path) -> str | None:
     """Return the class that a component's config names, or None."""
     for file, keys in _CLASS_KEYS.items():
         values = read_json(folder / file) if (folder / file).exists() else {}

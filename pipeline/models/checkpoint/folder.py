@@ -7,18 +7,24 @@ from typing import Any, Final
 import torch
 
 from pipeline.errors import CheckpointError
-from pipeline.models.autoencoder import AutoencoderConfig, AutoencoderKL, VQModel
-from pipeline.models.autoencoder_tiny import AutoencoderTiny
+from pipeline.models.autoencoder import AutoencoderConfig
 from pipeline.models.checkpoint.components import (
-    NETWORKS,
     SECOND_TEXT,
     TEXT,
+    UNETS,
     find_components,
     load_network,
     load_text_encoder,
 )
-from pipeline.models.checkpoint.layout import listed_components
-from pipeline.models.checkpoint.weights import channels_last, read_json, weights_digest
+from pipeline.models.checkpoint.layout import AUTOENCODERS, listed_components
+from pipeline.models.checkpoint.other_autoencoder import Autoencoder, OwnAutoencoder, load_other_autoencoder
+from pipeline.models.checkpoint.weights import (
+    autoencoder_files,
+    channels_last,
+    digest_of,
+    read_json,
+    weights_digest,
+)
 from pipeline.models.prompts import PromptEncoder
 from pipeline.models.stack import REFINER_NUMBERS, SIZE_NUMBERS, Stack
 from pipeline.models.text import TextEncoder
@@ -30,16 +36,19 @@ MAX_NOISE_LEVEL: Final = 350
 """The maximum noise level of an upscaler if model_index.json has none, as in diffusers."""
 
 
-def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Stack:
+def load_stack(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, vae: Path | None = None
+) -> Stack:
     """Load every component of a checkpoint folder; CheckpointError names the file and what is wrong with it.
 
-    On the device "meta", only the headers of the weight files are read and checked; the weights have no data."""
+    `vae` is the folder or file of an autoencoder that replaces the checkpoint's own. On the device "meta", only the
+    headers of the weight files are read and checked; the weights have no data."""
     index = read_json(folder / "model_index.json")
     half, target = dtype == torch.float16, torch.device(device)
-    (unet_name, unet_class), (autoencoder_name, autoencoder_class) = find_components(folder, index, NETWORKS)
+    [(unet_name, unet_class)] = find_components(folder, index, UNETS)
     unet = load_network(folder / unet_name, unet_class, half=half, device=device)
-    autoencoder = load_network(folder / autoencoder_name, autoencoder_class, half=half, device=device)
-    assert isinstance(unet, UNet) and isinstance(autoencoder, AutoencoderKL | AutoencoderTiny | VQModel)
+    assert isinstance(unet, UNet)
+    autoencoder = _load_autoencoder(folder, index, vae, half=half, device=device)
     channels_last(unet.to(target, dtype))
     upcast = autoencoder.config.force_upcast and half
     channels_last(autoencoder.to(target, torch.float32 if upcast else dtype))
@@ -50,7 +59,8 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
             encoder.model.to(target, dtype)  # pyright: ignore[reportArgumentType]
     stack = Stack(
         name=folder.name,
-        weights_sha256="" if target.type == "meta" else weights_digest(folder, half=half),
+        weights_sha256="" if target.type == "meta" else weights_digest(folder, half=half, vae=vae),
+        vae_sha256=None if target.type == "meta" or vae is None else digest_of(autoencoder_files(vae, half=half)),
         unet=unet,
         autoencoder=autoencoder,
         text=text,
@@ -64,6 +74,22 @@ def load_stack(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.
     )
     _check_widths(folder, stack)
     return stack
+
+
+def _load_autoencoder(
+    folder: Path, index: Mapping[str, Any], vae: Path | None, *, half: bool, device: str
+) -> Autoencoder:
+    """Load the checkpoint's autoencoder, or `vae`, which replaces it."""
+    if vae is not None and not listed_components(index) & set(AUTOENCODERS):
+        return load_other_autoencoder(vae, None, half=half, device=device)
+    [(name, class_name)] = find_components(folder, index, (AUTOENCODERS,))
+    if vae is not None:
+        config = folder / name / "config.json"
+        own = OwnAutoencoder(class_name, read_json(config), str(config))
+        return load_other_autoencoder(vae, own, half=half, device=device)
+    autoencoder = load_network(folder / name, class_name, half=half, device=device)
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder
 
 
 def _load_prompt_encoder(
