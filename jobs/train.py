@@ -14,12 +14,28 @@ import click
     metavar="URL",
     help="Train on this Parquet table with the columns image and prompt instead of drawn scenes.",
 )
+@click.option("--model", metavar="MODEL", help="lcm, lora: the checkpoint to start from. [default: shapes]")
+@click.option("--style", metavar="NAME", help="lora: outlined, blueprint or neon scenes. [default: outlined]")
+@click.option("--rank", type=click.IntRange(1), help="lora: the rank. [default: 8]")
+@click.option(
+    "--alpha", type=click.FloatRange(0, min_open=True), help="lora: its scale times rank. [default: the rank]"
+)
 @click.option("--steps", type=click.IntRange(1), help="Training steps. [default: the recipe's]")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes on Ray.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads per worker.")
 def train(
-    recipe: str, output: Path, data: str | None, steps: int | None, workers: int, device: str, threads: int
+    recipe: str,
+    output: Path,
+    data: str | None,
+    model: str | None,
+    style: str | None,
+    rank: int | None,
+    alpha: float | None,
+    steps: int | None,
+    workers: int,
+    device: str,
+    threads: int,
 ) -> None:
     """Train the checkpoint of RECIPE in the folder OUTPUT. Run the same command again to continue after a stop.
 
@@ -35,11 +51,14 @@ def train(
     shapes-vq, shapes-diffusion-bert
     textures-autoencoder            the autoencoder of the upscaler
     upscaler                        its U-Net; needs text_encoder and tokenizer of shapes-diffusion in OUTPUT
+    lcm                             distills MODEL to a few steps; OUTPUT becomes a checkpoint
+    lora                            teaches MODEL a style, or what the images of --data show; OUTPUT becomes a LoRA
 
     With several workers, each processes a part of every batch, so the losses are those of one worker; OUTPUT must be a
     folder that all workers share.
     """
-    from pipeline.training.ray_train import DataError, TrainConfig, run_training
+    from pipeline.training.config import TrainConfig
+    from pipeline.training.ray_train import DataError, run_training
     from pipeline.training.recipes.catalog import RECIPES
 
     if recipe not in RECIPES:
@@ -47,11 +66,19 @@ def train(
     for component, maker in RECIPES[recipe].needs.items():
         if not (output / component / "config.json").exists():
             raise click.UsageError(f"{output} has no {component}; train {maker} into it first")
-    if data is not None and not RECIPES[recipe].takes_data:
-        raise click.UsageError(f"{recipe} does not take --data: it draws its own scenes")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(
-        recipe=recipe, output=output, data=data, workers=workers, device=device, threads=threads, steps=steps
+        recipe=recipe,
+        output=output,
+        data=data,
+        model=model,
+        style=style,
+        rank=rank,
+        alpha=alpha,
+        workers=workers,
+        device=device,
+        threads=threads,
+        steps=steps,
     )
     try:
         run_training(config)

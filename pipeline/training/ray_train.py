@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,8 @@ from pipeline.errors import ImageError
 from pipeline.images.decode import decode_image
 from pipeline.images.resize import resize_to_cover
 from pipeline.stages.fetch import SourceReader
-from pipeline.training.data.table import CAPTIONS_FILE, PIXELS_FILE, Table
+from pipeline.training.config import TrainConfig, check_options, configured_recipe, record_options
+from pipeline.training.data.table import CAPTIONS_FILE, PIXELS_FILE
 from pipeline.training.loop import Worker
 from pipeline.training.recipes.catalog import RECIPES
 from pipeline.training.save import replacing
@@ -34,29 +35,15 @@ class DataError(ValueError):
     """Raised if a table cannot be used for training."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """The configuration of a training run."""
-
-    recipe: str
-    output: Path
-    """A folder that every worker can access."""
-    data: str | None = None
-    """A Parquet file or folder with the columns `image` and `prompt`; None for the recipe's own images."""
-    workers: int = 1
-    device: str = "cpu"
-    threads: int = 2
-    steps: int | None = None
-    """The number of steps; None for the recipe's own."""
-
-
 def run_training(config: TrainConfig) -> None:
     """Train, in this process or on `config.workers` Ray Train workers; a stopped run resumes.
 
-    DataError if the table cannot be used for training.
+    DataError if the table cannot be used for training; RunError for options that do not fit the recipe or the output.
     """
+    check_options(config)
     if config.data is not None:
-        prepare_table(config.data, config.output / "data", RECIPES[config.recipe].width)
+        prepare_table(config.data, config.output / "data", configured_recipe(config).width)
+    record_options(config)
     if config.workers == 1:
         run_recipe(config, Worker(device=config.device))
         return
@@ -77,15 +64,9 @@ def run_training(config: TrainConfig) -> None:
 def run_recipe(config: TrainConfig, worker: Worker) -> None:
     """Train as one of the workers."""
     torch.set_num_threads(config.threads)
-    recipe = RECIPES[config.recipe]
-    recipe_config = recipe.config
-    if config.data is not None:
-        recipe_config = replace(recipe_config, source=Table(config.output / "data"))
-    if config.steps is not None:
-        recipe_config = replace(recipe_config, loop=replace(recipe_config.loop, steps=config.steps))
     torch.set_flush_denormal(True)  # denormal numbers, in weights that decay towards zero, are slow on CPUs
     try:
-        recipe.train(recipe_config, config.output, worker)
+        RECIPES[config.recipe].train(configured_recipe(config), config.output, worker)
     finally:
         torch.set_flush_denormal(False)
 

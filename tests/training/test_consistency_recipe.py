@@ -24,7 +24,7 @@ from pipeline.training.consistency import (
     sample_timestep_pairs,
 )
 from pipeline.training.recipes.consistency import LCM, ConsistencyBatch, student_unet, teacher_pair, train_consistency
-from tests.training.tiny_recipes import DIFFUSION, WIDTH, losses
+from tests.training.tiny_recipes import DIFFUSION, WIDTH, StoppingWorker, losses
 
 SCHEDULE = {key: DIFFUSION.scheduler[key] for key in ("beta_start", "beta_end", "beta_schedule")}
 LOOP = replace(LCM.loop, steps=40, learning_rate=3e-3, warmup_steps=5, log_every=10)
@@ -116,7 +116,7 @@ def test_a_new_student_gives_its_teachers_output_for_every_guidance_scale(checkp
 
 
 def test_distillation_lowers_the_loss_and_diffusers_loads_the_student(checkpoint: Path, tmp_path: Path) -> None:
-    train_consistency(replace(TINY, model=str(checkpoint)), tmp_path)
+    train_consistency(replace(TINY, base_model=str(checkpoint)), tmp_path)
     values = losses(tmp_path / "consistency")
     assert values[-1] < 0.9 * values[0]
     unet = load_unet(tmp_path / "unet")
@@ -131,29 +131,17 @@ def test_distillation_lowers_the_loss_and_diffusers_loads_the_student(checkpoint
 
 
 def test_a_stopped_distillation_goes_on_with_the_same_weights(checkpoint: Path, tmp_path: Path) -> None:
-    short = replace(TINY, model=str(checkpoint), loop=replace(TINY.loop, steps=8, save_every=4))
+    short = replace(TINY, base_model=str(checkpoint), loop=replace(TINY.loop, steps=8, save_every=4))
     train_consistency(short, tmp_path / "whole")
-
-    original = ConsistencyBatch.local_rows
-    calls: list[int] = []
-
-    def stop(self: ConsistencyBatch, worker: object) -> ConsistencyBatch:
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return original(self, worker)  # pyright: ignore[reportArgumentType]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConsistencyBatch, "local_rows", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train_consistency(short, tmp_path / "parts")
+    with pytest.raises(KeyboardInterrupt):
+        train_consistency(short, tmp_path / "parts", StoppingWorker(calls=iter(range(6 * 6 + 3))))
     train_consistency(short, tmp_path / "parts")
     whole, parts = (load_unet(tmp_path / name / "unet").state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
 
 def test_a_distilled_checkpoint_is_refused_as_a_teacher(checkpoint: Path, tmp_path: Path) -> None:
-    short = replace(TINY, model=str(checkpoint), loop=replace(TINY.loop, steps=1))
+    short = replace(TINY, base_model=str(checkpoint), loop=replace(TINY.loop, steps=1))
     train_consistency(short, tmp_path)
     with pytest.raises(CheckpointError, match="guidance embedding .* distilled already"):
         load_base_model(str(tmp_path))

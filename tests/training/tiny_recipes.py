@@ -2,11 +2,14 @@
 
 import json
 import shutil
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.training.loop import LoopConfig
+from torch import Tensor
+
+from pipeline.training.loop import LoopConfig, Worker
 from pipeline.training.recipes.autoencoder import SHAPES_AUTOENCODER
 from pipeline.training.recipes.clip import SHAPES_CLIP
 from pipeline.training.recipes.diffusion import SHAPES_DIFFUSION
@@ -43,6 +46,18 @@ DIFFUSION = replace(
     batch=16,
     loop=LoopConfig(steps=24, learning_rate=2e-3, warmup_steps=5, log_every=8),
 )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoppingWorker(Worker):
+    """A worker that is interrupted when it has made its calls of `local_rows`."""
+
+    calls: Iterator[int]
+
+    def local_rows(self, batch: Tensor) -> Tensor:
+        if next(self.calls, None) is None:
+            raise KeyboardInterrupt
+        return Worker.local_rows(self, batch)
 
 
 def log_lines(folder: Path) -> list[dict[str, Any]]:

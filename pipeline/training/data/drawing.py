@@ -1,13 +1,16 @@
 """Draw scenes as anti-aliased RGB images."""
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from pipeline.training.data.scenes import COLORS, Background, Scene, Thing
 
 _SUPERSAMPLING: Final = 4
+_LINE_WIDTH: Final = 0.04
+"""The width of lines, in image widths."""
 
 
 def draw(scene: Scene, width: int = 64) -> Image.Image:
@@ -16,7 +19,26 @@ def draw(scene: Scene, width: int = 64) -> Image.Image:
     image = _draw_background(scene.background, large)
     canvas = ImageDraw.Draw(image)
     for thing in reversed(scene.things):  # a thing inside another comes first in the scene and is drawn last
-        _draw_thing(canvas, thing, large)
+        _draw_thing(canvas, thing, large, COLORS[thing.color])
+    return image.reduce(_SUPERSAMPLING)
+
+
+def draw_lines(scene: Scene, width: int, line_colors: Sequence[str], *, filled: bool) -> Image.Image:
+    """Return the scene with a line along the border of each thing, in its color of `line_colors`.
+
+    Things that are not filled show the background."""
+    large = width * _SUPERSAMPLING
+    background = _draw_background(scene.background, large)
+    image = background.copy()
+    for thing, color in reversed(list(zip(scene.things, line_colors, strict=True))):
+        border = Image.new("L", (large, large))
+        _draw_thing(ImageDraw.Draw(border), thing, large, 255)
+        inside = border.reduce(_SUPERSAMPLING // 2)
+        for _ in range(round(_LINE_WIDTH * 2 * width)):
+            inside = inside.filter(ImageFilter.MinFilter(3))
+        image.paste(COLORS[color], mask=border)
+        fill = Image.new("RGB", image.size, COLORS[thing.color]) if filled else background
+        image.paste(fill, mask=inside.resize(image.size))
     return image.reduce(_SUPERSAMPLING)
 
 
@@ -43,9 +65,8 @@ def _draw_background(background: Background, width: int) -> Image.Image:
     return image
 
 
-def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, width: int) -> None:
+def _draw_thing(canvas: ImageDraw.ImageDraw, thing: Thing, width: int, fill: int | tuple[int, int, int]) -> None:
     x, y, radius = thing.x * width, thing.y * width, thing.radius * width
-    fill = COLORS[thing.color]
     if thing.shape == "circle":
         canvas.circle((x, y), radius, fill=fill)
     elif thing.shape == "ring":

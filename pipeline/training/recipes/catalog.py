@@ -1,10 +1,11 @@
 """The recipes of `latentmill train`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from pipeline.training.data.styles import StyledScenes
 from pipeline.training.loop import Worker
 from pipeline.training.recipes.autoencoder import (
     SHAPES_AUTOENCODER,
@@ -24,7 +25,17 @@ from pipeline.training.recipes.diffusion import (
     train_diffusion,
 )
 from pipeline.training.recipes.inpainting import SHAPES_INPAINTING, train_inpainting
+from pipeline.training.recipes.lora import LORA, train_lora
 from pipeline.training.recipes.upscaler import UPSCALER, train_upscaler
+
+FIELDS_OF_OPTIONS: Final = {
+    "data": "source",
+    "style": "source",
+    "model": "base_model",
+    "rank": "rank",
+    "alpha": "alpha",
+}
+"""Options that only some recipes take, and the fields of a recipe's configuration that they set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +45,17 @@ class Recipe:
     train: Callable[[Any, Path, Worker], None]
     """Takes the configuration, the output folder and the worker."""
     config: Any
-    """A frozen dataclass with the field `loop`, and `source` if the recipe can train on a user's table."""
+    """A frozen dataclass with the field `loop`; with `source` and `width` if it can train on a user's table."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """The components that the output folder must hold, each with the recipe that trains it."""
 
     @property
-    def takes_data(self) -> bool:
-        """Whether the recipe can train on a user's table."""
-        return hasattr(self.config, "source")
-
-    @property
-    def width(self) -> int:
-        """The side of the training images in pixels, for recipes that can train on a user's table."""
-        return self.config.width
+    def options(self) -> frozenset[str]:
+        """The options of the command line that this recipe takes and others do not."""
+        names = {each.name for each in fields(self.config)}
+        options = {option for option, name in FIELDS_OF_OPTIONS.items() if name in names}
+        is_styled = isinstance(getattr(self.config, "source", None), StyledScenes)
+        return frozenset(options if is_styled else options - {"style"})
 
 
 _CLIP: Final = {"clip": "shapes-clip"}
@@ -71,6 +80,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         train_inpainting, SHAPES_INPAINTING, dict.fromkeys(("unet", "text_encoder"), "shapes-diffusion") | _VAE
     ),
     "lcm": Recipe(train_consistency, LCM),
+    "lora": Recipe(train_lora, LORA),
     "textures-autoencoder": Recipe(train_autoencoder, TEXTURES_AUTOENCODER),
     "upscaler": Recipe(train_upscaler, UPSCALER, {"vae": "textures-autoencoder", "text_encoder": "shapes-diffusion"}),
 }

@@ -39,7 +39,7 @@ STEPS_OF_GRID: Final = 50
 class ConsistencyRecipe:
     """The configuration of the latent consistency recipe."""
 
-    model: str = "shapes"
+    base_model: str = "shapes"
     """The teacher: an embedded checkpoint or a folder."""
     source: Source = SCENES
     images: int
@@ -61,7 +61,7 @@ class ConsistencyRecipe:
     @property
     def width(self) -> int:
         """The side of the square training images in pixels."""
-        return base_model_width(self.model)
+        return base_model_width(self.base_model)
 
 
 LCM: Final = ConsistencyRecipe(
@@ -95,7 +95,7 @@ class ConsistencyBatch:
 def train_consistency(recipe: ConsistencyRecipe, output: Path, worker: Worker = SINGLE_WORKER) -> None:
     """Distill the recipe's model into a checkpoint in `output`; state and log are in `output/consistency`."""
     torch.manual_seed(recipe.seed)
-    base, folder = load_base_model(recipe.model), output / "consistency"
+    base, folder = load_base_model(recipe.base_model), output / "consistency"
     student = channels_last(student_unet(base.unet, recipe.guidance_width))
     target = copy.deepcopy(student)
     teacher = channels_last(base.unet.to(worker.device))
