@@ -186,7 +186,8 @@ class LaneGroup:
             if row.request.guidance.rescale and row.guidance_scale != 1:
                 output[index] = rescale_guidance(output[index], sides[0][index], row.request.guidance.rescale)
         x, anchor, *history = self._state.index_select(0, slots).unbind(1)
-        state = sampler_step(coefficients, State(x, anchor, tuple(history)), output, self._noise(rows))
+        thresholding = [row.request.table.thresholding for row in rows]
+        state = sampler_step(coefficients, State(x, anchor, tuple(history)), output, self._noise(rows), thresholding)
         assert state.anchor is not None
         stacked = torch.stack([state.x, state.anchor, *state.history[: len(history)]], 1)
         for index, row in enumerate(rows):

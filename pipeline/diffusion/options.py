@@ -1,102 +1,184 @@
-"""The options of a scheduler_config.json that each sampler reads: those that its scheduler in diffusers reads.
+"""The options of a scheduler_config.json that each scheduler class of diffusers reads.
 
-A config may hold options that its sampler does not read: diffusers' `from_config` carries them from one scheduler to
+A config may hold options that its scheduler does not read: diffusers' `from_config` carries them from one scheduler to
 the next. They change nothing, so they are neither refused nor in force.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pipeline.diffusion.catalog import CATALOG, split_name
+
 Accepted = tuple[Any, ...] | None
-"""The values of an option that a sampler supports; None: all of them."""
+"""The values of an option that a scheduler supports; None: all of them."""
+Options = Mapping[str, Accepted]
+
+OVERRIDES: Final = "_overrides"
+"""The key of a schedule's config for the options that the run gives: their command-line flags by name."""
+
+NOISE_ALGORITHMS: Final = ("dpmsolver", "sde-dpmsolver", "noise_prediction")
+"""The values of `algorithm_type` whose predictions are noise; those of the others are denoised latents."""
 
 _OFF: Final = (False,)
-_SIGMA_SPACING: Final[Mapping[str, Accepted]] = {
-    "use_karras_sigmas": None,
-    "use_exponential_sigmas": _OFF,
-    "use_beta_sigmas": _OFF,
+_BETAS: Final[Options] = {
+    "num_train_timesteps": None,
+    "beta_start": None,
+    "beta_end": None,
+    "beta_schedule": None,
+    "trained_betas": None,
 }
-_CLIPPING: Final[Mapping[str, Accepted]] = {"clip_sample": None, "clip_sample_range": None}
-_BOUNDS: Final[Mapping[str, Accepted]] = {"sigma_min": None, "sigma_max": None}
-_FINAL: Final[Mapping[str, Accepted]] = {"final_sigmas_type": ("zero", "sigma_min")}
-_ZERO_SNR: Final[Mapping[str, Accepted]] = {"rescale_betas_zero_snr": None}
-_DPM_SOLVER: Final[Mapping[str, Accepted]] = {
-    **_SIGMA_SPACING,
+_PREDICTION: Final[Options] = {"prediction_type": None}
+_TIMESTEPS: Final[Options] = {"timestep_spacing": None, "steps_offset": None}
+_COMMON: Final[Options] = {**_BETAS, **_PREDICTION, **_TIMESTEPS}
+_CLIPPING: Final[Options] = {"clip_sample": None, "clip_sample_range": None}
+_BOUNDS: Final[Options] = {"sigma_min": None, "sigma_max": None}
+_FINAL: Final[Options] = {"final_sigmas_type": ("zero", "sigma_min")}
+_ZERO_SNR: Final[Options] = {"rescale_betas_zero_snr": None}
+_THRESHOLDING: Final[Options] = {"thresholding": None, "dynamic_thresholding_ratio": None, "sample_max_value": None}
+_VARIANCE: Final[Options] = {
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")  # of DDPM: no effect
+}
+_DPM_SOLVER: Final[Options] = {
+    **_BETAS,
+    **_PREDICTION,
     **_BOUNDS,
     **_FINAL,
-    **_ZERO_SNR,
-    "thresholding": _OFF,
-    "use_lu_lambdas": _OFF,
+    **_THRESHOLDING,
+    **_VARIANCE,
     "use_flow_sigmas": _OFF,
-    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
-    "solver_order": (2,),
-    "solver_type": ("midpoint", "logrho", "bh1", "bh2"),  # diffusers takes midpoint for those of other solvers
-    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),  # of DDPM: no effect
+    "algorithm_type": None,
+    "solver_order": None,
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),  # diffusers takes midpoint for those of other solvers
     "lower_order_final": None,
-    "euler_at_final": None,
     "lambda_min_clipped": None,
 }
+_CONSISTENCY: Final[Options] = {
+    **_BETAS,
+    **_PREDICTION,
+    **_ZERO_SNR,
+    "original_inference_steps": None,
+    "set_alpha_to_one": None,
+}
 
-OPTIONS: Final[Mapping[str, Mapping[str, Accepted]]] = {
-    "ddpm": {
+OPTIONS: Final[Mapping[str, Options]] = {
+    "DDPMScheduler": {
+        **_COMMON,
         **_CLIPPING,
         **_ZERO_SNR,
-        "thresholding": _OFF,
-        "variance_type": (
-            "fixed_small",
-            "fixed_small_log",
-            "fixed_large",
-        ),  # NaN in diffusers: fixed_large_log
+        **_THRESHOLDING,
+        "variance_type": ("fixed_small", "fixed_small_log", "fixed_large"),  # NaN in diffusers: fixed_large_log
     },
-    "ddim": {**_CLIPPING, **_ZERO_SNR, "thresholding": _OFF, "set_alpha_to_one": None},
-    "pndm": {
+    "DDIMScheduler": {**_COMMON, **_CLIPPING, **_ZERO_SNR, **_THRESHOLDING, "set_alpha_to_one": None},
+    "PNDMScheduler": {
+        **_COMMON,
         "prediction_type": ("epsilon", "v_prediction"),
         "set_alpha_to_one": None,
         "skip_prk_steps": None,
     },
-    "euler": {
-        **_SIGMA_SPACING,
+    "IPNDMScheduler": {"num_train_timesteps": None, "trained_betas": ()},
+    "EulerDiscreteScheduler": {
+        **_COMMON,
         **_BOUNDS,
         **_FINAL,
         **_ZERO_SNR,
-        "interpolation_type": ("linear",),
+        "interpolation_type": ("linear", "log_linear"),
         "timestep_type": ("discrete", "continuous"),
     },
-    "euler_a": _ZERO_SNR,
-    "heun": {**_SIGMA_SPACING, **_BOUNDS, **_CLIPPING},
-    "lms": _SIGMA_SPACING,
-    "dpmpp_2m": _DPM_SOLVER,
-    "dpmpp_2m_sde": _DPM_SOLVER,
-    "unipc": {
-        **_SIGMA_SPACING,
+    "EulerAncestralDiscreteScheduler": {**_COMMON, **_ZERO_SNR},
+    "HeunDiscreteScheduler": {**_COMMON, **_BOUNDS, **_CLIPPING},
+    "LMSDiscreteScheduler": {**_COMMON, **_BOUNDS},
+    "KDPM2DiscreteScheduler": {**_COMMON, **_BOUNDS, "prediction_type": ("epsilon", "v_prediction")},
+    "KDPM2AncestralDiscreteScheduler": {**_COMMON, **_BOUNDS, "prediction_type": ("epsilon", "v_prediction")},
+    "DPMSolverMultistepScheduler": {**_DPM_SOLVER, **_TIMESTEPS, **_ZERO_SNR, "euler_at_final": None},
+    "DPMSolverSinglestepScheduler": _DPM_SOLVER,
+    "DEISMultistepScheduler": {
+        **_COMMON,
+        **_BOUNDS,
+        "thresholding": _OFF,
+        "use_flow_sigmas": _OFF,
+        "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),  # diffusers takes deis for those of other solvers
+        "solver_order": (1, 2, 3),
+        "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),  # and logrho
+        "lower_order_final": None,
+    },
+    "UniPCMultistepScheduler": {
+        **_COMMON,
         **_BOUNDS,
         **_FINAL,
         **_ZERO_SNR,
-        "thresholding": _OFF,
+        **_THRESHOLDING,
         "use_flow_sigmas": _OFF,
         "use_dynamic_shifting": _OFF,
         "shift_terminal": (),
-        "solver_order": (2,),
-        "solver_type": ("bh2", "midpoint", "heun", "logrho"),  # diffusers takes bh2 for those of other solvers
+        "solver_order": (1, 2, 3),
+        "solver_type": ("bh1", "bh2", "midpoint", "heun", "logrho"),  # diffusers takes bh2 for those of other solvers
         "solver_p": (),
-        "lower_order_final": (True,),
+        "lower_order_final": None,
         "predict_x0": None,
         "disable_corrector": None,
     },
+    "SASolverScheduler": {
+        **_COMMON,
+        **_BOUNDS,
+        **_THRESHOLDING,
+        **_VARIANCE,
+        "use_flow_sigmas": _OFF,
+        "algorithm_type": ("data_prediction", "noise_prediction"),
+        "predictor_order": (1, 2, 3, 4),
+        "corrector_order": (1, 2, 3, 4),
+        "tau_func": (),
+        "lower_order_final": None,
+        "lambda_min_clipped": None,
+    },
+    "LCMScheduler": {**_CONSISTENCY, **_CLIPPING, **_THRESHOLDING, "timestep_scaling": None},
+    "TCDScheduler": _CONSISTENCY,
 }
-"""By sampler without `_karras`: the options that it reads beside those that all read."""
+"""By scheduler class: the options that it reads, but for those that a sampler's name gives (see `catalog.py`)."""
 
-DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {"heun": {"beta_start": 0.00085, "beta_end": 0.012}}
+_KARRAS_BETAS: Final = {"beta_start": 0.00085, "beta_end": 0.012}
+DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "HeunDiscreteScheduler": _KARRAS_BETAS,
+    "KDPM2DiscreteScheduler": _KARRAS_BETAS,
+    "KDPM2AncestralDiscreteScheduler": _KARRAS_BETAS,
+    "LCMScheduler": {**_KARRAS_BETAS, "beta_schedule": "scaled_linear"},
+    "TCDScheduler": {**_KARRAS_BETAS, "beta_schedule": "scaled_linear"},
+    "DPMSolverSinglestepScheduler": {"lower_order_final": False},
+}
 """The defaults of diffusers' schedulers where they differ from the others'."""
 
 
 def check_options(sampler: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option that the sampler reads, with a value that it does not support."""
-    for key, accepted in OPTIONS[sampler.removesuffix("_karras")].items():
+    """Raise ValueError for an option that the sampler reads, with a value that it does not support.
+
+    An option that the run gives must also be one that the sampler reads."""
+    info, flags = CATALOG[split_name(sampler)[0]], options.get(OVERRIDES) or {}
+    read = OPTIONS[info.scheduler]
+    for key, flag in flags.items():
+        if key not in read:
+            raise ValueError(f"{flag} has no effect on sampler {sampler}, which does not read {key}; leave it out")
+    for key, accepted in read.items():
         value = options.get(key)
-        if value is not None and accepted is not None and value not in accepted:
-            known = f"; known: {', '.join(map(str, accepted))}" if accepted else ""
-            raise ValueError(f"scheduler {key} {value!r} is not supported by sampler {sampler}{known}")
+        if key in info.options or value is None or accepted is None or value in accepted:
+            continue
+        known = f"; known: {', '.join(map(str, accepted))}" if accepted else ""
+        option = f"{flags[key]} {value}" if key in flags else f"scheduler {key} {value!r}"
+        raise ValueError(f"{option} is not supported by sampler {sampler}{known}")
+    _check_combinations(sampler, {**options, **info.options}, info.scheduler)
+
+
+def _check_combinations(sampler: str, options: Mapping[str, Any], scheduler: str) -> None:
+    """Raise ValueError for options that do not go together."""
     ends_at_zero = (options.get("final_sigmas_type") or "zero") == "zero"
-    if sampler.startswith("unipc") and options.get("predict_x0") is False and ends_at_zero:
-        raise ValueError("scheduler predict_x0 False cannot end at zero noise; it needs final_sigmas_type sigma_min")
+    predicts_noise = "algorithm_type" in OPTIONS[scheduler] and options.get("algorithm_type") in NOISE_ALGORITHMS
+    if scheduler.startswith("DEIS"):
+        return
+    if scheduler.startswith("DPM") and predicts_noise and options.get("final_sigmas_type") == "zero":
+        raise ValueError(f"scheduler final_sigmas_type 'zero' is not supported by sampler {sampler}; known: sigma_min")
+    if predicts_noise and options.get("thresholding"):
+        raise ValueError(f"scheduler thresholding True is not supported by sampler {sampler}, which predicts noise")
+    if scheduler.startswith("UniPC") and ends_at_zero:
+        for key in ("predict_x0", "lower_order_final"):
+            if options.get(key) is False:
+                raise ValueError(
+                    f"scheduler {key} False cannot end at zero noise; it needs final_sigmas_type sigma_min"
+                )

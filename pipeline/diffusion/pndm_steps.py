@@ -60,6 +60,12 @@ def runge_kutta_steps(visited: list[int], stride: int) -> list[PndmStep]:
     return steps
 
 
+def adams_bashforth(count: int) -> tuple[float, ...]:
+    """Return the weights of the newest predictions where `count` of them are at hand."""
+    parts = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), _ADAMS_BASHFORTH)
+    return parts[min(count, len(parts)) - 1]
+
+
 def _plms(index: int) -> tuple[float, ...]:
     """Return the weights of the newest predictions at evaluation `index`; evaluation 1 repeats the first step."""
     parts = (

@@ -13,7 +13,8 @@ class SamplerRequest:
     steps: int
     eta: float = 0.0
     strength: float | None = None
-    karras: bool = False
+    spacing: str | None = None
+    """The spacing of the noise levels, one of SIGMA_SPACINGS in `catalog.py`; None is the timesteps' own."""
 
     @property
     def first(self) -> int:

@@ -10,7 +10,15 @@ from typing import Final
 from pipeline.diffusion.multistep import lms_weights
 from pipeline.diffusion.prediction import clip_range, sigma_denoised_weights
 from pipeline.diffusion.sampler_request import SamplerRequest
-from pipeline.diffusion.spacing import karras_bounds, karras_sigmas, sigmas_at, timestep_of, timesteps, training_sigmas
+from pipeline.diffusion.spacing import (
+    exponential_sigmas,
+    rounded,
+    sigmas_at,
+    spaced_sigmas,
+    timestep_of,
+    timesteps,
+    training_sigmas,
+)
 from pipeline.diffusion.table import Evaluation, SamplerTable, Weights, table_of
 
 LMS_ORDER: Final = 4
@@ -54,12 +62,46 @@ def heun(request: SamplerRequest) -> SamplerTable:
     return _sigma_table(request, rows, sigmas, clip=clip_range(request.schedule, default=False))
 
 
+def kdpm2(request: SamplerRequest) -> SamplerTable:
+    """DPM-Solver-2: a step with the slope at its middle, in the logarithm (Karras et al. 2022, algorithm 2)."""
+    return _midpoint_table(request, ancestral=False)
+
+
+def kdpm2_a(request: SamplerRequest) -> SamplerTable:
+    """Ancestral DPM-Solver-2: a step below the next noise level, then fresh noise up to it (k-diffusion)."""
+    return _midpoint_table(request, ancestral=True)
+
+
+def _midpoint_table(request: SamplerRequest, *, ancestral: bool) -> SamplerTable:
+    """In the level of its midpoint evaluations, which inpainting takes for known latents, it agrees with diffusers."""
+    visited, sigmas = _sigma_steps(request)
+    visited = rounded(visited) if request.spacing == "karras" else visited  # as in diffusers
+    levels, rows = training_sigmas(request.schedule), []
+    for index in range(request.first, request.steps):
+        sigma, sigma_next = sigmas[index], sigmas[index + 1]
+        if sigma_next == 0:
+            rows.append(_sigma_row(request, visited[index], sigma, {"p0": 1.0}))
+            continue
+        up = math.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) if ancestral else 0.0
+        down = math.sqrt(sigma_next**2 - up**2)
+        middle = math.sqrt(sigma * down)
+        ratio, slope = middle / sigma, (down - sigma) / middle
+        rows.append(_sigma_row(request, visited[index], sigma, {"x": ratio, "p0": 1 - ratio}, {"x": 1.0}))
+        row = _sigma_row(
+            request, timestep_of(levels, middle), middle, {"anchor": 1.0, "x": slope, "p0": -slope, "noise": up}
+        )
+        rows.append(replace(row, level=(1.0, sigma_next)))
+    return _sigma_table(request, rows, sigmas)
+
+
 def lms(request: SamplerRequest) -> SamplerTable:
     """Linear multistep of order 4 (Adams and Bashforth), on the slopes at the last four noise levels (k-diffusion).
 
     Started halfway (image to image), the first steps use the slopes that there are, in a lower order. diffusers takes
     the weights of four slopes for the one, two or three that it has: they do not add up to the step, and its images
     stay noisy."""
+    if request.spacing == "karras":  # whose bounds diffusers takes from the timesteps, unlike those of other spacings
+        request = replace(request, schedule=replace(request.schedule, sigma_min=None, sigma_max=None))
     visited, sigmas = _sigma_steps(request)
     rows = []
     for index in range(request.first, request.steps):
@@ -72,15 +114,18 @@ def lms(request: SamplerRequest) -> SamplerTable:
 
 def _sigma_steps(request: SamplerRequest) -> tuple[list[float], list[float]]:
     """Return the timesteps (n) and the noise levels (n + 1, the last one zero or the least of training)."""
-    levels = training_sigmas(request.schedule)
-    visited = timesteps(request.schedule, request.steps, "linspace")
+    schedule, levels = request.schedule, training_sigmas(request.schedule)
+    visited = timesteps(schedule, request.steps, "linspace")
     sigmas = sigmas_at(levels, visited)
-    if request.karras:
-        sigmas = karras_sigmas(*karras_bounds(request.schedule, sigmas[0], sigmas[-1]), request.steps)
+    last = levels[0] if schedule.final_sigmas_type == "sigma_min" else 0.0
+    if schedule.interpolation_type == "log_linear":
+        sigmas = exponential_sigmas(levels[-1], levels[0], request.steps + 1)
+    if request.spacing is not None:
+        sigmas = spaced_sigmas(request.spacing, schedule, sigmas[0], sigmas[-1], request.steps)
         visited = [timestep_of(levels, sigma) for sigma in sigmas]
-    if request.schedule.timestep_type == "continuous" and request.schedule.prediction_type == "v_prediction":
-        visited = [0.25 * math.log(sigma) for sigma in sigmas]  # Karras et al. 2022, table 1, c_noise
-    return visited, [*sigmas, levels[0] if request.schedule.final_sigmas_type == "sigma_min" else 0.0]
+    if schedule.timestep_type == "continuous" and schedule.prediction_type == "v_prediction":
+        visited = [0.25 * math.log(sigma) for sigma in sigmas[: request.steps]]  # Karras et al. 2022, table 1, c_noise
+    return visited, [*sigmas, last]
 
 
 def _sigma_row(

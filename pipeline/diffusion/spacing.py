@@ -3,9 +3,12 @@
 import math
 from typing import Final
 
+import numpy as np
+
 from pipeline.diffusion.schedule import NoiseScheduleConfig, Spacing
 
 KARRAS_RHO: Final = 7.0
+_BETA_SHAPE: Final = 0.6
 
 
 def timesteps(
@@ -62,12 +65,48 @@ def karras_sigmas(highest: float, lowest: float, steps: int) -> list[float]:
     return [(first + index / max(steps - 1, 1) * (last - first)) ** KARRAS_RHO for index in range(steps)]
 
 
-def karras_bounds(schedule: NoiseScheduleConfig, highest: float, lowest: float) -> tuple[float, float]:
-    """Return the noise levels between which Karras' are spaced: the schedule's own bounds, else those given."""
-    return (
-        highest if schedule.sigma_max is None else schedule.sigma_max,
-        lowest if schedule.sigma_min is None else schedule.sigma_min,
-    )
+def spaced_sigmas(
+    spacing: str, schedule: NoiseScheduleConfig, highest: float, lowest: float, steps: int
+) -> list[float]:
+    """Return falling noise levels between the schedule's own bounds, or else those given.
+
+    `spacing` is one of SIGMA_SPACINGS in `catalog.py`; that of Lu et al. 2022 has no bounds of the schedule's."""
+    if spacing != "lu":
+        highest = highest if schedule.sigma_max is None else schedule.sigma_max
+        lowest = lowest if schedule.sigma_min is None else schedule.sigma_min
+    if spacing == "karras":
+        return karras_sigmas(highest, lowest, steps)
+    if spacing == "beta":
+        parts = [beta_quantile(1 - index / max(steps - 1, 1)) for index in range(steps)]
+        return [lowest + part * (highest - lowest) for part in parts]
+    return exponential_sigmas(highest, lowest, steps)
+
+
+def exponential_sigmas(highest: float, lowest: float, steps: int) -> list[float]:
+    """Return falling noise levels, evenly spaced in their logarithm."""
+    first, last = math.log(highest), math.log(lowest)
+    return [math.exp(first + index / max(steps - 1, 1) * (last - first)) for index in range(steps)]
+
+
+def beta_quantile(probability: float) -> float:
+    """Return the quantile of the Beta distribution of shape 0.6, 0.6, for noise levels as in Lee et al. 2024."""
+    if probability > 0.5:
+        return 1 - beta_quantile(1 - probability)
+    total = math.gamma(_BETA_SHAPE) ** 2 / math.gamma(2 * _BETA_SHAPE)
+    low, high = 0.0, 0.5
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beta_integral(middle) < probability * total else (low, middle)
+    return (low + high) / 2
+
+
+def _beta_integral(x: float) -> float:
+    """Return the incomplete beta function at x <= 0.5, by its power series (DLMF 8.17.8)."""
+    term, total = 1.0, 1 / _BETA_SHAPE
+    for power in range(1, 60):
+        term *= (power - _BETA_SHAPE) / power * x
+        total += term / (power + _BETA_SHAPE)
+    return x**_BETA_SHAPE * total
 
 
 def timestep_of(levels: list[float], sigma: float) -> float:
@@ -78,3 +117,14 @@ def timestep_of(levels: list[float], sigma: float) -> float:
     low, high = math.log(levels[below]), math.log(levels[below + 1])
     part = min(max((low - target) / (low - high), 0.0), 1.0)
     return (1 - part) * below + part * (below + 1)
+
+
+def whole_timestep_of(schedule: NoiseScheduleConfig, sigma: float) -> float:
+    """Return the whole timestep below `timestep_of`, computed in float32 as in diffusers: the ends depend on it."""
+    alphas = schedule.positive_alphas_cumprod().numpy().astype(np.float32)
+    levels = np.log(((1 - alphas) / alphas) ** np.float32(0.5))
+    target = np.log(np.maximum(sigma, 1e-10))
+    below = min(max(int((target >= levels).sum()) - 1, 0), len(levels) - 2)
+    low, high = levels[below], levels[below + 1]
+    part = np.clip((low - target) / (low - high), 0, 1)
+    return float(int((1 - part) * below + part * (below + 1)))

@@ -1,12 +1,13 @@
 """One sampler step: the one function that applies a sampler table, for rows in lanes and for tiled rows."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.diffusion.guidance import Guidance
-from pipeline.diffusion.table import HISTORY, TERMS, SamplerTable
+from pipeline.diffusion.table import HISTORY, TERMS, SamplerTable, Thresholding
 
 _X, _ANCHOR = 0, len(TERMS)
 TIMESTEP, C_IN, C_SKIP, C_OUT, _CLIP, GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE = range(2 * len(TERMS), 2 * len(TERMS) + 7)
@@ -38,14 +39,24 @@ def coefficients_of(table: SamplerTable, guidance: Guidance) -> Tensor:
     return torch.cat(columns, dim=1).float()
 
 
-def sampler_step(coefficients: Tensor, state: State, model_output: Tensor, noise: Tensor | None) -> State:
+def sampler_step(
+    coefficients: Tensor,
+    state: State,
+    model_output: Tensor,
+    noise: Tensor | None,
+    thresholding: Sequence[Thresholding | None] = (),
+) -> State:
     """Return the state after one step of each row.
 
     `coefficients` is (B, COEFFICIENTS); `model_output` and `noise` are (B, C, h, w), `noise` None where no row of the
-    step needs it. All operations are elementwise and in a fixed order, so a row's bits do not depend on B."""
+    step needs it; `thresholding` is that of the rows in their order. All else is
+    elementwise and in a fixed order, so a row's bits do not depend on B."""
     clip = per_row(coefficients[:, _CLIP])
     denoised = per_row(coefficients[:, C_SKIP]) * state.x + per_row(coefficients[:, C_OUT]) * model_output
     denoised = torch.minimum(torch.maximum(denoised, -clip), clip)
+    for row, threshold in zip(denoised, thresholding, strict=False):
+        if threshold is not None:
+            row.copy_(_thresholded(row, threshold))
     older = [*state.history, *[None] * HISTORY][: HISTORY - 1]
     terms = (state.x, state.anchor, model_output, denoised, *older, noise)
     return State(
@@ -53,6 +64,13 @@ def sampler_step(coefficients: Tensor, state: State, model_output: Tensor, noise
         anchor=None if state.anchor is None else _weighted_sum(coefficients, _ANCHOR, terms),
         history=(denoised, *state.history),
     )
+
+
+def _thresholded(denoised: Tensor, thresholding: Thresholding) -> Tensor:
+    """Return one row's denoised prediction (C, h, w), cut off at a quantile and divided by it."""
+    threshold = torch.quantile(denoised.abs().flatten(), thresholding.ratio)
+    threshold = threshold.clamp(min=1, max=thresholding.highest)
+    return torch.minimum(torch.maximum(denoised, -threshold), threshold) / threshold
 
 
 def per_row(values: Tensor) -> Tensor:

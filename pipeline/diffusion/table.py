@@ -5,7 +5,7 @@ evaluation to the next), and the last predictions p0 (newest) to p12: denoised l
 or what a sampler's c_skip and c_out make of them. One evaluation computes
 
     model_output = network(c_in * x, timestep)
-    p0           = c_skip * x + c_out * model_output        (clipped where the schedule says so)
+    p0           = c_skip * x + c_out * model_output        (clipped or thresholded where the schedule says so)
     x, anchor    = W @ (x, anchor, model_output, p0, ..., p12, noise)
 
 The names c_skip, c_out and c_in are those of Karras et al. 2022, eq. 7. `diffusion/step.py` applies a table.
@@ -40,6 +40,18 @@ class Evaluation:
     x: Weights
     anchor: Weights
     c_in: float = 1.0
+    draws_noise: bool = False
+    """Whether fresh noise is drawn even where its weight is zero, so that later noise is diffusers'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholding:
+    """Dynamic thresholding of a row's denoised predictions (Saharia et al. 2022, section 2.3)."""
+
+    ratio: float
+    """The quantile of the absolute values that becomes the threshold."""
+    highest: float
+    """The largest threshold; the smallest is 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,19 +71,17 @@ class SamplerTable:
     start_noise: float
     clip: float
     """Denoised predictions are clamped to [-clip, clip]; infinite where they are not clamped."""
+    draws_noise: tuple[bool, ...]
+    """For each evaluation, whether its update needs fresh noise."""
+    thresholding: Thresholding | None = None
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def part(self, start: int, stop: int) -> "SamplerTable":
         """Return evaluations `start` to `stop`. A sampler with a history loses it between two parts."""
-        by_evaluation = ("timesteps", "c_in", "c_skip", "c_out", "weights", "levels")
+        by_evaluation = ("timesteps", "c_in", "c_skip", "c_out", "weights", "levels", "draws_noise")
         return replace(self, **{name: getattr(self, name)[start:stop] for name in by_evaluation})
-
-    @property
-    def draws_noise(self) -> list[bool]:
-        """For each evaluation, whether its update needs fresh noise."""
-        return self.weights[:, :, TERMS.index("noise")].any(1).tolist()
 
     @property
     def uses_anchor(self) -> bool:
@@ -87,7 +97,11 @@ class SamplerTable:
 
 
 def table_of(
-    evaluations: list[Evaluation], *, start_noise: float | None = None, clip: float = float("inf")
+    evaluations: list[Evaluation],
+    *,
+    start_noise: float | None = None,
+    clip: float = float("inf"),
+    thresholding: Thresholding | None = None,
 ) -> SamplerTable:
     """Return the evaluations as one table.
 
@@ -107,6 +121,10 @@ def table_of(
         start_signal=signal,
         start_noise=deviation,
         clip=clip,
+        draws_noise=tuple(
+            row.draws_noise or bool(row.x.get("noise") or row.anchor.get("noise")) for row in evaluations
+        ),
+        thresholding=thresholding,
     )
 
 

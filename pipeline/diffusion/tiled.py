@@ -83,7 +83,8 @@ class TiledRow:
         index, noise = self._index, None
         if self._draws_noise[index]:
             noise = torch.randn(self._state.x.shape, generator=self.request.generator).to(self._device)
-        state = sampler_step(self._coefficients[index : index + 1], self._state, self._output, noise)
+        coefficients, thresholding = self._coefficients[index : index + 1], [self.request.table.thresholding]
+        state = sampler_step(coefficients, self._state, self._output, noise, thresholding)
         self._state = state._replace(history=state.history[: self._history])
         self._output = torch.zeros_like(state.x)
         self._index, self._tiles_added = index + 1, 0
@@ -117,4 +118,5 @@ def _single_evaluation(table: SamplerTable, index: int) -> SamplerTable:
         start_signal=0.0,
         start_noise=1.0,
         clip=float("inf"),
+        draws_noise=(False,),
     )

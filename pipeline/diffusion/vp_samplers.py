@@ -2,21 +2,26 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
-from pipeline.diffusion.multistep import Solver, unipc
-from pipeline.diffusion.pndm_steps import plms_steps, runge_kutta_steps
+from pipeline.diffusion.multistep import Solver
+from pipeline.diffusion.pndm_steps import adams_bashforth, plms_steps, runge_kutta_steps
 from pipeline.diffusion.prediction import clip_range, denoised_weights, noise_weights
 from pipeline.diffusion.sampler_request import SamplerRequest
+from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.diffusion.spacing import (
-    karras_bounds,
-    karras_sigmas,
     rounded,
     sigmas_at,
+    spaced_sigmas,
     timestep_of,
     timesteps,
     training_sigmas,
+    whole_timestep_of,
 )
-from pipeline.diffusion.table import Evaluation, SamplerTable, Weights, table_of
+from pipeline.diffusion.table import Evaluation, SamplerTable, Thresholding, Weights, table_of
+
+_ALMOST_ZERO: Final = 1e-8
 
 
 def ddim(request: SamplerRequest) -> SamplerTable:
@@ -39,8 +44,8 @@ def ddim(request: SamplerRequest) -> SamplerTable:
             "model_output": direction * noise_output,
             "noise": spread,
         }
-        rows.append(_vp_row(timestep, alpha, denoised_weights(schedule, signal, deviation), weights))
-    return _vp_table(request, rows, clip=clip_range(schedule, default=True))
+        rows.append(vp_row(timestep, alpha, denoised_weights(schedule, signal, deviation), weights))
+    return vp_table(request, rows, clip=clip_range(schedule, default=True))
 
 
 def ddpm(request: SamplerRequest) -> SamplerTable:
@@ -58,8 +63,8 @@ def ddpm(request: SamplerRequest) -> SamplerTable:
             "noise": _ddpm_deviation(schedule.variance_type, timestep, alpha, alpha_next),
         }
         denoised = denoised_weights(schedule, math.sqrt(alpha), math.sqrt(1 - alpha))
-        rows.append(_vp_row(timestep, alpha, denoised, weights))
-    return _vp_table(request, rows, clip=clip_range(schedule, default=True))
+        rows.append(vp_row(timestep, alpha, denoised, weights))
+    return vp_table(request, rows, clip=clip_range(schedule, default=True))
 
 
 def _ddpm_deviation(variance_type: str, timestep: int, alpha: float, alpha_next: float) -> float:
@@ -89,48 +94,86 @@ def pndm(request: SamplerRequest) -> SamplerTable:
         if schedule.prediction_type == "v_prediction":
             keep, move = keep + move * math.sqrt(1 - alpha), move * math.sqrt(alpha)
         weights = {step.base: keep} | {f"p{age}": move * part for age, part in step.predictions.items()}
-        rows.append(_vp_row(step.timestep, alphas[step.timestep], (0.0, 1.0), weights, {step.anchor: 1.0}))
-    return _vp_table(request, rows)
+        rows.append(vp_row(step.timestep, alphas[step.timestep], (0.0, 1.0), weights, {step.anchor: 1.0}))
+    return vp_table(request, rows)
 
 
-def sampler_of_solver(solver: Solver) -> Callable[[SamplerRequest], SamplerTable]:
-    """Return the sampler of a solver of `multistep.py`, whose predictions are denoised latents (Lu et al. 2022)."""
+def ipndm(request: SamplerRequest) -> SamplerTable:
+    """Improved pseudo linear multistep (Zhang and Chen 2023, appendix H.2), for networks whose timesteps are 0 to 1.
+
+    The schedule is a circle, whatever the checkpoint's is."""
+    angles = [part / request.steps * math.pi / 2 for part in range(request.steps, -1, -1)]
+    deviations = [math.sin(angle) ** 2 for angle in angles]
+    signals = [math.sqrt(1 - deviation**2) for deviation in deviations]
+    rows = []
+    for index in range(request.first, request.steps):
+        signal, deviation = signals[index], deviations[index]
+        keep = signals[index + 1] / signal if signal > _ALMOST_ZERO else 0.0
+        move = deviations[index + 1] - keep * deviation if signal > _ALMOST_ZERO else deviations[index + 1]
+        parts = adams_bashforth(index - request.first + 1)
+        weights = {"x": keep} | {f"p{age}": move * part for age, part in enumerate(parts)}
+        timestep = math.atan2(deviation, signal) / math.pi * 2
+        rows.append(vp_row(timestep, signal**2, (deviation, signal), weights))
+    return vp_table(request, rows)
+
+
+def sampler_of_solver(
+    solver: Solver,
+    *,
+    predicts_noise: Callable[[NoiseScheduleConfig], bool],
+    last_sigma: Callable[[NoiseScheduleConfig, float, float], float],
+    truncates: Callable[[NoiseScheduleConfig], bool] = lambda schedule: False,
+) -> Callable[[SamplerRequest], SamplerTable]:
+    """Return the sampler of a multistep solver.
+
+    `last_sigma` gives the noise level after the last step, from the last one that is spaced and the least of training;
+    `truncates` says whether whole timesteps of Karras' and Lu's noise levels are below them, else they are rounded."""
 
     def build(request: SamplerRequest) -> SamplerTable:
         schedule, levels = request.schedule, training_sigmas(request.schedule)
         used = sum(-math.log(level) >= schedule.lambda_min_clipped for level in levels)
         visited = rounded(timesteps(schedule, request.steps, "linspace", extra_point=True, total=used))
         sigmas = sigmas_at(levels, visited)
-        if request.karras:
-            sigmas = karras_sigmas(*karras_bounds(schedule, levels[-1], levels[0]), request.steps)
-            visited = [timestep_of(levels, sigma) for sigma in sigmas]
-            truncates = solver is not unipc and schedule.beta_schedule == "squaredcos_cap_v2"  # as in diffusers
-            visited = [float(int(t)) for t in visited] if truncates else rounded(visited)
+        if request.spacing is not None:
+            sigmas = spaced_sigmas(request.spacing, schedule, levels[-1], levels[0], request.steps)
+            if request.spacing in ("exponential", "beta") or truncates(schedule):
+                visited = [whole_timestep_of(schedule, sigma) for sigma in sigmas]
+            else:
+                visited = rounded([timestep_of(levels, sigma) for sigma in sigmas])
         if request.first >= len(visited):
             raise ValueError(f"strength {request.strength:g} of {request.steps} steps leaves none; give more")
-        last = 0.0
-        if schedule.final_sigmas_type == "sigma_min":
-            last = sigmas[-1] if request.karras and solver is unipc else levels[0]
+        last = last_sigma(schedule, levels[0] if request.spacing is None else sigmas[-1], levels[0])
         visited, sigmas = visited[request.first :], [*sigmas, last][request.first :]
         signals = [1 / math.sqrt(1 + sigma**2) for sigma in sigmas[:-1]]
-        predicted = denoised_weights if schedule.predict_x0 else noise_weights
+        predicted = noise_weights if predicts_noise(schedule) else denoised_weights
+        if predicts_noise(schedule):  # thresholding is for denoised predictions only, as in diffusers
+            request = replace(request, schedule=replace(schedule, thresholding=False))
         predictions = [
             predicted(schedule, signal, signal * sigma) for signal, sigma in zip(signals, sigmas[:-1], strict=True)
         ]
-        return _vp_table(request, solver(request, visited, sigmas, predictions))
+        return vp_table(request, solver(request, visited, sigmas, predictions))
 
     return build
 
 
-def _vp_row(
+def vp_row(
     timestep: float, alpha: float, denoised: tuple[float, float], x: Weights, anchor: Weights | None = None
 ) -> Evaluation:
+    """Return an evaluation at a timestep whose clean latents have the share `alpha` of the variance."""
     level = math.sqrt(alpha), math.sqrt(1 - alpha)
     return Evaluation(timestep=timestep, level=level, c_skip=denoised[0], c_out=denoised[1], x=x, anchor=anchor or {})
 
 
-def _vp_table(request: SamplerRequest, rows: list[Evaluation], *, clip: float = math.inf) -> SamplerTable:
-    return table_of(rows, start_noise=1.0 if request.strength is None else None, clip=clip)
+def vp_table(request: SamplerRequest, rows: list[Evaluation], *, clip: float = math.inf) -> SamplerTable:
+    """Return the table of latents of unit variance; thresholding, where the schedule has it, replaces clamping."""
+    schedule = request.schedule
+    thresholding = Thresholding(schedule.dynamic_thresholding_ratio, schedule.sample_max_value)
+    return table_of(
+        rows,
+        start_noise=1.0 if request.strength is None else None,
+        clip=math.inf if schedule.thresholding else clip,
+        thresholding=thresholding if schedule.thresholding else None,
+    )
 
 
 def _transfer(alpha: float, alpha_next: float) -> tuple[float, float]:
