@@ -50,6 +50,15 @@ class RowDefaults:
     guidance_rescale: float | None = option(
         None, "fixed", _IMAGES, "Rescale guidance against overexposure, 0 to 1.", metavar="PART", bounds=(0, 1)
     )
+    image_guidance_scale: float | None = option(
+        None,
+        "fixed",
+        ("generate", "estimate"),
+        "For InstructPix2Pix: the guidance scale of the image that is edited; below 1, guidance is off.",
+        metavar="W",
+        bounds=(0, None),
+        default_text="1.5",
+    )
     guidance_interval: tuple[float, float] = option(
         (0.0, 1.0),
         "fixed",

@@ -17,6 +17,7 @@ PARAMETERS: Final[dict[str, pa.DataType]] = {
     "height": pa.int32(),
     "num_inference_steps": pa.int32(),
     "guidance_scale": pa.float64(),
+    "image_guidance_scale": pa.float64(),
     "guidance_rescale": pa.float64(),
     "sampler": pa.string(),
     "eta": pa.float64(),

@@ -27,6 +27,8 @@ class CheckpointInfo:
     """The local files or folders of the run's LoRAs by name."""
     size_bytes: int = 0
     """The weights of all."""
+    edits_images: bool = False
+    """Whether the model edits an image, which each of its rows needs."""
     downsample_factor: int = 8
     native_pixels: int = 512 * 512
     square: int | None = None
@@ -65,6 +67,7 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
         size_bytes=_weights_size(folder, variants, vae)
         + (0 if clip is None else _weights_size(clip, [False]))
         + sum(lora_size(path) for path in loras.values()),
+        edits_images=config.task == "generate" and stacks[0].edits_images,
         downsample_factor=stacks[0].downsample_factor,
         native_pixels=width * height,
     )

@@ -25,6 +25,8 @@ class Rules:
     """The samplers that exist; `None`: any name is accepted."""
     loras: tuple[str, ...] | None = None
     """The names of LoRAs that exist; `None`: any name is accepted."""
+    needs_image: bool = False
+    """Whether each row that is generated needs an image, which the model edits."""
     size_multiple: int = 8
     """Divisor of a row's width and height, in pixels."""
     max_size: int = MAX_SIZE
@@ -82,6 +84,10 @@ def _range_rule(name: str, accepts: Callable[[Any], bool], allowed: str) -> Rule
     return rule
 
 
+def _scale_rule(name: str, off: str) -> Rule:
+    return _range_rule(name, lambda scale: math.isfinite(scale) and scale >= 0, f"a number of 0 or more ({off})")
+
+
 def _sampler_rule(value: Any, rules: Rules) -> str | None:
     if value is None or rules.samplers is None or value in rules.samplers:
         return None
@@ -100,7 +106,8 @@ def _loras_rule(value: Any, rules: Rules) -> str | None:
 
 def _source_rule(name: str) -> Rule:
     def rule(value: Any, rules: Rules) -> str | None:
-        return f"it has no {name}, which {rules.task} needs" if is_missing(value) else None
+        needing = "this model" if rules.needs_image else rules.task
+        return f"it has no {name}, which {needing} needs" if is_missing(value) else None
 
     return rule
 
@@ -115,10 +122,8 @@ _RULES: Final[tuple[tuple[str, Rule], ...]] = (
         "num_inference_steps",
         _range_rule("num_inference_steps", lambda steps: 1 <= steps <= _MAX_STEPS, f"1 to {_MAX_STEPS}"),
     ),
-    (
-        "guidance_scale",
-        _range_rule("guidance_scale", lambda w: math.isfinite(w) and w >= 0, "a number of 0 or more (0 to 1 is off)"),
-    ),
+    ("guidance_scale", _scale_rule("guidance_scale", "0 to 1 is off")),
+    ("image_guidance_scale", _scale_rule("image_guidance_scale", "below 1, guidance is off")),
     ("guidance_rescale", _range_rule("guidance_rescale", lambda part: 0 <= part <= 1, "0 to 1")),
     ("sampler", _sampler_rule),
     ("loras", _loras_rule),
@@ -155,6 +160,7 @@ def is_missing(source: Any) -> bool:
 
 def column_rules(rules: Rules) -> tuple[tuple[str, Rule], ...]:
     """Return the columns that have a rule for their values, and the rules."""
-    sources = ("image", "mask") if rules.task == "inpaint" else () if rules.task == "generate" else ("image",)
+    without = rules.task == "generate" and not rules.needs_image
+    sources = ("image", "mask") if rules.task == "inpaint" else () if without else ("image",)
     parameters = _RULES[:1] if rules.task == "classify" else _RULES
     return (*parameters, *((name, _source_rule(name)) for name in sources))

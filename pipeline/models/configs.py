@@ -83,10 +83,10 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-Form = Literal["text to image", "inpainting", "upscaling", "an unknown use"]
+Form = Literal["text to image", "editing images", "inpainting", "upscaling", "depth to image", "an unknown use"]
 
 FORMS: Final[Mapping[Task, tuple[Form, ...]]] = {
-    "generate": ("text to image",),
+    "generate": ("text to image", "editing images"),
     "inpaint": ("inpainting", "text to image"),
     "upscale": ("upscaling",),
 }
@@ -96,10 +96,12 @@ FORMS: Final[Mapping[Task, tuple[Form, ...]]] = {
 def checked_form(name: str, task: Task, in_channels: int, latent_channels: int) -> Form:
     """Return the form of a checkpoint, which follows from its U-Net's input channels (Rombach et al. 2022, section 4).
 
-    They are the latents; the latents, a mask and the masked image's latents; or the latents and an RGB image.
-    CheckpointError if the task cannot use the form."""
+    They are the latents; the latents and an image's latents (Brooks et al. 2023); the latents, a mask and the masked
+    image's latents; or the latents and an RGB image. CheckpointError if the task cannot use the form."""
     forms: dict[int, Form] = {
         latent_channels: "text to image",
+        latent_channels + 1: "depth to image",
+        2 * latent_channels: "editing images",
         2 * latent_channels + 1: "inpainting",
         latent_channels + 3: "upscaling",
     }

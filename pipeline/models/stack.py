@@ -77,6 +77,11 @@ class Stack:
         return config.embed_dim if isinstance(config, VQConfig) else config.latent_channels
 
     @property
+    def edits_images(self) -> bool:
+        """Whether the U-Net gets an image's latents beside its own (InstructPix2Pix, Brooks et al. 2023)."""
+        return self.unet.config.in_channels == 2 * self.latent_channels and self.text is not None
+
+    @property
     def native_size(self) -> tuple[int, int]:
         """Width and height in pixels of the images that the model was trained on."""
         height, width = self.unet.config.latent_size
@@ -119,6 +124,14 @@ class Stack:
         if not isinstance(self.autoencoder, AutoencoderKL):
             return self.autoencoder.encode(pixels).float()
         return self.autoencoder.encode(pixels, None if noise is None else noise.to(self.device, dtype)).float()
+
+    @torch.inference_mode()
+    def encode_unscaled(self, pixels: Tensor) -> Tensor:
+        """Return unscaled latents of pixels (B, 3, H, W) in [-1, 1], the mean where the encoder samples; float32."""
+        pixels = pixels.to(self.device, next(self.autoencoder.parameters()).dtype)
+        if isinstance(self.autoencoder, VQModel):
+            return self.autoencoder.encode(pixels).float()
+        return self.autoencoder.encode_unscaled(pixels).float()
 
     @torch.inference_mode()
     def decode(self, latents: Tensor, known: KnownPixels | None = None) -> Tensor:

@@ -57,6 +57,7 @@ def rules_for_run(config: RunConfig, checkpoint: CheckpointInfo) -> Rules:
         task=config.task,
         samplers=tuple(SAMPLERS),
         loras=tuple(name for name, _ in config.loras),
+        needs_image=checkpoint.edits_images,
         size_multiple=checkpoint.downsample_factor,
     )
 

@@ -1,5 +1,6 @@
-"""Generation: text to image, and image to image."""
+"""Generation: text to image, image to image, and editing images by instructions."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pipeline.config import MAX_SIZE, RowDefaults
 from pipeline.diffusion.request import DenoisingRequest
+from pipeline.errors import CheckpointError
 from pipeline.images.resize import to_float
 from pipeline.models.configs import checked_form
 from pipeline.models.stack import Stack
@@ -21,12 +23,15 @@ from pipeline.tasks.rows import PreparedRow, Row, RowParameters
 class Generate:
     """Text to image, and image to image for rows with `pixels`, on one stack.
 
-    Noise is drawn in the order of diffusers' pipelines for a batch of one: the encoder's (image to image), the first
-    latents', then one per step where the sampler needs it. CheckpointError if the stack is made for another task.
+    A U-Net that is made for editing gets the unscaled latents of a row's `pixels` beside noise, and is guided by text
+    and image (Brooks et al. 2023, eq. 3). Noise is drawn in the order of diffusers' pipelines for a batch of one: the
+    encoder's (image to image), the first latents', then one per step where the sampler needs it. CheckpointError if
+    the stack is made for another task, or does not take one of the run's options.
     """
 
     def __init__(self, stack: Stack, defaults: RowDefaults) -> None:
         checked_form(stack.name, "generate", stack.unet.config.in_channels, stack.latent_channels)
+        _check_options(stack, defaults)
         self.stack = stack
         self._builder = RequestBuilder(stack, defaults.guidance_interval)
         task_defaults = {**defaults_of(stack), "sampler": self._builder.schedule.sampler}
@@ -37,14 +42,18 @@ class Generate:
         return PreparedRow(parameters=self.parameters(row), pixels=row.pixels)
 
     def parameters(self, row: Row) -> RowParameters:
-        """Return the parameters in force for a row; ValueError if its size is not allowed."""
-        factor = self.stack.downsample_factor
+        """Return the parameters in force for a row; ValueError if its size or another one is not allowed."""
+        _check_row(self.stack, row)
+        factor, edits = self.stack.downsample_factor, self.stack.edits_images
         size, strength = self.stack.native_size, None
         if row.pixels is not None:
             height, width = row.pixels.shape[:2]
             size = max(width // factor, 1) * factor, max(height // factor, 1) * factor
-            strength = float(self._resolver.value(row, "strength"))
+            strength = None if edits else float(self._resolver.value(row, "strength"))
         parameters = self._resolver.parameters(row, size, strength=strength)
+        if edits:
+            scale = float(self._resolver.value(row, "image_guidance_scale"))
+            parameters = replace(parameters, image_guidance_scale=scale)
         for name in ("width", "height"):
             side = getattr(parameters, name)
             if side < factor or side % factor or side > MAX_SIZE:
@@ -57,20 +66,41 @@ class Generate:
         parameters, factor = row.parameters, self.stack.downsample_factor
         table, generator = self._builder.table(parameters, parameters.strength), row_generator(parameters)
         shape = (1, self.stack.latent_channels, parameters.height // factor, parameters.width // factor)
-        if row.pixels is None:
+        pixels = None if row.pixels is None else _resized(row.pixels, parameters.width, parameters.height)
+        image_latents = None
+        if pixels is None or self.stack.edits_images:
             latents = table.start_noise * torch.randn(shape, generator=generator)[0]
+            image_latents = None if pixels is None else self.stack.encode_unscaled(pixels)[0].cpu()
         else:
-            pixels = _resized(row.pixels, parameters.width, parameters.height)
             encoded = encode_pixels(self.stack, pixels, generator)
             noise = torch.randn(shape, generator=generator)
             latents = (table.start_signal * encoded + table.start_noise * noise)[0]
-        return self._builder.build(key, parameters, table, latents, generator)
+        return self._builder.build(key, parameters, table, latents, generator, extra_channels=image_latents)
 
     def decode(self, latents: Tensor, row: PreparedRow, heartbeat: Heartbeat = no_heartbeat) -> NDArray[np.uint8]:
         """Return the image of latents (C, h, w): uint8 (H, W, 3). Each image is decoded in a batch of its own."""
         levels = to_levels(self.stack.decode(latents[None])[0])
         heartbeat()
         return levels
+
+
+def _check_options(stack: Stack, run: RowDefaults) -> None:
+    if stack.edits_images and run.strength is not None:
+        raise CheckpointError(f"{stack.name}: --strength is for image to image; this model edits images: leave it out")
+    if not stack.edits_images and run.image_guidance_scale is not None:
+        raise CheckpointError(
+            f"{stack.name}: --image-guidance-scale is for models that edit images, such as InstructPix2Pix's; leave it "
+            "out"
+        )
+
+
+def _check_row(stack: Stack, row: Row) -> None:
+    if stack.edits_images and row.pixels is None:
+        raise ValueError("it has no image, which this model needs")
+    if stack.edits_images and row.strength is not None:
+        raise ValueError(f"strength is {row.strength}; it is for image to image, and this model edits images")
+    if not stack.edits_images and row.image_guidance_scale is not None:
+        raise ValueError(f"image_guidance_scale is {row.image_guidance_scale}; this model does not edit images")
 
 
 def _resized(pixels: NDArray[np.uint8], width: int, height: int) -> Tensor:

@@ -19,6 +19,7 @@ DEFAULTS: Final[Mapping[str, Any]] = {
 }
 """What diffusers' pipelines take where neither row, run nor checkpoint says."""
 
+_EDIT_DEFAULTS: Final[Mapping[str, Any]] = {"num_inference_steps": 100, "image_guidance_scale": 1.5}
 _XL_DEFAULTS: Final[Mapping[str, Any]] = {"guidance_scale": 5.0, "strength": 0.3}
 _LCM_DEFAULTS: Final[Mapping[str, Any]] = {"num_inference_steps": 4, "guidance_scale": 8.5}
 
@@ -27,7 +28,8 @@ def defaults_of(stack: Stack) -> dict[str, Any]:
     """Return the defaults of diffusers' text to image and image to image for a checkpoint's family."""
     if stack.unet.config.time_cond_proj_dim is not None:
         return {**DEFAULTS, **_LCM_DEFAULTS}
-    return {**DEFAULTS, **(_XL_DEFAULTS if stack.size_numbers else {})}
+    edits = _EDIT_DEFAULTS if stack.edits_images else {}
+    return {**DEFAULTS, **(_XL_DEFAULTS if stack.size_numbers else {}), **edits}
 
 
 class ParameterResolver:

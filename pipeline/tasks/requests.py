@@ -52,13 +52,17 @@ class RequestBuilder:
     ) -> DenoisingRequest:
         """Return a row's request for its first latents (C, h, w); `generator` has drawn all noise so far.
 
-        `extra_channels` (C2, h, w) are the same for both sides of the guidance."""
+        `extra_channels` (C2, h, w) are the same for both sides of the guidance; with an image scale, they are zero on
+        the third."""
         guidance = Guidance(
             scale=1.0 if self._distilled else parameters.guidance_scale,
             rescale=parameters.guidance_rescale,
+            image_scale=parameters.image_guidance_scale,
             interval=self._guidance_interval,
         )
-        prompts = [parameters.prompt, parameters.negative_prompt] if guidance.is_on else [parameters.prompt]
+        prompts = [parameters.prompt, parameters.negative_prompt, parameters.negative_prompt]
+        prompts = prompts[: guidance.sides if guidance.is_on else 1]
+        without_image = None if extra_channels is None else torch.zeros_like(extra_channels)
         windows = 0 if self._stack.text is None else max(map(self._stack.text.windows, prompts))
         return DenoisingRequest(
             key=key,
@@ -67,7 +71,8 @@ class RequestBuilder:
             generator=generator,
             conditions=tuple(
                 Conditioning(
-                    inputs=self._inputs(parameters, prompt, windows, negative=side > 0), extra_channels=extra_channels
+                    inputs=self._inputs(parameters, prompt, windows, negative=side > 0),
+                    extra_channels=without_image if side == 2 else extra_channels,
                 )
                 for side, prompt in enumerate(prompts)
             ),

@@ -22,6 +22,7 @@ class Row:
     height: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    image_guidance_scale: float | None = None
     guidance_rescale: float | None = None
     sampler: str | None = None
     eta: float | None = None
@@ -50,6 +51,7 @@ class RowParameters:
     sampler: str
     eta: float
     strength: float | None = None
+    image_guidance_scale: float | None = None
     noise_level: int | None = None
     clip_skip: int | None = None
     loras: tuple[AdapterWeight, ...] = ()

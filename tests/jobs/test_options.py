@@ -200,6 +200,7 @@ def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -
     }
     loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
     loras |= {} if command == "classify" else {"--vae": (None, "PATH_OR_URL")}
+    loras |= {"--image-guidance-scale": (None, "W")} if command in ("generate", "estimate") else {}
     assert actual == expected | loras | {"--allow-root": ((), "PATH_OR_URL")}
 
 
