@@ -1,7 +1,7 @@
 """Inpainting: the white part of a row's mask is generated anew, every other pixel stays as it is."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from pipeline.tasks.decode import Heartbeat, no_heartbeat, to_levels
 from pipeline.tasks.parameters import DEFAULTS, ParameterResolver
 from pipeline.tasks.requests import RequestBuilder, draw_encoder_noise, encode_pixels, row_generator
 from pipeline.tasks.rows import PreparedRow, Row, RowParameters
+from pipeline.tasks.sizes import with_sizes
+
+_XL_STRENGTH: Final = 0.9999
+"""diffusers' default for SDXL, whose first noise level is not noise alone; it is 1 for others: no old content stays."""
 
 
 class Inpaint:
@@ -58,7 +62,7 @@ class Inpaint:
         region = None
         if painted.any():
             region = find_crop_region(painted, self.stack.native_size, self.stack.downsample_factor)
-        parameters = self._parameters(row, width, height)
+        parameters = self._parameters(row, width, height, region)
         if region is None:
             parameters = replace(parameters, num_inference_steps=0, strength=0.0)
         return PreparedRow(parameters=parameters, pixels=row.pixels, opacity=opacity, region=region)
@@ -93,10 +97,13 @@ class Inpaint:
         region.crop(image)[:] = blend(region.crop(image), painted, region.crop(opacity))
         return image
 
-    def _parameters(self, row: Row, width: int, height: int) -> RowParameters:
+    def _parameters(self, row: Row, width: int, height: int, region: CropRegion | None) -> RowParameters:
+        """Return the parameters; SDXL's sizes are those of the canvas, which is what its networks see."""
         given = self._run.strength if row.strength is None else row.strength
-        strength = 1.0 if given is None else given  # by default nothing of the hole's old content stays
+        strength = (_XL_STRENGTH if self.stack.size_numbers else 1.0) if given is None else given
         parameters = self._resolver.parameters(row, (width, height), strength=strength)
+        canvas = (width, height) if region is None else (region.canvas_width, region.canvas_height)
+        parameters = with_sizes(self.stack, self._run, replace(parameters, width=canvas[0], height=canvas[1]))
         return replace(
             parameters,
             width=width,

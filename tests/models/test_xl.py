@@ -11,12 +11,19 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
     StableDiffusionXLImg2ImgPipeline,
 )
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
+    StableDiffusionXLInpaintPipeline,
+)
+from PIL import Image
 
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
+from pipeline.diffusion.request import DenoisingRequest
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.folder import load_stack
+from pipeline.tasks.decode import to_levels
 from pipeline.tasks.generate import Generate
+from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.rows import Row
 from tests.family_checkpoints import Family, small_checkpoint
 
@@ -89,6 +96,54 @@ def test_image_to_image_with_sdxl_and_its_refiner_is_diffusers(tmp_path: Path, f
         pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(each)
         expected = reference_of(pipeline, image=source, num_inference_steps=20)
         assert np.abs(image_of(each, pixels=pixels, num_inference_steps=20) - expected).max() <= 1
+
+
+def inpainted(folder: Path, row: Row) -> np.ndarray:
+    """Return what the networks make of a row's whole canvas, before it is blended into the image."""
+    stack = load_stack(folder)
+    task = Inpaint(stack, RowDefaults())
+    engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
+    request = task.request("only", task.prepare(row))
+    assert isinstance(request, DenoisingRequest)
+    [(_, latents)] = engine.run([request])
+    assert isinstance(latents, torch.Tensor), latents
+    return to_levels(stack.decode(latents[None])[0])
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-inpainting", "ssd-1b"])
+@pytest.mark.parametrize("strength", [{}, {"strength": 1.0}, {"strength": 0.6}])
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_inpainting_with_sdxl_is_diffusers(
+    tmp_path: Path, family: Family, strength: dict[str, float], scale: float
+) -> None:
+    folder = small_checkpoint(tmp_path / family, family)
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[16:40, 8:48] = 255
+    expected = reference_of(
+        StableDiffusionXLInpaintPipeline.from_pretrained(folder),
+        image=Image.fromarray(pixels),
+        mask_image=Image.fromarray(mask),
+        width=64,
+        height=64,
+        guidance_scale=scale,
+        **strength,
+    )
+    row = Row(prompt=PROMPT, seed=5, num_inference_steps=4, guidance_scale=scale, pixels=pixels, mask=mask, **strength)
+    actual = inpainted(folder, row)
+    assert expected.std() > 1  # a flat picture would show nothing
+    assert np.abs(actual - expected).max() <= 1
+
+
+def test_the_sizes_of_an_inpainted_part_are_those_of_its_canvas(folder: Path) -> None:
+    task = Inpaint(load_stack(folder), RowDefaults(crop=(3, 4)))
+    mask = np.zeros((150, 200), np.uint8)
+    mask[16:40, 8:48] = 255
+    pixels = np.zeros((150, 200, 3), np.uint8)
+    parameters = task.prepare(Row(prompt="", seed=1, width=32, pixels=pixels, mask=mask)).parameters
+    assert (parameters.width, parameters.height) == (200, 150)
+    assert parameters.original_size == parameters.target_size == (64, 64)
+    assert parameters.crop == (3, 4)
 
 
 def test_an_option_of_another_family_is_refused_by_name(tmp_path: Path, folder: Path) -> None:
