@@ -10,11 +10,14 @@ from torch import Tensor, nn
 
 from pipeline.training.save import replacing, write_json
 
-ATTENTION_LAYERS: Final = (
+ADAPTED_LAYERS: Final = (
     *("to_q", "to_k", "to_v", "to_out.0"),
     *("proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),
+    *("time_emb_proj", "conv_shortcut"),
 )
-"""The ends of the names of the layers of a U-Net's attention blocks."""
+"""The ends of the names of the layers that get a term: matrices and 1x1 convolutions of attention and residual blocks.
+
+Rows with different LoRAs of such layers share calls. A LoRA of larger convolutions would have to be merged."""
 
 
 class LowRankTerm(nn.Module):
@@ -35,13 +38,13 @@ class LowRankTerm(nn.Module):
 
 
 class LowRankLayers(nn.Module):
-    """The low-rank terms of all attention layers of a U-Net. They act on it from then on."""
+    """The low-rank terms of ADAPTED_LAYERS of a U-Net. They act on it from then on."""
 
     def __init__(self, unet: nn.Module, rank: int, alpha: float) -> None:
         """`alpha` / `rank` is the factor of the terms."""
         super().__init__()
         self.rank, self.alpha = rank, alpha
-        layers = {name: layer for name, layer in unet.named_modules() if name.endswith(ATTENTION_LAYERS)}
+        layers = {name: layer for name, layer in unet.named_modules() if name.endswith(ADAPTED_LAYERS)}
         self.names = tuple(layers)
         self.terms = nn.ModuleList()
         for layer in layers.values():
@@ -81,7 +84,7 @@ def save_peft(layers: LowRankLayers, folder: Path, base: str) -> None:
         "base_model_name_or_path": base,
         "r": layers.rank,
         "lora_alpha": layers.alpha,
-        "target_modules": list(ATTENTION_LAYERS),
+        "target_modules": list(ADAPTED_LAYERS),
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,

@@ -46,7 +46,7 @@ LORA: Final = LoraRecipe(
     images=4_000,
     batch=16,
     seed=13,
-    loop=LoopConfig(steps=800, learning_rate=2e-3, warmup_steps=20, cooldown=0.5, average_decay=0.98, save_every=100),
+    loop=LoopConfig(steps=800, learning_rate=3e-3, warmup_steps=20, cooldown=0.5, average_decay=0.98, save_every=100),
 )
 
 
