@@ -24,6 +24,7 @@ UNetFamily = Literal[
     "small-sd",
     "tiny-sd",
     "lcm",
+    "lcm-sdxl",
 ]
 
 _SD15: Final[dict[str, Any]] = {
@@ -141,6 +142,7 @@ PUBLISHED_UNETS: Final[Mapping[UNetFamily, dict[str, Any]]] = {
         "up_block_types": ["CrossAttnUpBlock2D"] * 3,
     },
     "lcm": {**_SD15, "time_cond_proj_dim": 256},
+    "lcm-sdxl": {**_SDXL, "time_cond_proj_dim": 256},
 }
 """The U-Nets' config.json."""
 
@@ -149,6 +151,7 @@ SIZE_WIDTH: Final = 8
 _SMALL_LAYERS: Final[dict[UNetFamily, dict[str, Any]]] = {
     "sdxl": {"transformer_layers_per_block": [1, 2, 3]},
     "sdxl-inpainting": {"transformer_layers_per_block": [1, 2, 3]},
+    "lcm-sdxl": {"transformer_layers_per_block": [1, 2, 3]},
     "sdxl-refiner": {"transformer_layers_per_block": 2},
     "ssd-1b": {
         "reverse_transformer_layers_per_block": [[2, 1, 3], [2, 1, 1], 1],
@@ -187,6 +190,7 @@ Family = Literal[
     "small-sd",
     "tiny-sd",
     "lcm",
+    "lcm-sdxl",
     "instruct-pix2pix",
 ]
 
@@ -215,11 +219,16 @@ _EULER: Final[dict[str, Any]] = {
     "use_karras_sigmas": False,
 }
 _BETAS: Final[dict[str, Any]] = {key: _EULER[key] for key in ("beta_end", "beta_schedule", "beta_start")}
+_LCM: Final = (
+    "LCMScheduler",
+    {**_BETAS, "clip_sample": False, "original_inference_steps": 50, "set_alpha_to_one": True},
+)
 _SCHEDULERS: Final[dict[Family, tuple[str, dict[str, Any]]]] = {
     "sdxl-turbo": ("EulerAncestralDiscreteScheduler", {**_BETAS, "timestep_spacing": "trailing"}),
     "small-sd": ("PNDMScheduler", {**_BETAS, "skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}),
     "tiny-sd": ("DDIMScheduler", {**_BETAS, "clip_sample": False, "steps_offset": 1, "set_alpha_to_one": False}),
-    "lcm": ("LCMScheduler", {**_BETAS, "clip_sample": False, "original_inference_steps": 50, "set_alpha_to_one": True}),
+    "lcm": _LCM,
+    "lcm-sdxl": _LCM,
     "instruct-pix2pix": ("EulerAncestralDiscreteScheduler", {**_BETAS, "steps_offset": 1}),
 }
 """The scheduler's class and options, where they are not those of SDXL."""
@@ -232,6 +241,7 @@ _PIPELINES: Final[dict[Family, str]] = {
     "small-sd": "StableDiffusionPipeline",
     "tiny-sd": "StableDiffusionPipeline",
     "lcm": "LatentConsistencyModelPipeline",
+    "lcm-sdxl": "StableDiffusionXLPipeline",
     "instruct-pix2pix": "StableDiffusionInstructPix2PixPipeline",
 }
 
@@ -244,7 +254,7 @@ def small_checkpoint(folder: Path, family: Family, **options: Any) -> Path:
     import diffusers
 
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    is_xl, is_refiner = family.startswith(("sdxl", "ssd")), family == "sdxl-refiner"
+    is_xl, is_refiner = "addition_embed_type" in PUBLISHED_UNETS[_unet_family(family)], family == "sdxl-refiner"
     components = _networks(family)
     class_name, schedule = _SCHEDULERS.get(family, ("EulerDiscreteScheduler", _EULER))
     components["scheduler"] = getattr(diffusers, class_name)(**schedule)
@@ -264,13 +274,17 @@ def small_checkpoint(folder: Path, family: Family, **options: Any) -> Path:
     return folder
 
 
+def _unet_family(family: Family) -> UNetFamily:
+    return "sdxl" if family == "sdxl-turbo" else family
+
+
 def _networks(family: Family) -> dict[str, Any]:
     """Return a family's networks by the names of their components; None for a component that it lacks."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    is_xl, is_refiner = family.startswith(("sdxl", "ssd")), family == "sdxl-refiner"
+    is_xl, is_refiner = "addition_embed_type" in PUBLISHED_UNETS[_unet_family(family)], family == "sdxl-refiner"
     widths = _TEXT_WIDTHS[1:] if is_refiner else _TEXT_WIDTHS if is_xl else _TEXT_WIDTHS[:1]
     first = CLIPTextConfig(**_CLIP, hidden_size=widths[0], intermediate_size=64, projection_dim=_POOLED_WIDTH)
     second = CLIPTextConfig(
@@ -281,8 +295,8 @@ def _networks(family: Family) -> dict[str, Any]:
     )
     with torch.random.fork_rng():
         torch.manual_seed(30)
-        kind: UNetFamily = "sdxl" if family == "sdxl-turbo" else family
-        unet = UNet2DConditionModel(**small_unet_config(kind, text_width=sum(widths), pooled_width=_POOLED_WIDTH))
+        config = small_unet_config(_unet_family(family), text_width=sum(widths), pooled_width=_POOLED_WIDTH)
+        unet = UNet2DConditionModel(**config)
         vae = AutoencoderKL(**AUTOENCODER, scaling_factor=0.13025 if is_xl else 0.18215, sample_size=64)
         encoders: dict[str, Any] = {"text_encoder": None if is_refiner else CLIPTextModel(first)}
         if is_xl:

@@ -16,7 +16,7 @@ _SIGMA_DATA = 0.5
 def lcm(request: SamplerRequest) -> SamplerTable:
     """Latent consistency models (Luo et al. 2023, algorithm 3): fresh noise after all steps but the last."""
     schedule, alphas = request.schedule, request.schedule.alphas_cumprod().tolist()
-    visited = distilled_timesteps(schedule, request.steps)
+    visited = distilled_timesteps(schedule, request.steps, request.distilled_part)
     rows = []
     for index in range(request.first, request.steps):
         timestep, is_last = visited[index], index + 1 == request.steps
@@ -33,7 +33,7 @@ def lcm(request: SamplerRequest) -> SamplerTable:
 def tcd(request: SamplerRequest) -> SamplerTable:
     """Trajectory consistency distillation (Zheng et al. 2024, algorithm 4), with its gamma as `eta`."""
     schedule, alphas = request.schedule, request.schedule.alphas_cumprod().tolist()
-    visited = distilled_timesteps(schedule, request.steps)
+    visited = distilled_timesteps(schedule, request.steps, request.distilled_part)
     rows = []
     for index in range(request.first, request.steps):
         timestep, is_last = visited[index], index + 1 == request.steps
@@ -53,14 +53,17 @@ def tcd(request: SamplerRequest) -> SamplerTable:
     return vp_table(request, rows)
 
 
-def distilled_timesteps(schedule: NoiseScheduleConfig, steps: int) -> list[int]:
-    """Return `steps` falling timesteps that the network was distilled at; ValueError if there are not so many."""
-    count = schedule.original_inference_steps
+def distilled_timesteps(schedule: NoiseScheduleConfig, steps: int, part: float = 1.0) -> list[int]:
+    """Return `steps` falling timesteps of the least noisy `part` of those that the network was distilled at.
+
+    ValueError if there are not so many."""
+    stride = schedule.num_train_timesteps // schedule.original_inference_steps
+    count = int(schedule.original_inference_steps * part)
     if steps > count:
+        of_part = "" if part == 1 else f" times the strength {part:g}"
         raise ValueError(
-            f"num_inference_steps is {steps}; give at most {count}, the scheduler's original_inference_steps"
+            f"num_inference_steps is {steps}; give at most {count}, the scheduler's original_inference_steps{of_part}"
         )
-    stride = schedule.num_train_timesteps // count
     distilled = [number * stride - 1 for number in range(count, 0, -1)]
     return [distilled[index * count // steps] for index in range(steps)]
 

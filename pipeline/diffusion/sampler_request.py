@@ -16,6 +16,9 @@ class SamplerRequest:
     spacing: str | None = None
     """The spacing of the noise levels, one of SIGMA_SPACINGS in `catalog.py`; None is the timesteps' own."""
 
+    distilled_part: float = 1.0
+    """A consistency model's steps are among this part of its distilled timesteps, from the least noisy."""
+
     @property
     def first(self) -> int:
         """The index of the first step that runs: image to image skips the noisiest part (Meng et al. 2022)."""

@@ -78,17 +78,20 @@ def sampler_table(
     *,
     eta: float = 0.0,
     strength: float | None = None,
+    distilled_part: float = 1.0,
 ) -> SamplerTable:
     """Return the table of a sampler by its name in SAMPLERS, in any spelling that `canonical_name` takes.
 
     `strength` in (0, 1] starts from a noised image and runs that part of the steps; None starts from noise.
+    `distilled_part` is the part of a consistency model's timesteps, from the least noisy, that its steps are among.
     ValueError if an input is out of its range, or if the sampler cannot run on this schedule.
     """
     sampler = canonical_name(sampler)
     if not 1 <= num_inference_steps <= schedule.num_train_timesteps:
         raise ValueError(f"num_inference_steps is {num_inference_steps}; give 1 to {schedule.num_train_timesteps}")
-    if strength is not None and not 0 < strength <= 1:
-        raise ValueError(f"strength is {strength:g}; give more than 0, at most 1")
+    for part in (strength, distilled_part):
+        if part is not None and not 0 < part <= 1:
+            raise ValueError(f"strength is {part:g}; give more than 0, at most 1")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta:g}; give 0 to 1")
     request = SamplerRequest(
@@ -96,6 +99,7 @@ def sampler_table(
         steps=num_inference_steps,
         eta=eta,
         strength=strength,
+        distilled_part=distilled_part,
         spacing=split_name(sampler)[1],
     )
     if request.first >= num_inference_steps:

@@ -64,7 +64,7 @@ class Generate:
     def request(self, key: Any, row: PreparedRow) -> DenoisingRequest:
         """Return the row's denoising request; ValueError if the sampler cannot run with its parameters."""
         parameters, factor = row.parameters, self.stack.downsample_factor
-        table, generator = self._builder.table(parameters, parameters.strength), row_generator(parameters)
+        table, generator = self._builder.image_table(parameters), row_generator(parameters)
         shape = (1, self.stack.latent_channels, parameters.height // factor, parameters.width // factor)
         pixels = None if row.pixels is None else _resized(row.pixels, parameters.width, parameters.height)
         image_latents = None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline.adapters import AdapterWeight
+from pipeline.config import RowDefaults
+from pipeline.diffusion.catalog import canonical_name
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import SamplerTable, check_sampler, sampler_table
@@ -39,6 +41,16 @@ class RequestBuilder:
     def table(self, parameters: RowParameters, strength: float | None) -> SamplerTable:
         """Return the sampler table of a row; `strength` None starts from noise alone."""
         return self._table(parameters.sampler, parameters.num_inference_steps, parameters.eta, strength)
+
+    def image_table(self, parameters: RowParameters) -> SamplerTable:
+        """Return the table of text to image, or of image to image if the parameters have a strength.
+
+        A latent consistency model takes all steps from its less noisy timesteps, as its own pipeline in diffusers does;
+        other models leave out the first steps."""
+        strength, is_lcm = parameters.strength, canonical_name(parameters.sampler) == "lcm"
+        if strength is None or self._stack.size_numbers or not (self._distilled and is_lcm):
+            return self.table(parameters, strength)
+        return self._table(parameters.sampler, parameters.num_inference_steps, parameters.eta, 1.0, strength)
 
     def build(
         self,
@@ -105,8 +117,10 @@ class RequestBuilder:
         with self._stack.adapters.on_text(loras):
             return text.encode(prompt, windows=windows, clip_skip=clip_skip)
 
-    def _sampler_table(self, sampler: str, steps: int, eta: float, strength: float | None) -> SamplerTable:
-        return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength)
+    def _sampler_table(
+        self, sampler: str, steps: int, eta: float, strength: float | None, distilled_part: float = 1.0
+    ) -> SamplerTable:
+        return sampler_table(self.schedule, sampler, steps, eta=eta, strength=strength, distilled_part=distilled_part)
 
 
 def read_schedule(name: str, config: Mapping[str, Any]) -> NoiseScheduleConfig:
