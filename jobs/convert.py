@@ -1,4 +1,4 @@
-"""`latentmill convert`: a single-file checkpoint as the standard folder."""
+"""`latentmill convert`: a single-file checkpoint as a folder in diffusers' layout."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline.errors import RunError
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="PATH", help="The folder of another tokenizer than CLIP's."
@@ -20,25 +20,30 @@ from pipeline.errors import RunError
 )
 @click.option("--zero-terminal-snr/--no-zero-terminal-snr", default=None, help="Whether the last step is pure noise.")
 def convert(
-    file: Path, folder: Path, tokenizer: Path | None, prediction_type: str | None, zero_terminal_snr: bool | None
+    file: str, folder: Path, tokenizer: Path | None, prediction_type: str | None, zero_terminal_snr: bool | None
 ) -> int:
     """Write the single-file checkpoint FILE (.safetensors) to FOLDER in diffusers' layout.
 
     Stable Diffusion 1, 2 and XL, their inpainting forms, SDXL's refiner and the x4 upscaler. Runs take such files as
     they are; convert one to keep the result, or to state what the file does not say.
     """
-    from pipeline.models.checkpoint.convert import convert_single_file
+    from pipeline.inference.node_cache import local_file
+    from pipeline.models.checkpoint.convert import SingleFileOptions, convert_single_file
     from pipeline.models.checkpoint.identify import check_file_kind
 
-    if not file.is_file():
+    path = local_file(file)
+    if path.is_dir():
+        raise RunError(f"{file}: is a folder; a checkpoint folder needs no conversion")
+    if not path.is_file():
         raise RunError(f"{file}: no such file; give a .safetensors file")
     check_file_kind(file)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise RunError(f"{folder}: exists and is not empty; give a new folder")
     if folder.is_dir():
         folder.rmdir()
-    convert_single_file(
-        file, folder, tokenizer=tokenizer, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr
+    options = SingleFileOptions(
+        tokenizer=tokenizer, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr
     )
+    convert_single_file(path, folder, options)
     click.echo(f"{folder} is a checkpoint folder; give it as --model {folder}")
     return 0

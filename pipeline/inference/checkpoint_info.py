@@ -43,7 +43,10 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
 
     variants = _variants(config)
     folder = local_checkpoint(
-        config.model, half=variants[0] if len(variants) == 1 else None, tokenizer=config.tokenizer
+        config.model,
+        half=variants[0] if len(variants) == 1 else None,
+        tokenizer=config.tokenizer,
+        needs_vae=config.vae is None,
     )
     clip = None if config.clip_score is None else local_checkpoint(config.clip_score, half=False)
     if clip is not None:

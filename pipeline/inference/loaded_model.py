@@ -96,7 +96,9 @@ def load_model(config: RunConfig, device: str) -> LoadedModel:
     torch.set_num_threads(config.threads)
     dtype = config.dtype_on(device)
     stack = load_stack(
-        local_checkpoint(config.model, half=dtype == "float16", tokenizer=config.tokenizer),
+        local_checkpoint(
+            config.model, half=dtype == "float16", tokenizer=config.tokenizer, needs_vae=config.vae is None
+        ),
         device=device,
         dtype=getattr(torch, dtype),
         vae=None if config.vae is None else local_vae(config.vae),

@@ -15,28 +15,41 @@ from typing import Any, Final
 
 from pipeline import storage
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoint.layout import AUTOENCODERS, DIFFUSERS_STEM, listed_components, names_in_use
+from pipeline.models.checkpoint.identify import check_file_kind
+from pipeline.models.checkpoint.layout import (
+    AUTOENCODERS,
+    DIFFUSERS_STEM,
+    PICKLES,
+    SAFETENSORS,
+    listed_components,
+    names_in_use,
+)
 from pipeline.models.configs import checkpoint_folder, is_embedded
 
-SINGLE_FILE: Final = ".safetensors"
 _COPIES: Final = 4
 """Files that are copied at once."""
 _CHUNK_BYTES: Final = 16 * 2**20
 
 
-def local_checkpoint(model: str, *, half: bool | None = None, tokenizer: str | None = None) -> Path:
+def local_checkpoint(
+    model: str, *, half: bool | None = None, tokenizer: str | None = None, needs_vae: bool = True
+) -> Path:
     """Return the local folder of a checkpoint; of one at a URL, the files in use are copied into this node's cache.
 
-    A single file is converted into the cache, once per node, with the tokenizer in the folder `tokenizer`, None for
-    CLIP's. `half` as in `load_stack`, None for the files of both precisions."""
+    That of a single file has its configs and refers to its weights; `tokenizer` is the folder of its tokenizer, None
+    for CLIP's; without `needs_vae`, it may lack an autoencoder. `half` as in `load_stack`, None for the files of both
+    precisions."""
     path = model if "://" not in model else storage.locate(model)[1]
     is_local = "://" not in model or storage.is_local(model)
-    if model.endswith(SINGLE_FILE) and (Path(path).is_file() if is_local else not storage.is_folder(model)):
-        return _converted(Path(path) if is_local else _copy_files(model, [model]), tokenizer)
+    if model.endswith(SAFETENSORS) and (Path(path).is_file() if is_local else not storage.is_folder(model)):
+        file = Path(path) if is_local else _copy_files(model, [model])
+        return _opened(file, None if tokenizer is None else Path(tokenizer), needs_vae)
     if tokenizer is not None:
         raise CheckpointError("--tokenizer is for single files; a checkpoint folder has its own tokenizer")
     if is_local:
         return checkpoint_folder(path)
+    if model.endswith(PICKLES):
+        check_file_kind(storage.redact_url(model))
     remote = _list_remote(model)
     name = storage.locate(model)[1].rpartition("/")[2]
     folder = cache_folder() / hashlib.sha256(f"{model}\n{remote.versions}".encode()).hexdigest()[:24] / name
@@ -49,17 +62,18 @@ def local_checkpoint(model: str, *, half: bool | None = None, tokenizer: str | N
     return folder
 
 
-def _converted(file: Path, tokenizer: str | None) -> Path:
-    """Return the folder in this node's cache into which a single file is converted."""
-    from pipeline.models.checkpoint.convert import FORMAT, convert_single_file  # with torch
+def _opened(file: Path, tokenizer: Path | None, needs_vae: bool) -> Path:
+    """Return the folder in this node's cache that refers to a single file."""
+    from pipeline.models.checkpoint.convert import FORMAT, SingleFileOptions, refer_to_single_file  # with torch
 
-    status = file.stat()
-    identity = f"{FORMAT} {file.resolve()} {status.st_size} {status.st_mtime_ns} {tokenizer}"
+    inputs = [file, *(sorted(tokenizer.rglob("*")) if tokenizer is not None else [])]
+    versions = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in inputs]
+    identity = "\n".join([f"{FORMAT} {tokenizer} {needs_vae}", *versions])
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:24] / file.stem
     if not folder.is_dir():
         with _exclusive_lock(folder.parent):
             if not folder.is_dir():  # another process may have been first
-                convert_single_file(file, folder, tokenizer=None if tokenizer is None else Path(tokenizer))
+                refer_to_single_file(file, folder, SingleFileOptions(tokenizer=tokenizer, needs_vae=needs_vae))
     return folder
 
 

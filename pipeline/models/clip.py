@@ -14,7 +14,8 @@ from pipeline.errors import CheckpointError, one_line
 from pipeline.images.resize import center_square
 from pipeline.models.checkpoint.clip_config import check_clip, clip_colors, clip_side
 from pipeline.models.checkpoint.layout import TRANSFORMERS_STEM
-from pipeline.models.checkpoint.weights import TensorNames, load_weights, match_tensors, read_json
+from pipeline.models.checkpoint.tensor_names import TensorNames
+from pipeline.models.checkpoint.weights import load_weights, match_tensors, read_json
 from pipeline.models.text import TextEncoder, load_tokenizer
 
 _NAMES: Final = TensorNames(ignored=(".position_ids",))

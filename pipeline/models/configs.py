@@ -125,7 +125,7 @@ def checkpoint_folder(model: str) -> Path:
     CheckpointError says what the path is if it is no checkpoint folder."""
     folder = EMBEDDED / model if is_embedded(model) else Path(model)
     if folder.is_file():
-        check_file_kind(folder)
+        check_file_kind(model)
         raise CheckpointError(f"{model}: is a single file; convert it first: latentmill convert {model} FOLDER")
     if not folder.is_dir():
         raise missing_checkpoint(model, sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir()))

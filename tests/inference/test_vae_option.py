@@ -215,7 +215,7 @@ def test_paths_that_are_no_autoencoder_are_refused_by_what_they_are(checkpoint: 
         "empty": "holds no config.json",
         "vae.ckpt": "is a pickle",
         "broken.safetensors": "is not a readable safetensors file",
-        "lora.safetensors": "holds no autoencoder; it is a LoRA; give --lora NAME=PATH",
+        "lora.safetensors": "holds no autoencoder; it is a LoRA; give it as --lora NAME=",
     }.items():
         with pytest.raises(CheckpointError, match=message):
             read_checkpoint_info(RunConfig(task="generate", model=str(checkpoint), vae=str(tmp_path / name)))

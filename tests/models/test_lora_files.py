@@ -338,12 +338,12 @@ def test_a_wrong_path_says_what_a_lora_is(stack: Stack, tmp_path: Path) -> None:
 
 def test_another_kind_of_file_is_named_with_its_option(stack: Stack, tmp_path: Path) -> None:
     for key, message in (
-        ("model.diffusion_model.input_blocks.0.0.weight", "a checkpoint; give --model PATH"),
-        ("emb_params", "a textual inversion; give --embedding NAME=PATH"),
-        ("encoder.down_blocks.0.resnets.0.conv1.weight", "an autoencoder; give --vae PATH"),
+        ("model.diffusion_model.input_blocks.0.0.weight", "a checkpoint; give it as --model "),
+        ("emb_params", "a textual inversion; give it as --embedding NAME="),
+        ("encoder.down_blocks.0.resnets.0.conv1.weight", "an autoencoder alone; give it as --vae "),
     ):
         save_file({key: draw(2, 3)}, tmp_path / "a.safetensors")
-        with pytest.raises(CheckpointError, match=f"is not a LoRA: it is {message}"):
+        with pytest.raises(CheckpointError, match=f"is not a LoRA; it is {message}"):
             read_lora(tmp_path / "a.safetensors", stack.networks)
 
 

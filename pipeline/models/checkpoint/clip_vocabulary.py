@@ -2,16 +2,15 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from transformers import CLIPTokenizer
 
 from pipeline.errors import CheckpointError, one_line
 
-VOCABULARY: Final = 49_408
-"""Tokens of CLIP's vocabulary."""
 START: Final = "<|startoftext|>"
 END: Final = "<|endoftext|>"
 
@@ -26,14 +25,52 @@ def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
     return {token: index for index, token in enumerate([*tokens, START, END])}, merges
 
 
-def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[str]]:
-    """Return the tokens and merges of the tokenizer in a folder; CheckpointError if there is none."""
+def write_tokenizers(
+    folder: Path, encoders: Sequence[tuple[str, Mapping[str, Any]]], paddings: Sequence[str | None], given: Path | None
+) -> None:
+    """Write the tokenizer of each text encoder, given by its component's name and config, to a checkpoint folder.
+
+    `paddings` are their padding tokens, None for token 0. `given` is a tokenizer's folder, or one with `tokenizer` and
+    `tokenizer_2`; None for CLIP's vocabulary. CheckpointError if a text encoder has fewer tokens."""
+    first: Path | None = None
+    for (name, config), padding in zip(encoders, paddings, strict=True):
+        target = folder / name.replace("text_encoder", "tokenizer")
+        if given is None:
+            vocabulary, merges = clip_vocabulary()
+            _check_size(len(vocabulary), config, "CLIP's vocabulary")
+            window = config["max_position_embeddings"]
+            write_tokenizer(target, vocabulary, merges, padding=padding or next(iter(vocabulary)), window=window)
+            continue
+        source = next((each for each in (given / target.name, given / "tokenizer") if each.is_dir()), given)
+        _check_size(len(_read_tokenizer(source)), config, f"the tokenizer in {source}")
+        shutil.copytree(source, target)
+        if source == first:  # it pads as the first text encoder needs
+            _pad_with_token_0(target)
+        first = first or source
+
+
+def _check_size(tokens: int, config: Mapping[str, Any], whose: str) -> None:
+    if tokens > config["vocab_size"]:
+        raise CheckpointError(
+            f"the file's text encoder has {config['vocab_size']} tokens, {whose} {tokens}; give another --tokenizer"
+        )
+
+
+def _read_tokenizer(folder: Path) -> CLIPTokenizer:
+    if not folder.is_dir():
+        raise CheckpointError(f"--tokenizer {folder}: no such folder")
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file
         raise CheckpointError(f"--tokenizer {folder}: cannot be read as a CLIPTokenizer: {one_line(error)}") from None
-    return model["vocab"], [" ".join(merge) for merge in model["merges"]]
+
+
+def _pad_with_token_0(folder: Path) -> None:
+    token = _read_tokenizer(folder).convert_ids_to_tokens(0)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(json.dumps({**values, "pad_token": token}, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tokenizer(

@@ -15,7 +15,8 @@ from pipeline.models.autoencoder_asymmetric import AsymmetricAutoencoderKL, Asym
 from pipeline.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.checkpoint.layout import DIFFUSERS_STEM, TRANSFORMERS_STEM
-from pipeline.models.checkpoint.weights import PLAIN_NAMES, TensorNames, load_weights, match_tensors, read_json
+from pipeline.models.checkpoint.tensor_names import PLAIN_NAMES, TensorNames
+from pipeline.models.checkpoint.weights import load_weights, match_tensors, read_json
 from pipeline.models.configs import Config, check_levels
 from pipeline.models.text import TextEncoder, load_tokenizer
 from pipeline.models.unet import UNet
@@ -174,7 +175,8 @@ def find_components(folder: Path, index: Mapping[str, Any], wanted: Iterable[tup
     path = folder / "model_index.json"
     found: list[tuple[str, str]] = []
     for names in wanted:
-        name = next((name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2), None)
+        listed = [name for name in names if isinstance(index.get(name), list) and len(index[name]) == 2]
+        name = next((name for name in listed if index[name] != [None, None]), None)
         if name is None:
             raise CheckpointError(f"{path}: lists no {names[0]}; this kind of checkpoint needs one")
         class_name, known = index[name][1] or class_in_config(folder / name), CLASSES[name]

@@ -26,6 +26,10 @@ AUTOENCODERS: Final = ("vae", "vqvae")
 SCHEDULERS: Final = ("scheduler", "low_res_scheduler")
 COMPONENTS: Final = frozenset({*STEMS, *SCHEDULERS, "tokenizer", "tokenizer_2"})
 
+SINGLE_FILE: Final = "single_file.safetensors"
+"""The name, in a folder of references, of the link to the single-file checkpoint that has the weights."""
+
+SAFETENSORS: Final = ".safetensors"
 PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 VARIANT: Final = "fp16"
 _SMALL: Final = (".json", ".txt")

@@ -10,11 +10,11 @@ from typing import Any, Final
 from torch import nn
 
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.identify import describe
 from pipeline.models.checkpoint.lora_base import check_base
 from pipeline.models.checkpoint.lora_file import LoraFile, file_digest, open_lora
 from pipeline.models.checkpoint.lora_keys import UNET, ModuleNames, refused_kind, tensor_role
 from pipeline.models.checkpoint.lora_kinds import Change, module_change
-from pipeline.models.checkpoint.single_file import describe
 from pipeline.models.checkpoint.single_file_names import single_file_names
 from pipeline.models.unet import UNet
 
@@ -45,7 +45,7 @@ def read_lora(path: Path, networks: Mapping[str, nn.Module], *, headers_only: bo
     if unknown:
         check_base(path, file, networks)
         if not any(map(tensor_role, file.tensors)):
-            raise CheckpointError(f"{path}: is not a LoRA: {describe(dict.fromkeys(file.tensors))}")
+            raise CheckpointError(f"{path}: is not a LoRA; it is {describe(str(path), file.tensors)}")
         raise CheckpointError(
             f"{path}: {len(unknown)} of {len(file.tensors)} tensors belong to no module of the checkpoint, such as "
             f"{unknown[0]}"

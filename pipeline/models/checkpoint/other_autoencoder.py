@@ -1,6 +1,6 @@
 """Load the autoencoder that replaces a checkpoint's own: a component's folder, or one safetensors file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,10 +18,11 @@ from pipeline.models.checkpoint.components import (
     fill_network,
     load_network,
 )
+from pipeline.models.checkpoint.identify import describe
 from pipeline.models.checkpoint.layout import PICKLES
-from pipeline.models.checkpoint.single_file import AUTOENCODERS, describe, read_header
+from pipeline.models.checkpoint.single_file import AUTOENCODERS, read_header
 from pipeline.models.checkpoint.single_file_names import autoencoder_name
-from pipeline.models.checkpoint.weights import TensorNames
+from pipeline.models.checkpoint.tensor_names import Target, TensorNames
 
 Autoencoder = AutoencoderKL | AutoencoderTiny | VQModel
 
@@ -66,7 +67,7 @@ def _load_file(path: Path, own: OwnAutoencoder | None, device: str) -> nn.Module
     prefix = next((each for each in AUTOENCODERS if any(name.startswith(each) for name in names)), "")
     parts = tuple(prefix + part for part in _PARTS)
     if not any(name.startswith(parts) for name in names):
-        raise CheckpointError(f"{path}: holds no autoencoder; {describe(names)}")
+        raise CheckpointError(f"{path}: holds no autoencoder; it is {describe(str(path), names)}")
     is_tiny = any(name.startswith(f"{prefix}encoder.layers.") for name in names)
     class_name, config, source = "AutoencoderTiny", {}, str(path)
     if own is not None and (own.class_name == "AutoencoderTiny" or not is_tiny):
@@ -90,11 +91,11 @@ class _FileNames(TensorNames):
     by_stored: Mapping[str, str]
     """The network's names by those of single files; a file may also have the network's own."""
 
-    def network_name(self, stored: str) -> str | None:
+    def targets(self, stored: str) -> Sequence[Target]:
         name = stored.removeprefix(self.prefix)
         if not stored.startswith(self.prefix) or name.startswith(_IGNORED):
-            return None
-        return self.by_stored.get(stored) or TensorNames.network_name(self, name)
+            return ()
+        return (Target(self.by_stored[stored]),) if stored in self.by_stored else TensorNames.targets(self, name)
 
 
 def _check_latents(path: Path, autoencoder: Autoencoder, own: OwnAutoencoder) -> None:

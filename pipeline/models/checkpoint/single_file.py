@@ -5,7 +5,7 @@ the family's published configs.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -13,10 +13,10 @@ from typing import Final, Literal
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import CheckpointError
+from pipeline.models.checkpoint.identify import UNET, check_tensor_names
 
 Family = Literal["sd1", "sd2", "sdxl", "sdxl-refiner", "x4-upscaler"]
 
-UNET: Final = "model.diffusion_model."
 AUTOENCODERS: Final = ("first_stage_model.", "vae.")
 TEXT: Final[Mapping[Family, tuple[str, ...]]] = {
     "sd1": ("cond_stage_model.transformer.",),
@@ -29,22 +29,18 @@ TEXT: Final[Mapping[Family, tuple[str, ...]]] = {
 
 _IGNORED: Final = re.compile(
     r"^(model_ema\.|alphas_|betas$|sqrt_|log_one_minus|posterior_|lvlb_weights|logvar$|denoiser\.|cond_stage_key"
-    r"|first_stage_model\.(loss|discriminator)\.|v_pred$|ztsnr$|low_scale_model\.|scale_factor$)"
-    r"|position_ids$|logit_scale$"
+    r"|first_stage_model\.(loss|discriminator|model_ema)\.|v_pred$|ztsnr$|low_scale_model\.|scale_factor$)"
+    r"|position_ids$|logit_scale$|\.attn_mask$"
 )
 """Tensors that are not weights of the networks: averaged copies, schedules, markers, buffers."""
 
-OTHERS: Final[tuple[tuple[str, str], ...]] = (
-    (r"(^|\.)joint_blocks\.", "Stable Diffusion 3"),
-    (r"(^|\.)(double_blocks|single_transformer_blocks)\.", "FLUX"),
-    (r"(^|\.)layers\.0\.adaLN_modulation\.", "Z-Image"),
-    (r"(^|\.)(adaln_single|scale_shift_table)", "a transformer such as PixArt or Sana"),
-    (r"^edm_mean$", "Playground 2.5 (EDM)"),
-)
-"""Tensor names of families that are not supported."""
+_SCALES: Final = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8")
+_PREDICTION: Final = "modelspec.prediction_type"
+_STATED: Final = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+"""The prediction types by the values of modelspec.prediction_type."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SingleFile:
     """A single-file checkpoint: its family, and the shapes of its tensors."""
 
@@ -52,9 +48,10 @@ class SingleFile:
     family: Family
     shapes: Mapping[str, tuple[int, ...]]
     """By the name in the file; what is not a weight is left out."""
-    metadata: Mapping[str, str]
-    markers: frozenset[str]
-    """Names of tensors that say how the model predicts: v_pred, ztsnr."""
+    prediction_type: str
+    """What the network predicts: epsilon, v_prediction or sample."""
+    zero_terminal_snr: bool
+    """Whether the last timestep is pure noise."""
 
     def part(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors with a prefix, by their names without it."""
@@ -65,32 +62,40 @@ class SingleFile:
         """The prefix of the autoencoder's tensors; None if the file has none."""
         return next((each for each in AUTOENCODERS if any(name.startswith(each) for name in self.shapes)), None)
 
-    @property
-    def predicts_v(self) -> bool:
-        """Whether the file says that its network predicts v, or the family does where the file is silent."""
-        stated = self.metadata.get("modelspec.prediction_type")
-        if stated is not None:
-            return stated in ("v", "v_prediction")
-        return bool(self.markers) or self.family == "x4-upscaler"
 
+def read_single_file(
+    path: Path, *, prediction_type: str | None = None, zero_terminal_snr: bool | None = None
+) -> SingleFile:
+    """Read the header of a file; CheckpointError says in one line what it is if it is not a supported checkpoint.
 
-def read_single_file(path: Path) -> SingleFile:
-    """Read the header of a file; CheckpointError says in one line what it is if it is not a supported checkpoint."""
+    `prediction_type` and `zero_terminal_snr` override what the file says; None takes that, else epsilon and no."""
     shapes, metadata = read_header(path)
-    for pattern, name in OTHERS:
-        if any(re.search(pattern, each) for each in shapes):
-            raise CheckpointError(
-                f"{path}: is {name}, which is not supported; supported are Stable Diffusion 1, 2 and XL"
-            )
-    if not any(name.startswith(UNET) for name in shapes):
-        raise CheckpointError(f"{path}: is not a checkpoint: {describe(shapes)}")
-    if scaled := [name for name in shapes if name.endswith((".scale_weight", ".weight_scale"))]:
+    check_tensor_names(str(path), shapes)
+    if scaled := [name for name in shapes if name.endswith(_SCALES)]:
         raise CheckpointError(f"{path}: has scaled float8 weights ({scaled[0]}), which are not supported; take float16")
-    weights = {name: shape for name, shape in shapes.items() if not _IGNORED.search(name)}
-    markers = frozenset({"v_pred", "ztsnr", "edm_vpred.sigma_max"} & shapes.keys())
-    if "edm_vpred.sigma_max" in markers:
-        raise CheckpointError(f"{path}: edm_vpred.sigma_max is a noise schedule that is not supported")
-    return SingleFile(path, _family(path, shapes), weights, metadata, markers)
+    family, stated = _family(path, shapes), _stated_prediction(path, shapes, metadata)
+    return SingleFile(
+        path=path,
+        family=family,
+        shapes={name: shape for name, shape in shapes.items() if not _IGNORED.search(name)},
+        prediction_type=prediction_type or stated or ("v_prediction" if family == "x4-upscaler" else "epsilon"),
+        zero_terminal_snr="ztsnr" in shapes if zero_terminal_snr is None else zero_terminal_snr,
+    )
+
+
+def _stated_prediction(path: Path, shapes: Collection[str], metadata: Mapping[str, str]) -> str | None:
+    """Return the prediction type that a file's markers or metadata state, or None."""
+    if "edm_vpred.sigma_max" in shapes:
+        raise CheckpointError(f"{path}: edm_vpred.sigma_max marks a noise schedule (EDM) that is not supported")
+    marker = next((name for name in ("v_pred", "ztsnr") if name in shapes), None)
+    stated = metadata.get(_PREDICTION)
+    if stated is None:
+        return None if marker is None else "v_prediction"
+    if stated not in _STATED:
+        raise CheckpointError(f"{path}: {_PREDICTION} is {stated!r}; supported is {' or '.join(_STATED)}")
+    if marker is not None and _STATED[stated] != "v_prediction":
+        raise CheckpointError(f"{path}: {_PREDICTION} is {stated}, but its tensor {marker} marks a v_prediction")
+    return _STATED[stated]
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -103,52 +108,20 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
         raise CheckpointError(f"{path}: is not a readable safetensors file: {error}") from None
 
 
-def describe(names: Mapping[str, object]) -> str:
-    """Return what a file without a U-Net is, and the option that takes it."""
-    kinds: tuple[tuple[str, str], ...] = (
-        (rf"^{re.escape(UNET)}", "a checkpoint; give --model PATH"),
-        (r"lora_controlnet|lllite_unet", "a Control-LoRA or ControlNet-LLLite, which is not supported"),
-        (
-            r"\.lora_(down|up|A|B)\.|\.hada_w1|\.lokr_w|lora_linear_layer|_lora\.(down|up)",
-            "a LoRA; give --lora NAME=PATH",
-        ),
-        (r"^control_model\.|^controlnet_|input_hint_block", "a ControlNet, which is not supported yet"),
-        (r"^(image_proj|ip_adapter)\.", "an IP-Adapter, which is not supported"),
-        (r"^(emb_params|clip_l|clip_g|string_to_param)$", "a textual inversion; give --embedding NAME=PATH"),
-        (
-            r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.(down|up|conv_in|layers)",
-            "an autoencoder; give --vae PATH",
-        ),
-        (r"^(input_blocks|down_blocks)\.", "a U-Net alone, without autoencoder and text encoder"),
-        (r"^(text_model|transformer\.text_model)\.", "a text encoder alone"),
-    )
-    for pattern, kind in kinds:
-        if any(re.search(pattern, name) for name in names):
-            return f"it is {kind}"
-    if len(names) == 1:
-        return "it has a single tensor; a textual inversion is given by --embedding NAME=PATH"
-    return f"it has no {UNET}* tensors (it has {', '.join(sorted(names)[:2])}, ...)"
-
-
 def _family(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
-    def width(block: str) -> int | None:
-        shape = shapes.get(f"{UNET}{block}.transformer_blocks.0.attn2.to_k.weight")
-        return None if shape is None else shape[-1]
-
-    inputs = shapes[f"{UNET}input_blocks.0.0.weight"][1]
-    if any(name.startswith("conditioner.embedders.1.model.") for name in shapes):
-        return "sdxl"
-    if any(name.startswith("conditioner.embedders.0.model.") for name in shapes):
-        return "sdxl-refiner"
-    if inputs == 7 and f"{UNET}label_emb.weight" in shapes:
-        return "x4-upscaler"
-    if any(name.startswith("cond_stage_model.model.") for name in shapes):
-        return "sd2"
-    if any(name.startswith("cond_stage_model.transformer.") for name in shapes):
-        return "sd1"
-    guess = {1024: "Stable Diffusion 2", 768: "Stable Diffusion 1", 2048: "SDXL"}.get(
-        width("input_blocks.2.1") or width("input_blocks.1.1") or width("input_blocks.4.1") or 0, "an unknown family"
-    )
+    """Return the family of a file; CheckpointError if it has no text encoder, or a U-Net of another structure."""
+    first = shapes.get(f"{UNET}input_blocks.0.0.weight", ())
+    if len(first) != 4:
+        raise CheckpointError(f"{path}: its network is not a supported U-Net (no {UNET}input_blocks.0.0.weight)")
+    for family in ("sdxl", "sdxl-refiner", "sd2", "sd1"):
+        if all(any(name.startswith(prefix) for name in shapes) for prefix in TEXT[family]):
+            return "x4-upscaler" if family == "sd2" and first[1] == 7 else family
+    widths = {1024: "Stable Diffusion 2", 768: "Stable Diffusion 1", 2048: "SDXL", 1280: "SDXL's refiner"}
+    width = next((shape[-1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")), 0)
+    lacks = "no text encoder" if any(name.startswith(AUTOENCODERS) for name in shapes) else _NEITHER
     raise CheckpointError(
-        f"{path}: has the U-Net of {guess} but no text encoder; add it, or give a checkpoint that has one"
+        f"{path}: has the U-Net of {widths.get(width, 'an unknown family')} but {lacks}; give a file that has all"
     )
+
+
+_NEITHER: Final = "neither a text encoder nor an autoencoder"

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.clip_vocabulary import END
 from pipeline.models.checkpoint.single_file import TEXT, UNET, Family, SingleFile
 
@@ -21,6 +22,8 @@ SCALING: Final[Mapping[Family, float]] = {
     "sdxl-refiner": 0.13025,
     "x4-upscaler": 0.08333,
 }
+VERSION: Final = {"_diffusers_version": "0.30.0"}
+"""The version of diffusers that has all the options written, for its pipelines that ask for it."""
 _BETAS: Final = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -43,9 +46,11 @@ def unet_config(file: SingleFile) -> dict[str, Any]:
     up = [[_transformers(shapes, f"output_blocks.{start + layer}") for layer in range(depth + 1)] for start in starts]
     cross = next(shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
     middle = _transformers(shapes, "middle_block")
-    native = {"sd1": 64, "sd2": 96 if file.predicts_v else 64}.get(family, 128)
+    per_level, per_up_level = _per_level(down, middle), _per_level(up[::-1], middle)
+    native = {"sd1": 64, "sd2": 96 if file.prediction_type == "v_prediction" else 64}.get(family, 128)
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
+        **VERSION,
         "sample_size": native,
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
@@ -54,7 +59,7 @@ def unet_config(file: SingleFile) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if any(each) else "DownBlock2D" for each in down],
         "up_block_types": ["CrossAttnUpBlock2D" if any(each) else "UpBlock2D" for each in up],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
-        "transformer_layers_per_block": [_common(each, middle) for each in down],
+        "transformer_layers_per_block": per_level,
         "cross_attention_dim": cross,
         "attention_head_dim": _HEADS
         if family in ("sd1", "x4-upscaler")
@@ -68,8 +73,8 @@ def unet_config(file: SingleFile) -> dict[str, Any]:
         config["num_class_embeds"] = shapes["label_emb.weight"][0]
     if family == "x4-upscaler":
         config["only_cross_attention"] = [True] * (levels - 1) + [False]
-    if [_common(each, middle) for each in up[::-1]] != config["transformer_layers_per_block"]:
-        config["reverse_transformer_layers_per_block"] = [_common(each, middle) for each in up]
+    if per_up_level != per_level:
+        config["reverse_transformer_layers_per_block"] = per_up_level[::-1]
     if (added := shapes.get("label_emb.0.0.weight")) is not None:
         config |= {
             "addition_embed_type": "text_time",
@@ -86,13 +91,12 @@ def _transformers(shapes: Shapes, block: str) -> int:
     )
 
 
-def _common(layers: list[int], middle: int) -> int | list[int]:
-    """Return the transformer layers of a level: one number if its attentions have the same.
+def _per_level(levels: list[list[int]], middle: int) -> list[int | list[int]]:
+    """Return the transformer layers of each level: one number if all of its attentions have the same.
 
-    The last level's is the middle's too; so a level without attentions gets it."""
-    if not any(layers):
-        return max(1, middle)
-    return layers[0] if len(set(layers)) == 1 else layers
+    The last level's number is the middle's too, so a last level without attentions gets that."""
+    found = [layers[0] if len(set(layers)) == 1 else layers for layers in levels]
+    return [*(layers or 1 for layers in found[:-1]), found[-1] or max(1, middle)]
 
 
 def pooled_width(file: SingleFile) -> int:
@@ -101,13 +105,28 @@ def pooled_width(file: SingleFile) -> int:
 
 
 def autoencoder_config(file: SingleFile) -> dict[str, Any]:
-    """Return the config.json of the file's autoencoder."""
-    shapes = file.part(file.autoencoder_prefix or "")
+    """Return the config.json of the file's autoencoder, or of the published one if it has none."""
+    prefix = file.autoencoder_prefix
+    shape = _published_autoencoder(file.family) if prefix is None else autoencoder_shape(file.part(prefix))
     return {
-        **autoencoder_shape(shapes),
-        "sample_size": {"sd1": 512, "sd2": 768, "x4-upscaler": 512}.get(file.family, 1024),
+        **shape,
+        **VERSION,
+        "sample_size": {"sd1": 512, "sd2": 768, "x4-upscaler": 256}.get(file.family, 1024),
         "scaling_factor": SCALING[file.family],
-        "force_upcast": file.family.startswith("sdxl"),
+        "force_upcast": True,
+    }
+
+
+def _published_autoencoder(family: Family) -> dict[str, Any]:
+    channels = [128, 256, 512] if family == "x4-upscaler" else [128, 256, 512, 512]
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": channels,
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "norm_num_groups": _GROUPS,
     }
 
 
@@ -151,25 +170,18 @@ def text_config(shapes: Shapes, *, open_clip: bool, layers: int, projects: bool)
     return config | ({"projection_dim": shapes["text_projection.weight"][0]} if projects else {})
 
 
-def scheduler_config(file: SingleFile, prediction: str | None, zero_snr: bool | None) -> dict[str, Any]:
-    """Return the scheduler_config.json of the family; `prediction` and `zero_snr` override what the file says."""
-    prediction = prediction or ("v_prediction" if file.predicts_v else "epsilon")
-    common = {**_BETAS, "prediction_type": prediction}
-    if (zero_snr is None and "ztsnr" in file.markers) or zero_snr:
-        common |= {"rescale_betas_zero_snr": True}
+def scheduler_config(file: SingleFile) -> dict[str, Any]:
+    """Return the scheduler_config.json of the family, with what the file says of its predictions."""
+    zero_snr = {"rescale_betas_zero_snr": True} if file.zero_terminal_snr else {}
+    common = {**_BETAS, "prediction_type": file.prediction_type, **zero_snr}
     if file.family in ("sdxl", "sdxl-refiner"):
         return {"_class_name": "EulerDiscreteScheduler", **common, "timestep_spacing": "leading"}
+    ddim = {"_class_name": "DDIMScheduler", **common, "clip_sample": False, "set_alpha_to_one": False}
     if file.family == "x4-upscaler":
-        betas = {"beta_start": 1e-4, "beta_end": 0.02}
-        return {"_class_name": "DDIMScheduler", **common, **betas, "clip_sample": False, "set_alpha_to_one": False}
-    if prediction == "v_prediction":
-        return {"_class_name": "DDIMScheduler", **common, "clip_sample": False, "set_alpha_to_one": False}
-    return {
-        "_class_name": "PNDMScheduler",
-        **common,
-        "skip_prk_steps": True,
-        "set_alpha_to_one": False,
-    }
+        return {**ddim, "beta_start": 1e-4, "beta_end": 0.02}
+    if zero_snr or (file.family == "sd2" and file.prediction_type == "v_prediction"):
+        return ddim
+    return {"_class_name": "PNDMScheduler", **common, "skip_prk_steps": True, "set_alpha_to_one": False}
 
 
 def low_res_scheduler_config() -> dict[str, Any]:
@@ -184,11 +196,30 @@ def low_res_scheduler_config() -> dict[str, Any]:
     }
 
 
-PADDING: Final[Mapping[Family, tuple[str, ...]]] = {
-    "sd1": (END,),
-    "sd2": ("!",),
-    "x4-upscaler": ("!",),
-    "sdxl": (END, "!"),
-    "sdxl-refiner": ("!",),
+_PIPELINES: Final[Mapping[Family, Mapping[int, str]]] = {
+    "sd1": {
+        4: "StableDiffusionPipeline",
+        8: "StableDiffusionInstructPix2PixPipeline",
+        9: "StableDiffusionInpaintPipeline",
+    },
+    "sd2": {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline"},
+    "sdxl": {4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline"},
+    "sdxl-refiner": {4: "StableDiffusionXLImg2ImgPipeline"},
+    "x4-upscaler": {7: "StableDiffusionUpscalePipeline"},
 }
-"""The padding token of each text encoder's tokenizer."""
+"""The class in model_index.json by the input channels of the U-Net."""
+
+
+def pipeline_class(file: SingleFile) -> str:
+    """Return the class of diffusers for the file's form; CheckpointError if its family has no such form."""
+    known, channels = _PIPELINES[file.family], file.shapes[f"{UNET}input_blocks.0.0.weight"][1]
+    if channels not in known:
+        supported = " or ".join(map(str, known))
+        raise CheckpointError(f"{file.path}: its U-Net takes {channels} channels; for {file.family}, it is {supported}")
+    return known[channels]
+
+
+def text_encoder_padding(file: SingleFile) -> tuple[str | None, ...]:
+    """Return the padding of each text encoder: CLIP's end token (Stable Diffusion 1's), or None for token 0."""
+    paddings: Mapping[Family, tuple[str | None, ...]] = {"sd1": (END,), "sdxl": (END, None)}
+    return paddings.get(file.family, (None,))

@@ -4,9 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,11 +16,20 @@ from pipeline.models.checkpoint.layout import (
     AUTOENCODERS,
     DIFFUSERS_STEM,
     PICKLES,
+    SINGLE_FILE,
     STEMS,
     TRANSFORMERS_STEM,
     is_config,
     listed_components,
     weight_names,
+)
+from pipeline.models.checkpoint.tensor_names import (
+    PLAIN_NAMES,
+    REFERENCES,
+    Change,
+    TensorNames,
+    changed,
+    referenced_names,
 )
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -44,9 +52,11 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
     """Return the safetensors files of a component: one, or its shards; the fp16 variant if `half` or the only one.
 
     `stem` is the file name without its suffixes; files with other stems contain other weights and are ignored. `folder`
-    may also be a file, which is the component's own."""
+    may also be a file, which is the component's own, or have references to the tensors of a single-file checkpoint."""
     if folder.is_file():
         return [folder]
+    if (folder / REFERENCES).is_file():
+        return [folder.parent / SINGLE_FILE]
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; the checkpoint's model_index.json names it")
     for name in weight_names(stem, half=half):
@@ -61,30 +71,6 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
     raise CheckpointError(f"{folder}: holds no {stem}.safetensors; found only {', '.join(others)}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TensorNames:
-    """The mapping from the tensor names in a component's files to those of its network."""
-
-    strip: str = ""
-    """A prefix of the names in old files."""
-    renames: tuple[tuple[str, str], ...] = ()
-    """Pairs of an old part of a name and the new one."""
-    ignored: tuple[str, ...] = ()
-    """Suffixes of the names of tensors that are not weights."""
-
-    def network_name(self, stored: str) -> str | None:
-        """Return the name of a stored tensor in the network; None if it is not a weight."""
-        if self.ignored and stored.endswith(self.ignored):
-            return None
-        name = stored.removeprefix(self.strip)
-        for old, new in self.renames:
-            name = name.replace(old, new)
-        return name
-
-
-PLAIN_NAMES: Final = TensorNames()
-
-
 def load_weights(
     module: nn.Module, folder: Path, stem: str, *, half: bool = False, names: TensorNames = PLAIN_NAMES
 ) -> None:
@@ -93,7 +79,7 @@ def load_weights(
     for path, matches in match_tensors(module, folder, stem, half=half, names=names).items():
         with _opened(path) as file:
             for match in matches:
-                loaded[match.name] = file.get_tensor(match.stored).reshape(match.shape)
+                loaded[match.name] = changed(file.get_tensor(match.stored), match.change).reshape(match.shape)
     module.load_state_dict(loaded, assign=True)
 
 
@@ -103,6 +89,7 @@ class TensorMatch(NamedTuple):
     stored: str
     name: str
     shape: tuple[int, ...]
+    change: Change
 
 
 def match_tensors(
@@ -112,28 +99,30 @@ def match_tensors(
 
     CheckpointError names a tensor that is missing, unknown, duplicated or of another shape."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    missing, matches = set(shapes), dict[Path, list[TensorMatch]]()
+    missing, matches, names = set(shapes), dict[Path, list[TensorMatch]](), referenced_names(folder) or names
     for path in weight_files(folder, stem, half=half):
         matches[path] = []
         with _opened(path) as file:
             for stored in file.keys():  # noqa: SIM118 - a safe_open is no mapping
-                name = names.network_name(stored)
-                if name is None:
-                    continue
-                if name not in shapes:
-                    raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {_config_of(folder)}")
-                if name not in missing:
-                    raise CheckpointError(f"{path}: tensor {stored} is given twice")
-                _check_shape(path, stored, tuple(file.get_slice(stored).get_shape()), shapes[name], _config_of(folder))
-                missing.remove(name)
-                matches[path].append(TensorMatch(stored, name, shapes[name]))
+                for name, change in names.targets(stored):
+                    if name not in shapes:
+                        config = _config_of(folder)
+                        raise CheckpointError(f"{path}: tensor {stored} is unknown to the network of {config}")
+                    if name not in missing:
+                        raise CheckpointError(f"{path}: tensor {stored} is given twice")
+                    _check_shape(path, stored, change, file, shapes[name], _config_of(folder))
+                    missing.remove(name)
+                    matches[path].append(TensorMatch(stored, name, shapes[name], change))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CheckpointError(f"{folder}: tensor {min(missing)}{more} missing from its safetensors")
     return matches
 
 
-def _check_shape(path: Path, stored: str, shape: tuple[int, ...], expected: tuple[int, ...], config: str) -> None:
+def _check_shape(path: Path, stored: str, change: Change, file: Any, expected: tuple[int, ...], config: str) -> None:
+    shape = tuple(file.get_slice(stored).get_shape())
+    if change != "none":
+        shape = tuple(changed(torch.empty(shape, device="meta"), change).shape)
     squeezed = tuple(side for side in shape if side != 1)  # 1x1 convolutions of old attention
     if expected not in (shape, squeezed):
         raise CheckpointError(f"{path}: tensor {stored} is {shape}; {config} makes it {expected}")
