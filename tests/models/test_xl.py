@@ -98,6 +98,26 @@ def test_image_to_image_with_sdxl_and_its_refiner_is_diffusers(tmp_path: Path, f
         assert np.abs(image_of(each, pixels=pixels, num_inference_steps=20) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("lanes", [2, 4])
+def test_rows_of_other_prompts_and_scales_beside_it_leave_a_row_as_it_is(folder: Path, lanes: int) -> None:
+    stack = load_stack(folder)
+    task = Generate(stack, RowDefaults())
+    prompts: list[dict[str, Any]] = [
+        {"prompt": "a red circle", "guidance_scale": 5.0},
+        {"prompt": "", "guidance_scale": 1.0},
+        {"prompt": "a blue square", "negative_prompt": "", "guidance_scale": 3.0},
+    ]
+    rows = [task.prepare(Row(seed=seed, num_inference_steps=3, **row)) for seed, row in enumerate(prompts)]
+
+    def results(keys: list[int]) -> dict[Any, Any]:
+        engine = LaneEngine(stack.denoise, lanes=lanes, device=stack.device, dtype=stack.dtype)
+        return dict(engine.run([task.request(key, rows[key]) for key in keys]))
+
+    together = results([0, 1, 2])
+    for key in range(3):
+        assert torch.equal(together[key], results([key])[key])
+
+
 def inpainted(folder: Path, row: Row) -> np.ndarray:
     """Return what the networks make of a row's whole canvas, before it is blended into the image."""
     stack = load_stack(folder)
