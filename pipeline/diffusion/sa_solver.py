@@ -21,6 +21,7 @@ def sa_solver(
     The corrector repeats the last step with the newest prediction: it keeps the step's latents and noise, and changes
     the weights of the predictions. Noise is drawn at each step, as in diffusers, also where its weight is zero."""
     schedule, count = request.schedule, len(timesteps)
+    alphas = schedule.alphas_cumprod().tolist()
     highest = max(schedule.predictor_order, schedule.corrector_order - 1)
     rows, last = [], dict[str, float]()
     for index, timestep in enumerate(timesteps):
@@ -37,7 +38,8 @@ def sa_solver(
         keep, noise = _latents_and_noise(request, timestep, sigmas[index], sigmas[index + 1])
         weights = weighted((keep, corrected), (1.0, last), (noise, {"noise": 1.0}))
         row = evaluation(timestep, sigmas[index], predictions[index], weights)
-        rows.append(replace(row, draws_noise=True))
+        alpha = alphas[int(timestep)]  # diffusers takes the timestep's own level for image latents
+        rows.append(replace(row, level=(math.sqrt(alpha), math.sqrt(1 - alpha)), draws_noise=True))
     return rows
 
 

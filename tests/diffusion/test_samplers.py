@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -12,27 +13,25 @@ import torch
 from diffusers import schedulers
 from torch import Tensor
 
+from pipeline.diffusion.catalog import CATALOG, SCHEDULERS, SIGMA_SPACINGS, split_name
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import Conditioning, DenoisingRequest, KnownLatents
-from pipeline.diffusion.samplers import SAMPLERS, sampler_table
-from pipeline.diffusion.schedule import SAMPLER_OF_CLASS, NoiseScheduleConfig
-from pipeline.diffusion.table import SamplerTable
+from pipeline.diffusion.samplers import sampler_table
+from pipeline.diffusion.schedule import NoiseScheduleConfig
+from pipeline.diffusion.table import HISTORY, SamplerTable
 
 logging.getLogger("diffusers").setLevel(logging.ERROR)
 
-REFERENCES: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
-    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-}
+SAMPLERS = (
+    *("ddpm", "ddim", "pndm", "euler", "euler_karras", "euler_exponential", "euler_beta", "euler_a", "heun"),
+    *("heun_karras", "lms", "lms_karras", "kdpm2", "kdpm2_karras", "kdpm2_beta", "kdpm2_a", "kdpm2_a_exponential"),
+    *("dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_lu", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_3m", "dpmpp_3m_sde"),
+    *("dpm_2m", "dpm_3m", "dpm_2m_sde", "dpmpp_2s", "dpmpp_3s_karras", "dpmpp_2s_sde", "dpmpp_3s_sde", "dpm_3s"),
+    *("deis", "deis_karras", "unipc", "unipc_karras", "unipc_beta", "sa_solver", "lcm", "tcd"),
+)
+"""A part of all names; `test_every_option_is_diffusers_or_refused_by_name` has all schedulers and options."""
+PLAIN_SAMPLERS = [name for name in SAMPLERS if split_name(name)[1] is None]
 BASE = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -48,8 +47,8 @@ MIXING = torch.tensor([[0.5, -0.2, 0.1, 0.3], [0.1, 0.4, -0.3, 0.2], [-0.2, 0.3,
 
 def network(latents: Tensor, timesteps: Tensor, *_: object) -> Tensor:
     """A cheap network that is far from linear, mixes channels and neighbors, and depends on the timestep."""
-    time = timesteps.reshape(-1, 1, 1, 1).float() / 1000
-    mixed = (MIXING[None, :, :, None, None] * latents.roll(1, -1)[:, None]).sum(2)
+    time = timesteps.reshape(-1, 1, 1, 1).to(latents.dtype) / 1000
+    mixed = (MIXING.to(latents.dtype)[None, :, :, None, None] * latents.roll(1, -1)[:, None]).sum(2)
     return torch.tanh(mixed * (0.5 + time) + 0.3 * torch.sin(3 * latents)) * 1.2
 
 
@@ -58,9 +57,16 @@ def reference_class(name: str) -> Any:
 
 
 def reference_scheduler(config: dict[str, Any], sampler: str) -> Any:
-    name, changes = REFERENCES[sampler.removesuffix("_karras")]
-    changes = {**changes, "use_karras_sigmas": True} if sampler.endswith("_karras") else changes
-    return getattr(schedulers, name).from_config(config, **changes)
+    name, spacing = split_name(sampler)
+    info = CATALOG[name]
+    changes = dict(info.options)
+    if spacing is not None:
+        changes[SIGMA_SPACINGS[spacing]] = True
+    if info.options.get("algorithm_type") in ("dpmsolver", "sde-dpmsolver"):
+        changes["final_sigmas_type"] = "sigma_min"
+    if name == "pndm":
+        changes["skip_prk_steps"] = True
+    return reference_class(info.scheduler).from_config(config, **changes)
 
 
 def reference(
@@ -71,11 +77,21 @@ def reference(
 
 
 def denoise(
-    scheduler: Any, steps: int, strength: float | None = None, eta: float = 0.0, mask: Tensor | None = None
+    scheduler: Any,
+    steps: int,
+    strength: float | None = None,
+    eta: float = 0.0,
+    mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     scheduler.set_timesteps(steps)
-    noise = torch.randn(1, 4, 8, 8, generator=generator)
+    module = sys.modules[type(scheduler).__module__]
+    if hasattr(module, "randn_tensor"):
+        module.randn_tensor = float32_noise  # which numbers are drawn depends on their type
+    if dtype is torch.float64 and hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = scheduler.sigmas.double()  # some weights of some solvers are differences of large numbers
+    noise = torch.randn(1, 4, 8, 8, generator=generator).to(dtype)
     timesteps = scheduler.timesteps
     if strength is None:
         latents = noise * scheduler.init_noise_sigma
@@ -97,8 +113,33 @@ def denoise(
     return latents[0]
 
 
+def float32_noise(shape: Any, generator: torch.Generator, device: Any, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
 def picture() -> Tensor:
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+
+
+def walk(table: SamplerTable) -> Tensor:
+    """Return the latents of a table that is walked as `pipeline/diffusion/table.py` says, in float64."""
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(1, 4, 8, 8, generator=generator).double()
+    x = table.start_signal * picture().double() + table.start_noise * noise
+    anchor, history = torch.zeros_like(x), [torch.zeros_like(x)] * HISTORY
+    for index in range(len(table)):
+        output = network(table.c_in[index] * x, table.timesteps[index])
+        denoised = (table.c_skip[index] * x + table.c_out[index] * output).clamp(-table.clip, table.clip)
+        if table.thresholding is not None:
+            threshold = torch.quantile(denoised.abs(), table.thresholding.ratio).clamp(1, table.thresholding.highest)
+            denoised = denoised.clamp(-threshold, threshold) / threshold
+        history = [denoised, *history[:-1]]
+        fresh = torch.zeros_like(x)
+        if table.draws_noise[index]:
+            fresh = torch.randn(x.shape, generator=generator).double()
+        terms = torch.stack([x, anchor, output, *history, fresh])
+        x, anchor = torch.einsum("at,t...->a...", table.weights[index], terms)
+    return x[0]
 
 
 def run(table: SamplerTable, network: Any = network, mask: Tensor | None = None) -> Tensor:
@@ -130,18 +171,23 @@ def assert_equal(
 @pytest.mark.parametrize("steps", [1, 4, 20])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampler_equals_diffusers(sampler: str, steps: int) -> None:
-    for spacing, prediction in itertools.product(
-        ("leading", "trailing", "linspace"), ("epsilon", "v_prediction", "sample")
-    ):
-        if prediction == "sample" and sampler in ("pndm", "euler_a"):
+    spacings, predictions = ("leading", "trailing", "linspace"), ("epsilon", "v_prediction", "sample")
+    pairs = itertools.product(spacings, predictions) if steps == 4 else zip(spacings, predictions, strict=True)
+    for spacing, prediction in pairs:
+        if prediction == "sample" and sampler.startswith(("pndm", "euler_a", "kdpm2")):
             continue  # diffusers refuses these
         assert_equal({**BASE, "timestep_spacing": spacing, "prediction_type": prediction}, sampler, steps)
 
 
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("sampler", REFERENCES)
+@pytest.mark.parametrize("sampler", PLAIN_SAMPLERS)
 def test_sampler_equals_diffusers_on_other_noise_schedules(sampler: str, beta_schedule: str) -> None:
-    assert_equal({**BASE, "beta_schedule": beta_schedule, "prediction_type": "v_prediction"}, sampler, 6)
+    config = {**BASE, "beta_schedule": beta_schedule, "prediction_type": "v_prediction"}
+    if sampler == "kdpm2_a" and beta_schedule == "squaredcos_cap_v2":
+        return  # float32 is too coarse for diffusers' steps from the first noise level, 20,000
+    expected = denoise(reference_scheduler(config, sampler), 6, dtype=torch.float64)
+    table = sampler_table(NoiseScheduleConfig.from_dict(config), sampler, 6)
+    assert (walk(table) - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 20])
@@ -165,21 +211,25 @@ def test_ddim_with_all_noise_runs_on_zero_terminal_snr_at_every_step_count(spaci
         assert sampler_table(schedule, "ddim", steps, eta=1.0).weights.isfinite().all()
 
 
+BETAS = tuple(torch.linspace(0.001, 0.03, 1000).tolist())
 OPTION_VALUES: dict[str, tuple[Any, ...]] = {
-    "algorithm_type": ("dpmsolver", "sde-dpmsolver++", "deis"),
-    "beta_schedule": ("linear", "squaredcos_cap_v2", "sigmoid"),
+    "algorithm_type": ("dpmsolver", "sde-dpmsolver++", "sde-dpmsolver", "deis", "noise_prediction", "nothing"),
+    "beta_schedule": ("linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp"),
     "clip_sample": (True, False),
+    "corrector_order": (1, 3, 4),
     "disable_corrector": ([0, 2],),
-    "dynamic_thresholding_ratio": (0.5,),
     "euler_at_final": (True,),
     "final_sigmas_type": ("sigma_min",),
     "flow_shift": (3.0,),
     "interpolation_type": ("log_linear",),
     "lambda_min_clipped": (-5.1, -1.0),
     "lower_order_final": (False,),
+    "original_inference_steps": (20, 100),
     "predict_x0": (False,),
     "prediction_type": ("v_prediction", "sample"),
+    "predictor_order": (1, 3, 4),
     "rescale_betas_zero_snr": (True,),
+    "sample_max_value": (1.1,),
     "set_alpha_to_one": (True,),
     "shift_terminal": (0.1,),
     "sigma_max": (9.0,),
@@ -189,8 +239,10 @@ OPTION_VALUES: dict[str, tuple[Any, ...]] = {
     "solver_type": ("heun", "midpoint", "logrho", "bh1", "bh2"),
     "steps_offset": (0, 1),
     "thresholding": (True,),
+    "timestep_scaling": (0.001,),
     "timestep_spacing": ("linspace", "trailing", "leading"),
     "timestep_type": ("continuous",),
+    "trained_betas": (BETAS, BETAS[:500]),
     "use_beta_sigmas": (True,),
     "use_dynamic_shifting": (True,),
     "use_exponential_sigmas": (True,),
@@ -199,44 +251,58 @@ OPTION_VALUES: dict[str, tuple[Any, ...]] = {
     "use_lu_lambdas": (True,),
     "variance_type": ("fixed_large", "fixed_small_log", "fixed_large_log", "learned"),
 }
-CONTEXTS: tuple[tuple[dict[str, Any], int], ...] = (
-    ({"timestep_spacing": "trailing"}, 7),
-    ({"prediction_type": "v_prediction", "steps_offset": 1}, 7),
-    ({"use_karras_sigmas": True}, 7),
-    ({"final_sigmas_type": "sigma_min", "use_karras_sigmas": True}, 16),
-    ({"final_sigmas_type": "sigma_min", "prediction_type": "v_prediction"}, 16),
+CONTEXTS: tuple[tuple[dict[str, Any], int, float | None], ...] = (
+    ({"timestep_spacing": "trailing"}, 7, None),
+    ({"prediction_type": "v_prediction", "steps_offset": 1}, 7, 0.6),
+    ({"use_karras_sigmas": True}, 7, None),
+    ({"use_exponential_sigmas": True, "solver_order": 3}, 8, 0.5),
+    ({"use_beta_sigmas": True, "solver_type": "heun", "solver_order": 3}, 7, None),
+    ({"final_sigmas_type": "sigma_min", "use_karras_sigmas": True, "solver_order": 3, "thresholding": True}, 16, None),
+    ({"final_sigmas_type": "sigma_min", "prediction_type": "v_prediction", "solver_type": "heun"}, 16, None),
+    ({"final_sigmas_type": "sigma_min", "algorithm_type": "dpmsolver", "solver_order": 3}, 7, None),
 )
-"""Other options, and a number of steps; below 15 steps `lower_order_final` counts."""
+"""Other options, a number of steps, and a strength; below 15 steps `lower_order_final` counts."""
 PLAIN = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 @pytest.mark.parametrize("option", OPTION_VALUES)
-@pytest.mark.parametrize("class_name", SAMPLER_OF_CLASS)
+@pytest.mark.parametrize("class_name", SCHEDULERS)
 def test_every_option_is_diffusers_or_refused_by_name(class_name: str, option: str) -> None:
     scheduler_class, compared = reference_class(class_name), 0
     reads = {*inspect.signature(scheduler_class.__init__).parameters, "beta_schedule"}
-    for value, (context, steps) in itertools.product(OPTION_VALUES[option], CONTEXTS):
+    contexts = CONTEXTS if option in reads or option.startswith("sigma_") else CONTEXTS[:1]
+    for value, (context, steps, strength) in itertools.product(OPTION_VALUES[option], contexts):
+        if class_name.startswith("KDPM2Ancestral") and value == "squaredcos_cap_v2":
+            continue  # float32 is too coarse for its steps from the first noise level, 20,000
+        strength = None if class_name in NO_STRENGTH else strength
         config = {**PLAIN, **context, "_class_name": class_name, option: value}
-        if class_name == "HeunDiscreteScheduler" and value == "squaredcos_cap_v2":
-            continue  # float32 is too coarse for Heun's slopes at its first noise level, 20,000
-        table, refused = table_or_reason(config, steps)
+        table, refused = table_or_reason(config, steps, strength)
         if table is None:
-            assert any(f"scheduler {name} {config[name]!r} " in refused for name in config if name in reads), refused
+            assert any(f"scheduler {name} " in refused for name in config if name in reads), refused
+            assert "is not supported" not in refused or any(f" {value!r} " in refused for value in config.values())
             continue
         try:
-            expected = denoise(scheduler_class.from_config(config), steps)
-        except (AssertionError, IndexError, NotImplementedError):
+            expected = denoise(scheduler_class.from_config(config), steps, strength, dtype=torch.float64)
+        except (AssertionError, IndexError, NotImplementedError, UnboundLocalError, ValueError):
             continue  # diffusers cannot run it
-        difference = (run(table) - expected).abs().max() / expected.abs().max().clamp(min=1)
-        assert difference <= 1e-3, (value, context, steps)
-        compared += 1
+        if expected.isfinite().all():
+            difference = (walk(table) - expected).abs().max() / expected.abs().max().clamp(min=1)
+            assert difference <= 1e-4, (value, context, steps)
+            compared += 1
     assert compared > 0 or option in reads
 
 
-def table_or_reason(config: dict[str, Any], steps: int) -> tuple[SamplerTable | None, str]:
+NO_STRENGTH = ("LMSDiscreteScheduler", "PNDMScheduler", "IPNDMScheduler")
+"""See `test_lms_started_halfway_uses_the_slopes_that_it_has`; the Runge-Kutta start runs all its steps; and the last
+has no add_noise."""
+
+
+def table_or_reason(
+    config: dict[str, Any], steps: int, strength: float | None = None
+) -> tuple[SamplerTable | None, str]:
     try:
         schedule = NoiseScheduleConfig.from_dict(config)
-        return sampler_table(schedule, schedule.sampler, steps), ""
+        return sampler_table(schedule, schedule.sampler, steps, strength=strength), ""
     except ValueError as error:
         return None, str(error)
 
@@ -274,17 +340,25 @@ def test_unipc_without_some_corrections_equals_diffusers(strength: float | None)
 
 def test_a_row_with_another_sampler_is_checked_with_the_options_of_that_sampler() -> None:
     schedule = NoiseScheduleConfig.from_dict(
-        {**BASE, "thresholding": True, "solver_order": 3, "variance_type": "learned"}
+        {**BASE, "use_flow_sigmas": True, "solver_order": 3, "variance_type": "learned"}
     )
     sampler_table(schedule, "euler", 4)
     for sampler, message in (
-        ("ddim", "scheduler thresholding True is not supported by sampler ddim"),
-        ("ddpm", "scheduler thresholding True is not supported by sampler ddpm"),
-        ("dpmpp_2m_karras", "scheduler thresholding True is not supported by sampler dpmpp_2m_karras"),
-        ("unipc", "scheduler thresholding True is not supported by sampler unipc"),
+        ("ddpm", "scheduler variance_type 'learned' is not supported by sampler ddpm"),
+        ("dpmpp_2m_karras", "scheduler variance_type 'learned' is not supported by sampler dpmpp_2m_karras"),
+        ("unipc", "scheduler use_flow_sigmas True is not supported by sampler unipc"),
     ):
         with pytest.raises(ValueError, match=message):
             sampler_table(schedule, sampler, 4)
+
+
+def test_a_name_that_gives_an_order_is_not_changed_by_the_checkpoints_order() -> None:
+    third = NoiseScheduleConfig.from_dict({**BASE, "solver_order": 3, "_class_name": "DPMSolverMultistepScheduler"})
+    second = NoiseScheduleConfig.from_dict({**BASE, "_class_name": "DPMSolverMultistepScheduler"})
+    assert (third.sampler, second.sampler) == ("dpmpp_3m", "dpmpp_2m")
+    for sampler in ("dpmpp_2m", "dpmpp_3m"):
+        tables = [sampler_table(schedule, sampler, 9).weights for schedule in (second, third)]
+        assert torch.equal(*tables)
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
@@ -380,6 +454,8 @@ def test_the_result_is_affine_in_latents_and_outputs(sampler: str) -> None:
 
 
 MEAN, DEVIATION = 0.7, 0.5
+NOT_FOR_GAUSSIANS = ("lcm", "tcd", "ipndm", "dpmpp_2s_sde", "dpmpp_3s_sde", "dpmpp_3m_sde")
+"""For other networks, slow to converge, or (the last one) with a term of diffusers' that grows with the steps."""
 
 
 def gaussian_moments(sampler: str, steps: int) -> tuple[float, float]:
@@ -411,7 +487,7 @@ def gaussian_moments(sampler: str, steps: int) -> tuple[float, float]:
     return latents.mean().item(), latents.std().item()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in NOT_FOR_GAUSSIANS])
 def test_sampler_recovers_mean_and_deviation_of_a_gaussian(sampler: str) -> None:
     mean, deviation = gaussian_moments(sampler, 100)
     assert math.isclose(mean, MEAN, abs_tol=0.03)
@@ -427,7 +503,7 @@ def test_more_steps_come_closer_to_a_gaussian(sampler: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sampler": "dpm"}, "sampler 'dpm' is unknown; known are ddpm"),
+        ({"sampler": "dpm"}, "sampler 'dpm' is unknown; did you mean"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0; give 1 to 1000"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001; give 1 to 1000"),
         ({"num_inference_steps": 1000}, "num_inference_steps is 1000, too many"),
@@ -448,9 +524,13 @@ def test_what_can_not_be_is_refused(arguments: dict[str, Any], message: str) -> 
     [
         (
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "scheduler class FlowMatchEulerDiscreteScheduler is unknown",
+            "scheduler class FlowMatchEulerDiscreteScheduler is not supported: it is for models of flow matching",
         ),
-        ({"beta_schedule": "sigmoid"}, "scheduler beta_schedule 'sigmoid' is unknown"),
+        (
+            {"_class_name": "DPMSolverSDEScheduler"},
+            "DPMSolverSDEScheduler is not supported: its noise comes from a Brown",
+        ),
+        ({"beta_schedule": "square"}, "scheduler beta_schedule 'square' is unknown"),
         ({"_class_name": None}, "scheduler class None is unknown"),
         ({"beta_start": "0.1"}, "scheduler beta_start '0.1' is not a number"),
     ],
@@ -463,9 +543,22 @@ def test_unknown_schedules_are_refused(change: dict[str, Any], message: str) -> 
 @pytest.mark.parametrize(
     ("class_name", "change", "message"),
     [
-        ("EulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas True is not supported by sampler euler"),
-        ("DPMSolverMultistepScheduler", {"solver_order": 3}, "solver_order 3 is not supported by .* known: 2"),
-        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver"}, "algorithm_type 'dpmsolver' is not supported"),
+        (
+            "EulerDiscreteScheduler",
+            {"interpolation_type": "x"},
+            "interpolation_type 'x' .* sampler euler; known: linear",
+        ),
+        ("DPMSolverMultistepScheduler", {"solver_order": 4}, "solver_order 4 is not supported by .* known: 2, 3, 1"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"algorithm_type": "ode"},
+            "algorithm_type 'ode' is not supported by DPMSolverM",
+        ),
+        ("DPMSolverSinglestepScheduler", {"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other"),
+        ("DEISMultistepScheduler", {"thresholding": True}, "thresholding True is not supported by sampler deis"),
+        ("SASolverScheduler", {"tau_func": "x"}, "tau_func 'x' is not supported by sampler sa_solver"),
+        ("LCMScheduler", {"trained_betas": [0.1]}, "trained_betas has 1 values; num_train_timesteps is 1000"),
+        ("LCMScheduler", {"original_inference_steps": 3}, "num_inference_steps is 4; give at most 3, the scheduler's"),
         ("UniPCMultistepScheduler", {"predict_x0": False}, "predict_x0 False cannot end at zero noise"),
         ("DDPMScheduler", {"variance_type": "fixed_large_log"}, "variance_type 'fixed_large_log' is not supported"),
         ("PNDMScheduler", {"prediction_type": "sample"}, "prediction_type 'sample' is not supported by sampler pndm"),
@@ -482,5 +575,5 @@ def test_options_that_the_sampler_reads_and_cannot_honor_are_refused(
 def test_the_schedulers_folder_gives_the_default_sampler() -> None:
     for sampler in SAMPLERS:
         config = dict(reference_scheduler(BASE, sampler).config)
-        name = {"_class_name": REFERENCES[sampler.removesuffix("_karras")][0]}
+        name = {"_class_name": CATALOG[split_name(sampler)[0]].scheduler}
         assert NoiseScheduleConfig.from_dict({**config, **name}).sampler == sampler
