@@ -59,6 +59,8 @@ def _check_size(tokens: int, config: Mapping[str, Any], whose: str) -> None:
 def _read_tokenizer(folder: Path) -> CLIPTokenizer:
     if not folder.is_dir():
         raise CheckpointError(f"--tokenizer {folder}: no such folder")
+    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        raise CheckpointError(f"--tokenizer {folder}: holds no vocab.json and no tokenizer.json; a tokenizer has one")
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # noqa: BLE001 - tokenizers raises bare ones for a broken file

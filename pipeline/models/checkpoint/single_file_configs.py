@@ -1,7 +1,7 @@
 """The configs of the components of a single-file checkpoint: from its tensors' shapes, and from published configs."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pipeline.errors import CheckpointError
@@ -11,8 +11,15 @@ from pipeline.models.checkpoint.single_file import TEXT, UNET, Family, SingleFil
 Shapes = Mapping[str, tuple[int, ...]]
 
 _HEAD_WIDTH: Final = 64
-"""Channels per head of the text encoders, and of the U-Nets of Stable Diffusion 2 and XL; 1.x has 8 heads instead."""
-_HEADS: Final = 8
+"""Channels per head of the text encoders, and of the U-Nets of Stable Diffusion 2 and XL; others have 8 heads."""
+_HEADS: Final[Mapping[Family, tuple[int, ...]]] = {
+    "sd1": (8, 8, 8, 8),
+    "x4-upscaler": (8, 8, 8, 8),
+    "sd2": (5, 10, 20, 20),
+    "sdxl": (5, 10, 20),
+    "sdxl-refiner": (6, 12, 24, 24),
+}
+"""Heads by level of the published U-Nets."""
 _GROUPS: Final = 32
 
 SCALING: Final[Mapping[Family, float]] = {
@@ -61,9 +68,7 @@ def unet_config(file: SingleFile) -> dict[str, Any]:
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
         "transformer_layers_per_block": per_level,
         "cross_attention_dim": cross,
-        "attention_head_dim": _HEADS
-        if family in ("sd1", "x4-upscaler")
-        else [max(1, width // _HEAD_WIDTH) for width in channels],
+        "attention_head_dim": _heads(family, channels),
         "use_linear_projection": any(
             name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items()
         ),
@@ -82,6 +87,17 @@ def unet_config(file: SingleFile) -> dict[str, Any]:
             "addition_time_embed_dim": (added[1] - pooled_width(file)) // (5 if family == "sdxl-refiner" else 6),
         }
     return config
+
+
+def _heads(family: Family, channels: Sequence[int]) -> int | list[int]:
+    """Return the heads of each level: the published ones, or in smaller U-Nets one per 64 channels."""
+    published = _HEADS[family]
+    if len(set(published)) == 1:
+        return published[0]
+    by_width = all(width % _HEAD_WIDTH == 0 for width in channels) or len(channels) != len(published)
+    if by_width or any(width % heads for width, heads in zip(channels, published, strict=True)):
+        return [max(1, width // _HEAD_WIDTH) for width in channels]
+    return list(published)
 
 
 def _transformers(shapes: Shapes, block: str) -> int:
@@ -179,6 +195,8 @@ def scheduler_config(file: SingleFile) -> dict[str, Any]:
     ddim = {"_class_name": "DDIMScheduler", **common, "clip_sample": False, "set_alpha_to_one": False}
     if file.family == "x4-upscaler":
         return {**ddim, "beta_start": 1e-4, "beta_end": 0.02}
+    if pipeline_class(file) == "StableDiffusionInstructPix2PixPipeline":
+        return {"_class_name": "EulerAncestralDiscreteScheduler", **common}
     if zero_snr or (file.family == "sd2" and file.prediction_type == "v_prediction"):
         return ddim
     return {"_class_name": "PNDMScheduler", **common, "skip_prk_steps": True, "set_alpha_to_one": False}
@@ -203,7 +221,11 @@ _PIPELINES: Final[Mapping[Family, Mapping[int, str]]] = {
         9: "StableDiffusionInpaintPipeline",
     },
     "sd2": {4: "StableDiffusionPipeline", 9: "StableDiffusionInpaintPipeline"},
-    "sdxl": {4: "StableDiffusionXLPipeline", 9: "StableDiffusionXLInpaintPipeline"},
+    "sdxl": {
+        4: "StableDiffusionXLPipeline",
+        8: "StableDiffusionXLInstructPix2PixPipeline",
+        9: "StableDiffusionXLInpaintPipeline",
+    },
     "sdxl-refiner": {4: "StableDiffusionXLImg2ImgPipeline"},
     "x4-upscaler": {7: "StableDiffusionUpscalePipeline"},
 }
