@@ -99,12 +99,12 @@ def validate(path: str, task: Task, size_multiple: int, limit: int | None) -> in
 
     Exit status: 0, no problem; 1, the manifest cannot be read; 3, there are problems.
     """
-    from pipeline.diffusion.samplers import SAMPLERS
+    from pipeline.diffusion.catalog import canonical_name
     from pipeline.manifest.read import count_rows
     from pipeline.manifest.rules import Rules
     from pipeline.manifest.validate import validate as problems_in
 
-    rules = Rules(task=task, samplers=tuple(SAMPLERS), size_multiple=size_multiple)
+    rules = Rules(task=task, sampler_name=canonical_name, size_multiple=size_multiple)
     count = 0
     for problem in problems_in(path, rules, limit=limit):
         count += 1

@@ -16,6 +16,8 @@ Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 PromptSyntax = Literal["plain", "weighted"]
 Store = Literal["parquet", "files"]
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 MAX_SIZE: Final = 4096
 """Limit on the width and on the height of an image that is generated, in pixels."""
@@ -69,7 +71,12 @@ class RowDefaults:
         default_text="0 1",
     )
     sampler: str | None = option(
-        None, "fixed", _IMAGES, "ddim, euler, dpmpp_2m, ...", metavar="NAME", default_text=_MODEL
+        None,
+        "fixed",
+        _IMAGES,
+        "ddim, euler_a, dpmpp_2m_karras, ..., or another tool's name for it, such as 'DPM++ 2M Karras'.",
+        metavar="NAME",
+        default_text=_MODEL,
     )
     eta: float | None = option(
         None,
@@ -254,6 +261,23 @@ class RunConfig:
         location="checkpoint",
         metavar="PATH_OR_URL",
         defaults={**DEFAULT_MODELS, "estimate": None},
+    )
+    timestep_spacing: TimestepSpacing | None = option(
+        None,
+        "fixed",
+        _IMAGES,
+        "How a sampler's steps are spread over the training steps; few-step models need trailing.",
+        default_text=_MODEL,
+    )
+    prediction_type: PredictionType | None = option(
+        None, "fixed", _IMAGES, "What the U-Net was trained to predict.", default_text=_MODEL
+    )
+    zero_terminal_snr: bool | None = option(
+        None,
+        "fixed",
+        _IMAGES,
+        "Whether the noise schedule ends in pure noise; for models that were trained so, with v_prediction.",
+        default_text=_MODEL,
     )
     tokenizer: str | None = option(
         None,

@@ -6,13 +6,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.diffusion.catalog import canonical_name
 from pipeline.manifest.build import build
 from pipeline.manifest.rules import Rules
 from pipeline.manifest.sources import Source
 from pipeline.manifest.validate import validate
 
-SAMPLERS = ("ddim", "euler", "euler_a", "dpmpp_2m")
-RULES = Rules(samplers=SAMPLERS)
+RULES = Rules(sampler_name=canonical_name)
 VALID_ROW = {
     "id": "cat-1",
     "prompt": "a cat",

@@ -119,10 +119,12 @@ def canonical_name(name: str) -> str:
         if spelling in _spellings():
             return _spellings()[spelling]
     if (scheduler := _UNSUPPORTED_NAMES.get(plain, name)) in _UNSUPPORTED:
-        raise ValueError(f"sampler {name!r} ({scheduler}) is not supported: {_UNSUPPORTED[scheduler]}")
+        raise ValueError(f'sampler is "{name}" ({scheduler}), which is not supported: {_UNSUPPORTED[scheduler]}')
     near = dict.fromkeys(_spellings()[each] for each in difflib.get_close_matches(plain, _spellings(), n=2 * _NEAR))
-    hint = f"did you mean {', '.join(list(near)[:_NEAR])}?" if near else f"known are {', '.join(CATALOG)}"
-    raise ValueError(f"sampler {name!r} is unknown; {hint}")
+    near = [each for each in near if split_name(each)[1] is None] or list(near)
+    listed = ", ".join(f'"{each}"' for each in near[:_NEAR])
+    hint = f"did you mean {listed}?" if near else f"there are {', '.join(CATALOG)}"
+    raise ValueError(f'sampler is "{name}", which does not exist; {hint}')
 
 
 def sampler_of_scheduler(config: Mapping[str, Any]) -> str:

@@ -16,6 +16,9 @@ Options = Mapping[str, Accepted]
 OVERRIDES: Final = "_overrides"
 """The key of a schedule's config for the options that the run gives: their command-line flags by name."""
 
+_PURE_NOISE: Final = ("DDPMScheduler", "DDIMScheduler", "LCMScheduler", "TCDScheduler")
+"""The schedulers whose first timestep has no signal left at zero terminal SNR; noise predicted there says nothing."""
+
 NOISE_ALGORITHMS: Final = ("dpmsolver", "sde-dpmsolver", "noise_prediction")
 """The values of `algorithm_type` whose predictions are noise; those of the others are denoised latents."""
 
@@ -168,6 +171,9 @@ def check_options(sampler: str, options: Mapping[str, Any]) -> None:
 
 def _check_combinations(sampler: str, options: Mapping[str, Any], scheduler: str) -> None:
     """Raise ValueError for options that do not go together."""
+    zero_snr = (options.get(OVERRIDES) or {}).get("rescale_betas_zero_snr")
+    if zero_snr and scheduler in _PURE_NOISE and options.get("prediction_type") == "epsilon":
+        raise ValueError(f"{zero_snr} needs prediction_type v_prediction or sample for {sampler}; it is epsilon")
     ends_at_zero = (options.get("final_sigmas_type") or "zero") == "zero"
     predicts_noise = "algorithm_type" in OPTIONS[scheduler] and options.get("algorithm_type") in NOISE_ALGORITHMS
     if scheduler.startswith("DEIS"):

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.diffusion.engine import LaneEngine
+from pipeline.diffusion.options import OVERRIDES
 from pipeline.errors import CheckpointError
 from pipeline.inference.task import Task
 
@@ -45,11 +46,24 @@ def build_task(config: RunConfig, stack: "Stack") -> Task:
     from pipeline.tasks.requests import check_default_sampler, read_schedule
     from pipeline.tasks.upscale import Upscale
 
+    stack = override_schedule(config, stack)
     schedule = read_schedule(stack.name, stack.schedule_config)
     sampler = config.defaults.sampler or stack.generation_config.get("sampler") or schedule.sampler
     check_default_sampler(stack.name, schedule, sampler)
     tasks = {"generate": Generate, "inpaint": Inpaint, "upscale": Upscale}
     return tasks[config.task](stack, config.defaults)
+
+
+def override_schedule(config: RunConfig, stack: "Stack") -> "Stack":
+    """Return the stack with the run's options in its scheduler config, and their flags for the messages."""
+    given = {
+        "timestep_spacing": (config.timestep_spacing, "--timestep-spacing"),
+        "prediction_type": (config.prediction_type, "--prediction-type"),
+        "rescale_betas_zero_snr": (config.zero_terminal_snr, "--zero-terminal-snr"),
+    }
+    values = {name: value for name, (value, _) in given.items() if value is not None}
+    flags = {name: given[name][1] for name, value in values.items() if value is not False}  # any sampler can go without
+    return replace(stack, schedule_config={**stack.schedule_config, **values, OVERRIDES: flags}) if values else stack
 
 
 def add_embeddings(config: RunConfig, stack: "Stack") -> dict[str, str]:

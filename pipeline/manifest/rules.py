@@ -1,6 +1,5 @@
 """The rules for the rows of a manifest, and the messages for rows that break them."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ class Rules:
     """The parameters of the rules: the task, and the limits of the model."""
 
     task: Task = "generate"
-    samplers: tuple[str, ...] | None = None
-    """The samplers that exist; `None`: any name is accepted."""
+    sampler_name: Callable[[str], str] | None = None
+    """Returns the sampler that a name means; ValueError if there is none. `None`: any name is accepted."""
     loras: tuple[str, ...] | None = None
     """The names of LoRAs that exist; `None`: any name is accepted."""
     needs_image: bool = False
@@ -89,11 +88,13 @@ def _scale_rule(name: str, off: str) -> Rule:
 
 
 def _sampler_rule(value: Any, rules: Rules) -> str | None:
-    if value is None or rules.samplers is None or value in rules.samplers:
+    if value is None or rules.sampler_name is None:
         return None
-    near = difflib.get_close_matches(str(value), rules.samplers, n=1)
-    hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(rules.samplers)}"
-    return f'sampler is "{value}", which does not exist; {hint}'
+    try:
+        rules.sampler_name(str(value))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _loras_rule(value: Any, rules: Rules) -> str | None:

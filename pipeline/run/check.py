@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.adapters import adapter_weights
 from pipeline.config import SCALES, RunConfig
-from pipeline.diffusion.samplers import SAMPLERS
+from pipeline.diffusion.catalog import canonical_name
 from pipeline.errors import InvalidManifestError, RunError
 from pipeline.inference.checkpoint_info import CheckpointInfo, read_checkpoint_info
 from pipeline.manifest.read import read_schema
@@ -55,7 +55,7 @@ def rules_for_run(config: RunConfig, checkpoint: CheckpointInfo) -> Rules:
     """Return the rules that the rows of a run must follow."""
     return Rules(
         task=config.task,
-        samplers=tuple(SAMPLERS),
+        sampler_name=canonical_name,
         loras=tuple(name for name, _ in config.loras),
         needs_image=checkpoint.edits_images,
         size_multiple=checkpoint.downsample_factor,
@@ -75,11 +75,17 @@ def check_options(config: RunConfig) -> None:
         raise RunError(f"scale is {config.defaults.scale}; give one of {', '.join(map(str, SCALES))}")
     if tile is not None and overlap is not None and overlap > tile // 2:
         raise RunError(f"overlap is {overlap}; give at most {tile // 2}, half of the tile")
-    if config.defaults.sampler is not None and config.defaults.sampler not in SAMPLERS:
-        raise RunError(f"sampler {config.defaults.sampler!r} does not exist; choose one of {', '.join(SAMPLERS)}")
+    if config.defaults.sampler is not None:
+        try:
+            canonical_name(config.defaults.sampler)
+        except ValueError as error:
+            raise RunError(f"--{error}") from None
     names = [name for name, _ in config.loras]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise RunError(f"--lora gives the name {repeated[0]!r} more than once; give each LoRA a name of its own")
+    words = [name.lower() for name, _ in config.embeddings]
+    if repeated := [word for word in words if words.count(word) > 1]:
+        raise RunError(f"--embedding gives the name {repeated[0]!r} more than once; give each a name of its own")
     try:
         adapter_weights(config.defaults.use_loras, names)
     except ValueError as error:

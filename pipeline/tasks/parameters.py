@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from pipeline.adapters import adapter_weights
 from pipeline.config import RowDefaults
+from pipeline.diffusion.catalog import canonical_name
 from pipeline.models.stack import Stack
 from pipeline.tasks.rows import Row, RowParameters
 from pipeline.tasks.sizes import check_size_options, with_sizes
@@ -65,7 +66,7 @@ class ParameterResolver:
             num_inference_steps=int(self.value(row, "num_inference_steps")),
             guidance_scale=float(self.value(row, "guidance_scale")),
             guidance_rescale=float(self.value(row, "guidance_rescale")),
-            sampler=self.value(row, "sampler"),
+            sampler=canonical_name(self.value(row, "sampler")),
             eta=float(self.value(row, "eta")),
             strength=strength,
             loras=adapter_weights(self._run.use_loras if row.loras is None else row.loras, self._stack.adapters.names),

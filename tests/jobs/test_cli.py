@@ -81,7 +81,7 @@ def test_every_problem_is_printed_and_the_status_is_3(capsys: Captured, tmp_path
     status, out, err = run(capsys, "manifest", "validate", f"{tmp_path}/m.parquet")
     assert (status, err) == (3, "")
     assert out.splitlines() == [
-        'row 0 (id "a"): sampler is "eulr", which does not exist; did you mean "euler"?',
+        'row 0 (id "a"): sampler is "eulr", which does not exist; did you mean "euler", "euler_a"?',
         'row 2 (id "c"): it has no prompt (null); give a text, or "" for an unconditional image',
         'row 0 (id "a"): its id is not unique: row 1 has it too',
         'row 1 (id "a"): its id is not unique: row 0 has it too',

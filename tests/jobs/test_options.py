@@ -200,6 +200,8 @@ def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -
     }
     loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
     loras |= {} if command == "classify" else {"--vae": (None, "PATH_OR_URL")}
+    if command != "classify":
+        loras |= dict.fromkeys(("--timestep-spacing", "--prediction-type", "--zero-terminal-snr"), (None, None))
     loras |= {"--image-guidance-scale": (None, "W")} if command in ("generate", "estimate") else {}
     assert actual == expected | loras | {"--allow-root": ((), "PATH_OR_URL")}
 
@@ -254,6 +256,6 @@ def test_what_a_resumed_run_may_not_change() -> None:
     fixed = {name for name, each in settings_in(RunConfig).items() if each.resume == "fixed"}
     assert fixed == {
         *("task", "defaults", "seed", "lanes", "threads", "format", "quality", "store", "shard"),
-        *("clip_score", "labels", "template"),
+        *("clip_score", "labels", "template", "timestep_spacing", "prediction_type", "zero_terminal_snr"),
     }
     assert {each.resume for each in settings_in(RowDefaults).values()} == {"fixed"}

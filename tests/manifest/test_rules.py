@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.diffusion.catalog import CATALOG
 from pipeline.manifest.rules import row_problems
 from tests.sample_manifests import RULES, VALID_ROW, messages, write_manifest
 
@@ -20,8 +21,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"width": 7}, "width is 7; give a multiple of 8 from 8 to 4096"),
     ({"width": 0}, "width is 0; give a multiple of 8 from 8 to 4096"),
     ({"width": 8192}, "width is 8192; give a multiple of 8 from 8 to 4096"),
-    ({"sampler": "eulr"}, 'sampler is "eulr", which does not exist; did you mean "euler"?'),
-    ({"sampler": "zzz"}, 'sampler is "zzz", which does not exist; there are ddim, euler, euler_a, dpmpp_2m'),
+    ({"sampler": "eulr"}, 'sampler is "eulr", which does not exist; did you mean "euler", "euler_a"?'),
+    ({"sampler": "zzz"}, 'sampler is "zzz", which does not exist; there are ' + ", ".join(CATALOG)),
     ({"seed": -1}, "seed is -1; give 0 to 18446744073709551615"),
     ({"eta": 1.5}, "eta is 1.5; give 0 to 1"),
     ({"strength": 0.0, "image": "a.png"}, "strength is 0.0; give more than 0, at most 1"),

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from pipeline.config import RowDefaults, RunConfig
+from pipeline.diffusion.catalog import canonical_name
 from pipeline.diffusion.engine import LaneEngine
-from pipeline.diffusion.samplers import SAMPLERS
 from pipeline.errors import ActorError
 from pipeline.inference.task import RowResult
 from pipeline.inference.worker import LaneWorker
@@ -52,7 +52,7 @@ def config_for(folder: Path, model: Path | str = "none", **changes: Any) -> RunC
 def through(config: RunConfig, rows: list[dict[str, Any]], load: Any = None) -> list[dict[str, Any]]:
     """The rows after all three stages."""
     table = pa.Table.from_pylist(rows)
-    prepared = PrepareRows(config=config, rules=Rules(samplers=tuple(SAMPLERS)), manifest=table.schema)(table)
+    prepared = PrepareRows(config=config, rules=Rules(sampler_name=canonical_name), manifest=table.schema)(table)
     denoise = Denoise(config, "run", "cpu", lambda amounts: None, load)
     try:
         result = denoise(prepared)
