@@ -143,10 +143,24 @@ def walk(table: SamplerTable) -> Tensor:
 
 
 def run(table: SamplerTable, network: Any = network, mask: Tensor | None = None) -> Tensor:
+    [latents] = run_all([table], network, mask)
+    return latents
+
+
+def run_all(tables: list[SamplerTable], network: Any = network, mask: Tensor | None = None) -> list[Tensor]:
+    """Return the latents of rows of one seed that run together, one per table."""
+    requests = [_request(index, table, mask) for index, table in enumerate(tables)]
+    results = dict(LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32).run(requests))
+    latents = [results[index] for index in range(len(tables))]
+    assert all(isinstance(each, Tensor) for each in latents), latents
+    return latents
+
+
+def _request(key: int, table: SamplerTable, mask: Tensor | None) -> DenoisingRequest:
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(1, 4, 8, 8, generator=generator)
-    request = DenoisingRequest(
-        key="only",
+    return DenoisingRequest(
+        key=key,
         table=table,
         latents=(table.start_signal * picture() + table.start_noise * noise)[0],
         generator=generator,
@@ -154,9 +168,6 @@ def run(table: SamplerTable, network: Any = network, mask: Tensor | None = None)
         guidance=Guidance(),
         known=None if mask is None else KnownLatents(latents=picture()[0], noise=noise[0], mask=mask),
     )
-    [(_, latents)] = LaneEngine(network, lanes=2, device="cpu", dtype=torch.float32).run([request])
-    assert isinstance(latents, Tensor)
-    return latents
 
 
 def assert_equal(
@@ -390,6 +401,17 @@ def test_clipped_predictions_equal_diffusers(sampler: str) -> None:
     assert_equal({**BASE, "clip_sample": True, "clip_sample_range": 0.7}, sampler, 10)
     silent = {key: value for key, value in BASE.items() if key not in ("clip_sample", "set_alpha_to_one")}
     assert_equal(silent, sampler, 10)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "sa_solver", "lcm"])
+def test_dynamic_thresholding_is_diffusers_and_a_matter_of_its_row(sampler: str) -> None:
+    config = {**BASE, "thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.4}
+    assert_equal({**config, "clip_sample": True}, sampler, 8)
+    tables = [sampler_table(NoiseScheduleConfig.from_dict(each), sampler, 8) for each in (config, BASE)]
+    alone = [run(table) for table in tables]
+    together = run_all(tables)
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    assert (alone[0] - alone[1]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m", "unipc"])
