@@ -28,8 +28,9 @@ def convert(
     they are; convert one to keep the result, or to state what the file does not say.
     """
     from pipeline.inference.node_cache import local_file
-    from pipeline.models.checkpoint.convert import SingleFileOptions, convert_single_file
+    from pipeline.models.checkpoint.convert import convert_single_file
     from pipeline.models.checkpoint.identify import check_file_kind
+    from pipeline.models.checkpoint.single_file import SingleFileOptions
 
     path = local_file(file)
     if path.is_dir():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import RunConfig
-from pipeline.inference.node_cache import local_checkpoint, local_file, local_lora, local_vae
+from pipeline.inference.node_cache import local_checkpoint, local_file, local_lora, local_vae, single_file_options
 
 if TYPE_CHECKING:
     from pipeline.models.stack import Stack
@@ -43,10 +43,7 @@ def read_checkpoint_info(config: RunConfig) -> CheckpointInfo:
 
     variants = _variants(config)
     folder = local_checkpoint(
-        config.model,
-        half=variants[0] if len(variants) == 1 else None,
-        tokenizer=config.tokenizer,
-        needs_vae=config.vae is None,
+        config.model, half=variants[0] if len(variants) == 1 else None, options=single_file_options(config)
     )
     clip = None if config.clip_score is None else local_checkpoint(config.clip_score, half=False)
     if clip is not None:

@@ -104,15 +104,13 @@ def add_loras(config: RunConfig, stack: "Stack") -> "Stack":
 
 def load_model(config: RunConfig, device: str) -> LoadedModel:
     """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
-    from pipeline.inference.node_cache import local_checkpoint, local_vae
+    from pipeline.inference.node_cache import local_checkpoint, local_vae, single_file_options
     from pipeline.models.checkpoint.folder import load_stack
 
     torch.set_num_threads(config.threads)
     dtype = config.dtype_on(device)
     stack = load_stack(
-        local_checkpoint(
-            config.model, half=dtype == "float16", tokenizer=config.tokenizer, needs_vae=config.vae is None
-        ),
+        local_checkpoint(config.model, half=dtype == "float16", options=single_file_options(config)),
         device=device,
         dtype=getattr(torch, dtype),
         vae=None if config.vae is None else local_vae(config.vae),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipeline import storage
+from pipeline.config import RunConfig
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.identify import check_file_kind
 from pipeline.models.checkpoint.layout import (
@@ -24,6 +25,7 @@ from pipeline.models.checkpoint.layout import (
     listed_components,
     names_in_use,
 )
+from pipeline.models.checkpoint.single_file import NO_OPTIONS, SingleFileOptions
 from pipeline.models.configs import checkpoint_folder, is_embedded
 
 _COPIES: Final = 4
@@ -31,20 +33,27 @@ _COPIES: Final = 4
 _CHUNK_BYTES: Final = 16 * 2**20
 
 
-def local_checkpoint(
-    model: str, *, half: bool | None = None, tokenizer: str | None = None, needs_vae: bool = True
-) -> Path:
+def single_file_options(config: RunConfig) -> SingleFileOptions:
+    """Return what a run says of its checkpoint, if that is a single file."""
+    return SingleFileOptions(
+        tokenizer=None if config.tokenizer is None else Path(config.tokenizer),
+        prediction_type=config.prediction_type,
+        zero_terminal_snr=config.zero_terminal_snr,
+        needs_vae=config.vae is None,
+    )
+
+
+def local_checkpoint(model: str, *, half: bool | None = None, options: SingleFileOptions = NO_OPTIONS) -> Path:
     """Return the local folder of a checkpoint; of one at a URL, the files in use are copied into this node's cache.
 
-    That of a single file has its configs and refers to its weights; `tokenizer` is the folder of its tokenizer, None
-    for CLIP's; without `needs_vae`, it may lack an autoencoder. `half` as in `load_stack`, None for the files of both
-    precisions."""
+    The folder of a single file, to which `options` apply, has its configs and refers to its weights. `half` as in
+    `load_stack`, None for the files of both precisions."""
     path = model if "://" not in model else storage.locate(model)[1]
     is_local = "://" not in model or storage.is_local(model)
     if model.endswith(SAFETENSORS) and (Path(path).is_file() if is_local else not storage.is_folder(model)):
         file = Path(path) if is_local else _copy_files(model, [model])
-        return _opened(file, None if tokenizer is None else Path(tokenizer), needs_vae)
-    if tokenizer is not None:
+        return _opened(file, options)
+    if options.tokenizer is not None:
         raise CheckpointError("--tokenizer is for single files; a checkpoint folder has its own tokenizer")
     if is_local:
         return checkpoint_folder(path)
@@ -62,18 +71,18 @@ def local_checkpoint(
     return folder
 
 
-def _opened(file: Path, tokenizer: Path | None, needs_vae: bool) -> Path:
+def _opened(file: Path, options: SingleFileOptions) -> Path:
     """Return the folder in this node's cache that refers to a single file."""
-    from pipeline.models.checkpoint.convert import FORMAT, SingleFileOptions, refer_to_single_file  # with torch
+    from pipeline.models.checkpoint.convert import FORMAT, refer_to_single_file  # with torch
 
-    inputs = [file, *(sorted(tokenizer.rglob("*")) if tokenizer is not None else [])]
+    inputs = [file, *(sorted(options.tokenizer.rglob("*")) if options.tokenizer is not None else [])]
     versions = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in inputs]
-    identity = "\n".join([f"{FORMAT} {tokenizer} {needs_vae}", *versions])
+    identity = "\n".join([f"{FORMAT} {options}", *versions])
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:24] / file.stem
     if not folder.is_dir():
         with _exclusive_lock(folder.parent):
             if not folder.is_dir():  # another process may have been first
-                refer_to_single_file(file, folder, SingleFileOptions(tokenizer=tokenizer, needs_vae=needs_vae))
+                refer_to_single_file(file, folder, options)
     return folder
 
 

@@ -76,21 +76,21 @@ def test_texts_have_openclips_tokens(tmp_path: Path) -> None:
 
 
 def test_each_text_encoder_pads_with_its_own_token(tmp_path: Path) -> None:
-    write_tokenizers(tmp_path, [("text_encoder", ENCODER), ("text_encoder_2", ENCODER)], (END, None), None)
+    write_tokenizers(tmp_path, {"text_encoder": ENCODER, "text_encoder_2": ENCODER}, (END, None), None, source="file")
     padded = [CLIPTokenizer.from_pretrained(tmp_path / name) for name in ("tokenizer", "tokenizer_2")]
     assert [tokenizer.pad_token_id for tokenizer in padded] == [49407, 0]
 
 
 def test_a_given_tokenizer_is_taken_as_it_is_and_pads_the_second_encoder_with_token_0(tmp_path: Path) -> None:
     save_tokenizer(word_tokenizer(["red", "circle"], 16), tmp_path / "given")
-    encoders = [("text_encoder", ENCODER), ("text_encoder_2", ENCODER)]
-    write_tokenizers(tmp_path / "one", encoders, (END, None), tmp_path / "given")
+    encoders = {"text_encoder": ENCODER, "text_encoder_2": ENCODER}
+    write_tokenizers(tmp_path / "one", encoders, (END, None), tmp_path / "given", source="file")
     first, second = (CLIPTokenizer.from_pretrained(tmp_path / "one" / name) for name in ("tokenizer", "tokenizer_2"))
     given = CLIPTokenizer.from_pretrained(tmp_path / "given")
     for tokenizer in (first, second):
         assert tokenizer("a red circle").input_ids == given("a red circle").input_ids
     assert (first.pad_token_id, second.pad_token_id) == (given.pad_token_id, 0)
-    write_tokenizers(tmp_path / "two", encoders, (END, None), tmp_path / "one")
+    write_tokenizers(tmp_path / "two", encoders, (END, None), tmp_path / "one", source="file")
     assert CLIPTokenizer.from_pretrained(tmp_path / "two" / "tokenizer_2").pad_token_id == 0
 
 
@@ -99,8 +99,8 @@ def test_a_wrong_tokenizer_is_refused(tmp_path: Path) -> None:
     for given, vocabulary, message in (
         (tmp_path / "missing", 49408, "--tokenizer .*missing: no such folder"),
         (tmp_path / "empty", 49408, "--tokenizer .*empty: holds no vocab.json"),
-        (None, 640, "text encoder has 640 tokens, CLIP's vocabulary 49408; give another --tokenizer"),
+        (None, 640, "file: its text encoder has 640 tokens, CLIP's vocabulary 49408; give another --tokenizer"),
     ):
         encoder = {**ENCODER, "vocab_size": vocabulary}
         with pytest.raises(CheckpointError, match=message):
-            write_tokenizers(tmp_path / "out", [("text_encoder", encoder)], (END,), given)
+            write_tokenizers(tmp_path / "out", {"text_encoder": encoder}, (END,), given, source="file")

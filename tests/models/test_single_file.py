@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from pipeline.config import RowDefaults
 from pipeline.diffusion.engine import LaneEngine
 from pipeline.errors import CheckpointError
-from pipeline.inference.node_cache import local_checkpoint
 from pipeline.inference.task import RowResult
 from pipeline.inference.worker import LaneWorker
-from pipeline.models.checkpoint.convert import SingleFileOptions, convert_single_file, refer_to_single_file
+from pipeline.models.checkpoint.convert import convert_single_file, refer_to_single_file
 from pipeline.models.checkpoint.folder import load_stack
+from pipeline.models.checkpoint.single_file import SingleFileOptions, read_single_file
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.rows import Row
@@ -179,6 +179,10 @@ def test_half_precision_and_float8_are_stored_as_halves(tmp_path: Path, sdxl: Pa
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
     expected = tensors["model.diffusion_model.out.2.bias"].to(torch.float8_e4m3fn).half()
     assert torch.equal(weights["conv_out.bias"], expected)
+    options = SingleFileOptions(tokenizer=sdxl / "tokenizer")
+    refer_to_single_file(tmp_path / "m.safetensors", tmp_path / "referring", options)
+    ours, theirs = (load_stack(tmp_path / name).unet.state_dict() for name in ("referring", "converted"))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 @pytest.mark.parametrize(
@@ -199,24 +203,37 @@ def test_what_a_file_says_of_its_prediction_is_in_the_scheduler(
     assert (config["prediction_type"], config.get("rescale_betas_zero_snr")) == expected
 
 
-REFUSED = {
-    "a LoRA; give it as --lora NAME=": {"lora_unet_down_blocks_0.lora_down.weight": torch.ones(4, 4)},
-    "a ControlNet, which is not supported yet": {"control_model.input_hint_block.0.weight": torch.ones(4, 4)},
-    "an IP-Adapter": {"image_proj.proj.weight": torch.ones(4, 4)},
-    "a textual inversion; give it as --embedding NAME=": {"emb_params": torch.ones(4, 4)},
-    "an autoencoder alone; give it as --vae ": {"first_stage_model.encoder.conv_in.weight": torch.ones(4, 4)},
-    "is FLUX, which is not supported": {"model.diffusion_model.double_blocks.0.img_mod.lin.weight": torch.ones(4, 4)},
-    "is Stable Diffusion 3, which": {"model.diffusion_model.joint_blocks.0.x_block.attn.proj.weight": torch.ones(4, 4)},
-    "a U-Net alone": {"input_blocks.0.0.weight": torch.ones(4, 4)},
-}
+@pytest.mark.parametrize(
+    ("extra", "metadata", "message"),
+    [
+        ({"edm_vpred.sigma_max": torch.ones(1)}, {}, "edm_vpred.sigma_max marks a noise schedule"),
+        ({}, {"modelspec.prediction_type": "flow"}, "prediction_type is 'flow'; supported is epsilon or v"),
+        ({"v_pred": torch.ones(0)}, {"modelspec.prediction_type": "epsilon"}, "its tensor v_pred marks a v_prediction"),
+        ({"model.diffusion_model.out.2.scale_weight": torch.ones(1)}, {}, "scaled float8 weights"),
+        ({"edm_mean": torch.ones(4), "edm_std": torch.ones(4)}, {}, "is Playground 2.5"),
+    ],
+)
+def test_a_file_whose_predictions_are_not_supported_is_refused(
+    tmp_path: Path, sdxl: Path, extra: dict[str, torch.Tensor], metadata: dict[str, str], message: str
+) -> None:
+    file = write_single_file(sdxl, tmp_path / "m.safetensors", "sdxl", extra, **metadata)
+    with pytest.raises(CheckpointError, match=message):
+        read_single_file(file)
 
 
-@pytest.mark.parametrize("message", REFUSED)
-def test_a_file_of_another_kind_says_what_it_is(tmp_path: Path, message: str) -> None:
-    save_file(REFUSED[message], tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match=message) as caught:
-        local_checkpoint(str(tmp_path / "m.safetensors"))
-    assert "\n" not in str(caught.value)
+def test_a_file_with_missing_or_reshaped_tensors_is_refused(tmp_path: Path, sdxl: Path) -> None:
+    tensors = load_file(write_single_file(sdxl, tmp_path / "m.safetensors", "sdxl"))
+    name = "model.diffusion_model.middle_block.1.norm.weight"
+    without_block = {key: value for key, value in tensors.items() if ".input_blocks.4." not in key}
+    for changed, message in (
+        ({key: value for key, value in tensors.items() if key != name}, f"lacks {name}, which its unet needs"),
+        ({**tensors, name: torch.ones(3)}, rf"{name} is \(3,\); its unet needs \(64,\)"),
+        (without_block, "has some tensors of sdxl but not its structure"),
+    ):
+        save_file(changed, tmp_path / "changed.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            convert_single_file(tmp_path / "changed.safetensors", tmp_path / "converted")
+    assert not (tmp_path / "converted").exists()
 
 
 def test_tensors_without_a_place_are_refused_with_their_count(tmp_path: Path, sdxl: Path) -> None:
@@ -233,56 +250,3 @@ def test_a_vocabulary_that_is_larger_than_the_text_encoders_needs_another(tmp_pa
     file = write_single_file(sdxl, tmp_path / "m.safetensors", "sdxl")
     with pytest.raises(CheckpointError, match=r"has \d+ tokens, CLIP's vocabulary 49408; give another --tokenizer"):
         convert_single_file(file, tmp_path / "converted")
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("stabilityai/sdxl-turbo", "hf download stabilityai/sdxl-turbo --local-dir sdxl-turbo"),
-        ("nothing", "no such checkpoint folder, and no embedded model"),
-    ],
-)
-def test_a_name_that_is_no_path_says_what_to_do(name: str, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        local_checkpoint(name)
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"model.ckpt": ""}, "is a pickle"),
-        (
-            {"model_index.json": '{"_class_name": "FluxPipeline", "transformer": ["a", "b"]}'},
-            "is a FluxPipeline, a diff",
-        ),
-        (
-            {"config.json": '{"_class_name": "ControlNetModel"}'},
-            "one component of a checkpoint, ControlNetModel; ControlNets are not",
-        ),
-        (
-            {"config.json": '{"_class_name": "AutoencoderKL"}'},
-            "is one component of a checkpoint, AutoencoderKL; give it as --vae",
-        ),
-        ({"adapter_config.json": "{}"}, "is a LoRA in PEFT's form; give it as --lora NAME="),
-        ({"m.safetensors": ""}, "m.safetensors in it is not a readable safetensors file"),
-    ],
-)
-def test_a_folder_of_another_kind_says_what_it_is(tmp_path: Path, files: dict[str, str], message: str) -> None:
-    for name, content in files.items():
-        (tmp_path / name).write_text(content)
-    with pytest.raises(CheckpointError, match=message):
-        local_checkpoint(str(tmp_path / "model.ckpt" if "model.ckpt" in files else tmp_path))
-
-
-def test_a_single_file_is_converted_once_and_makes_images(
-    tmp_path: Path, sdxl: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LATENTMILL_CACHE", str(tmp_path / "cache"))
-    file = write_single_file(sdxl, tmp_path / "model.safetensors", "sdxl")
-    folder = local_checkpoint(str(file), tokenizer=str(sdxl / "tokenizer"))
-    assert folder.name == "model"
-    written = (folder / "model_index.json").stat().st_mtime_ns
-    assert local_checkpoint(str(file), tokenizer=str(sdxl / "tokenizer")) == folder
-    assert (folder / "model_index.json").stat().st_mtime_ns == written
-    with pytest.raises(CheckpointError, match="--tokenizer is for single files"):
-        local_checkpoint(str(sdxl), tokenizer=str(sdxl / "tokenizer"))

@@ -26,33 +26,39 @@ def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def write_tokenizers(
-    folder: Path, encoders: Sequence[tuple[str, Mapping[str, Any]]], paddings: Sequence[str | None], given: Path | None
+    folder: Path,
+    encoders: Mapping[str, Mapping[str, Any]],
+    paddings: Sequence[str | None],
+    given: Path | None,
+    *,
+    source: str,
 ) -> None:
     """Write the tokenizer of each text encoder, given by its component's name and config, to a checkpoint folder.
 
     `paddings` are their padding tokens, None for token 0. `given` is a tokenizer's folder, or one with `tokenizer` and
-    `tokenizer_2`; None for CLIP's vocabulary. CheckpointError if a text encoder has fewer tokens."""
+    `tokenizer_2`; None for CLIP's vocabulary. CheckpointError if a text encoder has fewer tokens; `source` is the file
+    of the text encoders, for errors."""
     first: Path | None = None
-    for (name, config), padding in zip(encoders, paddings, strict=True):
+    for (name, config), padding in zip(encoders.items(), paddings, strict=True):
         target = folder / name.replace("text_encoder", "tokenizer")
         if given is None:
             vocabulary, merges = clip_vocabulary()
-            _check_size(len(vocabulary), config, "CLIP's vocabulary")
+            _check_size(source, len(vocabulary), config, "CLIP's vocabulary")
             window = config["max_position_embeddings"]
             write_tokenizer(target, vocabulary, merges, padding=padding or next(iter(vocabulary)), window=window)
             continue
-        source = next((each for each in (given / target.name, given / "tokenizer") if each.is_dir()), given)
-        _check_size(len(_read_tokenizer(source)), config, f"the tokenizer in {source}")
-        shutil.copytree(source, target)
-        if source == first:  # it pads as the first text encoder needs
+        own = next((each for each in (given / target.name, given / "tokenizer") if each.is_dir()), given)
+        _check_size(source, len(_read_tokenizer(own)), config, f"the tokenizer in {own}")
+        shutil.copytree(own, target)
+        if own == first:  # it pads as the first text encoder needs
             _pad_with_token_0(target)
-        first = first or source
+        first = first or own
 
 
-def _check_size(tokens: int, config: Mapping[str, Any], whose: str) -> None:
+def _check_size(source: str, tokens: int, config: Mapping[str, Any], whose: str) -> None:
     if tokens > config["vocab_size"]:
         raise CheckpointError(
-            f"the file's text encoder has {config['vocab_size']} tokens, {whose} {tokens}; give another --tokenizer"
+            f"{source}: its text encoder has {config['vocab_size']} tokens, {whose} {tokens}; give another --tokenizer"
         )
 
 

@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.clip_vocabulary import write_tokenizers
 from pipeline.models.checkpoint.layout import DIFFUSERS_STEM, SINGLE_FILE
-from pipeline.models.checkpoint.single_file import SingleFile, read_single_file
+from pipeline.models.checkpoint.single_file import NO_OPTIONS, SingleFile, SingleFileOptions, read_single_file
 from pipeline.models.checkpoint.single_file_configs import (
     VERSION,
     low_res_scheduler_config,
@@ -30,44 +29,22 @@ FORMAT: Final = 2
 _SHARD_BYTES: Final = 2 * 2**30
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SingleFileOptions:
-    """What a single file does not say."""
-
-    tokenizer: Path | None = None
-    """A tokenizer's folder, or a folder with `tokenizer` and `tokenizer_2`; None for CLIP's."""
-    prediction_type: str | None = None
-    """None for what the file says, else epsilon."""
-    zero_terminal_snr: bool | None = None
-    """None for what the file says, else no."""
-    needs_vae: bool = True
-    """Whether a file without an autoencoder is refused; without one, only the config of its family's is written."""
-
-
-DEFAULTS: Final = SingleFileOptions()
-
-
-def convert_single_file(path: Path, folder: Path, options: SingleFileOptions = DEFAULTS) -> None:
+def convert_single_file(path: Path, folder: Path, options: SingleFileOptions = NO_OPTIONS) -> None:
     """Write the checkpoint in `path` to `folder`, which appears whole or not at all.
 
     Every weight of the file has a place in a component, or CheckpointError names one that has none."""
-    file = _read(path, options)
+    file = read_single_file(path, options)
     _write_folder(file, folder, options, lambda part, target: _write_weights(file, part, target))
 
 
-def refer_to_single_file(path: Path, folder: Path, options: SingleFileOptions = DEFAULTS) -> None:
+def refer_to_single_file(path: Path, folder: Path, options: SingleFileOptions = NO_OPTIONS) -> None:
     """Write `folder`, whose configs are those of the checkpoint in `path`, and whose weights are references to it."""
-    file = _read(path, options)
+    file = read_single_file(path, options)
 
     def write(part: Part, target: Path) -> None:
         write_references(target, part.stored)
 
     _write_folder(file, folder, options, write, link=path.resolve())
-
-
-def _read(path: Path, options: SingleFileOptions) -> SingleFile:
-    prediction, zero_snr = options.prediction_type, options.zero_terminal_snr
-    return read_single_file(path, prediction_type=prediction, zero_terminal_snr=zero_snr)
 
 
 def _write_folder(
@@ -78,7 +55,9 @@ def _write_folder(
     link: Path | None = None,
 ) -> None:
     if options.needs_vae and file.autoencoder_prefix is None:
-        raise CheckpointError(f"{file.path}: has no autoencoder (first_stage_model.*); give one by --vae")
+        raise CheckpointError(
+            f"{file.path}: has no autoencoder (first_stage_model.*); a run takes one by --vae"
+        )
     parts = single_file_parts(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
@@ -90,7 +69,8 @@ def _write_folder(
             index[part.name] = ["diffusers" if part.stem == DIFFUSERS_STEM else "transformers", part.class_name]
         encoders = [part for part in parts if part.name.startswith("text_encoder")]
         paddings = text_encoder_padding(file)
-        write_tokenizers(target, [(part.name, part.config) for part in encoders], paddings, options.tokenizer)
+        configs = {part.name: part.config for part in encoders}
+        write_tokenizers(target, configs, paddings, options.tokenizer, source=str(file.path))
         for part in encoders:
             index[part.name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
         index |= _write_schedulers(file, target)

@@ -36,8 +36,27 @@ _IGNORED: Final = re.compile(
 
 _SCALES: Final = (".scale_weight", ".weight_scale", ".scale_input", ".input_scale", "scaled_fp8")
 _PREDICTION: Final = "modelspec.prediction_type"
+_PREDICTIONS: Final[Mapping[Family, str]] = {"x4-upscaler": "v_prediction"}
+"""What a family predicts where its files say nothing; the others predict epsilon."""
 _STATED: Final = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 """The prediction types by the values of modelspec.prediction_type."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SingleFileOptions:
+    """What a single file does not say."""
+
+    tokenizer: Path | None = None
+    """A tokenizer's folder, or a folder with `tokenizer` and `tokenizer_2`; None for CLIP's."""
+    prediction_type: str | None = None
+    """None for what the file says, else epsilon."""
+    zero_terminal_snr: bool | None = None
+    """None for what the file says, else no."""
+    needs_vae: bool = True
+    """Whether a file without an autoencoder is refused; without one, only the config of its family's is written."""
+
+
+NO_OPTIONS: Final = SingleFileOptions()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,12 +82,8 @@ class SingleFile:
         return next((each for each in AUTOENCODERS if any(name.startswith(each) for name in self.shapes)), None)
 
 
-def read_single_file(
-    path: Path, *, prediction_type: str | None = None, zero_terminal_snr: bool | None = None
-) -> SingleFile:
-    """Read the header of a file; CheckpointError says in one line what it is if it is not a supported checkpoint.
-
-    `prediction_type` and `zero_terminal_snr` override what the file says; None takes that, else epsilon and no."""
+def read_single_file(path: Path, options: SingleFileOptions = NO_OPTIONS) -> SingleFile:
+    """Read the header of a file; CheckpointError says in one line what it is if it is not a supported checkpoint."""
     shapes, metadata = read_header(path)
     check_tensor_names(str(path), shapes)
     if scaled := [name for name in shapes if name.endswith(_SCALES)]:
@@ -78,8 +93,8 @@ def read_single_file(
         path=path,
         family=family,
         shapes={name: shape for name, shape in shapes.items() if not _IGNORED.search(name)},
-        prediction_type=prediction_type or stated or ("v_prediction" if family == "x4-upscaler" else "epsilon"),
-        zero_terminal_snr="ztsnr" in shapes if zero_terminal_snr is None else zero_terminal_snr,
+        prediction_type=options.prediction_type or stated or _PREDICTIONS.get(family, "epsilon"),
+        zero_terminal_snr="ztsnr" in shapes if options.zero_terminal_snr is None else options.zero_terminal_snr,
     )
 
 
