@@ -1,12 +1,15 @@
 """Single-file checkpoints, made from folders of diffusers by the published tables of names."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+COMPONENTS: Final = ("unet", "vae", "text_encoder", "text_encoder_2")
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -31,34 +34,43 @@ def write_single_file(
     folder: Path, path: Path, family: str, extra: dict[str, Tensor] | None = None, **meta: str
 ) -> Path:
     """Write the checkpoint in `folder` as one file of the family: sd1, sd2, sdxl, sdxl-refiner or x4-upscaler."""
+    names = [name for name in COMPONENTS if (folder / name).exists()]
+    layers = json.loads((folder / "unet" / "config.json").read_text())["layers_per_block"]
+    tensors = single_file_tensors({name: _weights(folder / name) for name in names}, family, layers)
+    tensors |= {"alphas_cumprod": torch.ones(1000), "model_ema.decay": torch.ones(1), **(extra or {})}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=meta or None)
+    return path
+
+
+def single_file_tensors(networks: Mapping[str, dict[str, Tensor]], family: str, layers: int) -> dict[str, Tensor]:
+    """Return the tensors of a family's single file; `networks` are the components' tensors, `layers` those of a level
+    of the U-Net."""
     tensors: dict[str, Tensor] = {}
-    unet = {unet_name(name, _layers(folder)): tensor for name, tensor in _weights(folder / "unet").items()}
+    unet = {unet_name(name, layers): tensor for name, tensor in networks["unet"].items()}
     for name, tensor in unet.items():
         block = name.partition(".UPSAMPLER.")[0]
         attends = any(other.startswith(f"{block}.1.transformer_blocks") for other in unet)
         tensors["model.diffusion_model." + name.replace("UPSAMPLER", "2" if attends else "1")] = tensor
-    autoencoder = _weights(folder / "vae")
+    autoencoder = networks["vae"]
     levels = 1 + max(int(name.split(".")[2]) for name in autoencoder if name.startswith("decoder.up_blocks"))
     for name, tensor in autoencoder.items():
         stored = autoencoder_name(name, levels)
         is_attention = ".attn_1." in stored and ".norm." not in stored and tensor.ndim == 2
         tensors["first_stage_model." + stored] = tensor[:, :, None, None].clone() if is_attention else tensor
     if family == "sd1":
-        for name, tensor in _weights(folder / "text_encoder").items():
+        for name, tensor in networks["text_encoder"].items():
             tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None].float()
     elif family in ("sd2", "x4-upscaler"):
-        tensors |= _open_clip(_weights(folder / "text_encoder"), "cond_stage_model.model.", more_blocks=1)
+        tensors |= _open_clip(networks["text_encoder"], "cond_stage_model.model.", more_blocks=1)
     elif family == "sdxl":
-        for name, tensor in _weights(folder / "text_encoder").items():
+        for name, tensor in networks["text_encoder"].items():
             stored = f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"
             tensors[stored] = tensor
-        tensors |= _open_clip(_weights(folder / "text_encoder_2"), "conditioner.embedders.1.model.")
+        tensors |= _open_clip(networks["text_encoder_2"], "conditioner.embedders.1.model.")
     else:
-        tensors |= _open_clip(_weights(folder / "text_encoder_2"), "conditioner.embedders.0.model.")
-    tensors |= {"alphas_cumprod": torch.ones(1000), "model_ema.decay": torch.ones(1), **(extra or {})}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=meta or None)
-    return path
+        tensors |= _open_clip(networks["text_encoder_2"], "conditioner.embedders.0.model.")
+    return tensors
 
 
 def unet_name(name: str, layers: int) -> str:
@@ -132,9 +144,3 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     [path] = folder.glob("*.safetensors")
     tensors: dict[str, Any] = load_file(path)
     return {name: tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
-
-
-def _layers(folder: Path) -> int:
-    import json
-
-    return json.loads((folder / "unet" / "config.json").read_text())["layers_per_block"]

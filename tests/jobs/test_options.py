@@ -199,7 +199,7 @@ def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -
         for flag, (default, metavar) in OPTIONS[command].items()
     }
     loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
-    loras |= {} if command == "classify" else {"--vae": (None, "PATH_OR_URL")}
+    loras |= {} if command == "classify" else {"--vae": (None, "PATH_OR_URL"), "--tokenizer": (None, "PATH")}
     if command != "classify":
         loras |= dict.fromkeys(("--timestep-spacing", "--prediction-type", "--zero-terminal-snr"), (None, None))
     loras |= {"--image-guidance-scale": (None, "W")} if command in ("generate", "estimate") else {}

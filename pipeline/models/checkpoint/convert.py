@@ -55,9 +55,7 @@ def _write_folder(
     link: Path | None = None,
 ) -> None:
     if options.needs_vae and file.autoencoder_prefix is None:
-        raise CheckpointError(
-            f"{file.path}: has no autoencoder (first_stage_model.*); a run takes one by --vae"
-        )
+        raise CheckpointError(f"{file.path}: has no autoencoder (first_stage_model.*); a run takes one by --vae")
     parts = single_file_parts(file)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as partial:
