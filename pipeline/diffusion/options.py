@@ -99,7 +99,13 @@ OPTIONS: Final[Mapping[str, Options]] = {
         **_BOUNDS,
         "thresholding": _OFF,
         "use_flow_sigmas": _OFF,
-        "algorithm_type": ("deis", "dpmsolver", "dpmsolver++"),  # diffusers takes deis for those of other solvers
+        "algorithm_type": (
+            "deis",
+            "dpmsolver++",
+            "sde-dpmsolver++",
+            "dpmsolver",
+            "sde-dpmsolver",
+        ),  # of other solvers: no effect
         "solver_order": (1, 2, 3),
         "solver_type": ("logrho", "midpoint", "heun", "bh1", "bh2"),  # and logrho
         "lower_order_final": None,
@@ -126,7 +132,7 @@ OPTIONS: Final[Mapping[str, Options]] = {
         **_THRESHOLDING,
         **_VARIANCE,
         "use_flow_sigmas": _OFF,
-        "algorithm_type": ("data_prediction", "noise_prediction"),
+        "algorithm_type": ("data_prediction", "noise_prediction", "deis", "dpmsolver++", "sde-dpmsolver++"),  # as data
         "predictor_order": (1, 2, 3, 4),
         "corrector_order": (1, 2, 3, 4),
         "tau_func": (),
