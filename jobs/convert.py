@@ -40,8 +40,6 @@ def convert(
     check_file_kind(file)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise RunError(f"{folder}: exists and is not empty; give a new folder")
-    if folder.is_dir():
-        folder.rmdir()
     options = SingleFileOptions(
         tokenizer=tokenizer, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr
     )

@@ -236,6 +236,36 @@ def test_a_file_with_missing_or_reshaped_tensors_is_refused(tmp_path: Path, sdxl
     assert not (tmp_path / "converted").exists()
 
 
+def test_old_names_and_matrices_are_found(tmp_path: Path) -> None:
+    """The first files have no `text_model.`, and some tools save autoencoders as `vae.` with matrices for attention."""
+    source = as_published(tiny_checkpoint(tmp_path / "source"), "sd1")
+    tensors = load_file(write_single_file(source, tmp_path / "m.safetensors", "sd1"))
+    old: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        name = name.replace("transformer.text_model.", "transformer.").replace("first_stage_model.", "vae.")
+        old[name] = tensor.flatten(1) if ".attn_1." in name and tensor.ndim == 4 else tensor
+    assert old.keys().isdisjoint(name for name in tensors if "stage_model" in name)
+    save_file(old, tmp_path / "old.safetensors")
+    for file in ("m", "old"):
+        convert_single_file(tmp_path / f"{file}.safetensors", tmp_path / file, options_of(source, "sd1"))
+    for name in ("vae", "text_encoder"):
+        expected, actual = weights_of(tmp_path / "m" / name), weights_of(tmp_path / "old" / name)
+        assert expected.keys() == actual.keys()
+        assert all(torch.equal(tensor, actual[key]) for key, tensor in expected.items())
+
+
+def test_large_components_are_written_in_shards(tmp_path: Path, sdxl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, options = write_single_file(sdxl, tmp_path / "m.safetensors", "sdxl"), options_of(sdxl, "sdxl")
+    convert_single_file(file, tmp_path / "whole", options)
+    monkeypatch.setattr("pipeline.models.checkpoint.convert._SHARD_BYTES", 300_000)
+    convert_single_file(file, tmp_path / "sharded", options)
+    assert len(list((tmp_path / "sharded" / "unet").glob("*-of-*.safetensors"))) > 2
+    whole, sharded = (load_stack(tmp_path / name).unet.state_dict() for name in ("whole", "sharded"))
+    assert all(torch.equal(tensor, sharded[name]) for name, tensor in whole.items())
+    pipeline: Any = DiffusionPipeline.from_pretrained(tmp_path / "sharded")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in pipeline.unet.state_dict().items())
+
+
 def test_tensors_without_a_place_are_refused_with_their_count(tmp_path: Path, sdxl: Path) -> None:
     extra = {"model.diffusion_model.input_blocks.99.0.weight": torch.ones(1), "first_stage_model.x": torch.ones(1)}
     file = write_single_file(sdxl, tmp_path / "m.safetensors", "sdxl", extra)

@@ -49,6 +49,8 @@ _UNSUPPORTED: Final[tuple[tuple[str, str], ...]] = (
     (r"(^|\.)(clip_txt_mapper\.|down_blocks\.1\.0\.channelwise)", "Stable Cascade"),
     (r"^edm_(mean|std)$", "Playground 2.5 (EDM)"),
     (r"^depth_model\.", "Stable Diffusion 2 depth"),
+    (r"^noise_augmentor\.", "Stable unCLIP"),
+    (r"\.time_(stack|mixer)\.", "a video model"),
 )
 """Families that are not supported, by a tensor's name."""
 
