@@ -24,6 +24,7 @@ COUNT = 6
 PIPELINES = {
     "shapes": "StableDiffusionPipeline",
     "shapes-inpainting": "StableDiffusionInpaintPipeline",
+    "shapes-lcm": "LatentConsistencyModelPipeline",
     "upscaler": "StableDiffusionUpscalePipeline",
 }
 
@@ -38,9 +39,10 @@ def accuracy(images: list[Any], scenes: list[Scene]) -> float:
     return counts[True] / counts.total()
 
 
+@pytest.mark.parametrize("model", ["shapes", "shapes-lcm"])
 @pytest.mark.parametrize(("things", "min_accuracy"), [(1, 0.85), (2, 0.65)])
-def test_generated_images_have_the_attributes_in_their_captions(things: int, min_accuracy: float) -> None:
-    task, scenes = Generate(load_stack(EMBEDDED / "shapes"), RowDefaults()), held_out(things, COUNT)
+def test_generated_images_have_the_attributes_in_their_captions(model: str, things: int, min_accuracy: float) -> None:
+    task, scenes = Generate(load_stack(EMBEDDED / model), RowDefaults()), held_out(things, COUNT)
     assert accuracy(generate_images(task, [{"prompt": scene.caption()} for scene in scenes]), scenes) >= min_accuracy
     others = generate_images(task, [{"prompt": scene.caption()} for scene in reversed(scenes)])
     assert accuracy(others, scenes) < 0.6

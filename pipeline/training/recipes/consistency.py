@@ -71,7 +71,7 @@ LCM: Final = ConsistencyRecipe(
     skip=100,
     generation_config={"num_inference_steps": 4, "guidance_scale": 4.0},
     seed=11,
-    loop=LoopConfig(steps=1_200, learning_rate=1e-3, warmup_steps=50, cooldown=0.6, average_decay=0.95, save_every=50),
+    loop=LoopConfig(steps=520, learning_rate=1e-3, warmup_steps=50, cooldown=0.6, average_decay=0.95, save_every=50),
 )
 
 
