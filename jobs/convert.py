@@ -43,6 +43,11 @@ def convert(
     options = SingleFileOptions(
         tokenizer=tokenizer, prediction_type=prediction_type, zero_terminal_snr=zero_terminal_snr
     )
-    convert_single_file(path, folder, options)
+    converted = convert_single_file(path, folder, options)
+    if converted.is_guess:
+        click.echo(
+            f"{file} does not say what its network predicts; epsilon is taken. If it is a 768-pixel model, convert it "
+            "with --prediction-type v_prediction."
+        )
     click.echo(f"{folder} is a checkpoint folder; give it as --model {folder}")
     return 0

@@ -270,7 +270,11 @@ class RunConfig:
         default_text=_MODEL,
     )
     prediction_type: PredictionType | None = option(
-        None, "fixed", _IMAGES, "What the U-Net was trained to predict.", default_text=_MODEL
+        None,
+        "fixed",
+        _IMAGES,
+        "What the U-Net was trained to predict; Stable Diffusion 2 in a single file may need v_prediction.",
+        default_text=_MODEL,
     )
     zero_terminal_snr: bool | None = option(
         None,

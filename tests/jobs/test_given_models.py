@@ -140,6 +140,13 @@ def test_a_file_is_converted_to_a_folder_that_loads(capsys: Captured) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
+def test_a_guess_of_the_prediction_type_is_said(capsys: Captured) -> None:
+    write_single_file(tiny_checkpoint(Path("source"), "sd21"), Path("m.safetensors"), "sd2")
+    for folder, options, said in (("guessed", (), True), ("said", ("--prediction-type", "epsilon"), False)):
+        assert cli.run(("convert", "m.safetensors", folder, "--tokenizer", "source/tokenizer", *options)) == 0
+        assert ("does not say what its network predicts; epsilon is taken" in capsys.readouterr().out) == said
+
+
 def test_a_conversion_that_cannot_be_done_leaves_nothing(capsys: Captured) -> None:
     write_single_file(tiny_checkpoint(Path("source")), Path("m.safetensors"), "sd1")
     before = sorted(path.name for path in Path().iterdir())

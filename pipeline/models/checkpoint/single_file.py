@@ -71,6 +71,8 @@ class SingleFile:
     """What the network predicts: epsilon, v_prediction or sample."""
     zero_terminal_snr: bool
     """Whether the last timestep is pure noise."""
+    is_guess: bool = False
+    """Whether neither file nor options say the prediction type; Stable Diffusion 2 has models of both."""
 
     def part(self, prefix: str) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors with a prefix, by their names without it."""
@@ -89,12 +91,14 @@ def read_single_file(path: Path, options: SingleFileOptions = NO_OPTIONS) -> Sin
     if scaled := [name for name in shapes if name.endswith(_SCALES)]:
         raise CheckpointError(f"{path}: has scaled float8 weights ({scaled[0]}), which are not supported; take float16")
     family, stated = _family(path, shapes), _stated_prediction(path, shapes, metadata)
+    is_guess = family == "sd2" and not (options.prediction_type or stated)
     return SingleFile(
         path=path,
         family=family,
         shapes={name: shape for name, shape in shapes.items() if not _IGNORED.search(name)},
         prediction_type=options.prediction_type or stated or _PREDICTIONS.get(family, "epsilon"),
         zero_terminal_snr="ztsnr" in shapes if options.zero_terminal_snr is None else options.zero_terminal_snr,
+        is_guess=is_guess and shapes[f"{UNET}input_blocks.0.0.weight"][1] == 4,
     )
 
 
