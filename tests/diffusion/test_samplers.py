@@ -280,7 +280,8 @@ PLAIN = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, 
 def test_every_option_is_diffusers_or_refused_by_name(class_name: str, option: str) -> None:
     scheduler_class, compared = reference_class(class_name), 0
     reads = {*inspect.signature(scheduler_class.__init__).parameters, "beta_schedule"}
-    contexts = CONTEXTS if option in reads or option.startswith("sigma_") else CONTEXTS[:1]
+    contexts = [each for each in CONTEXTS if "final_sigmas_type" in reads or "final_sigmas_type" not in each[0]]
+    contexts = contexts if option in reads or option.startswith("sigma_") else contexts[:1]
     for value, (context, steps, strength) in itertools.product(OPTION_VALUES[option], contexts):
         if class_name.startswith("KDPM2Ancestral") and value == "squaredcos_cap_v2":
             continue  # float32 is too coarse for its steps from the first noise level, 20,000
