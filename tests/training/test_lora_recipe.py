@@ -24,6 +24,7 @@ from pipeline.training.low_rank import LowRankLayers
 from pipeline.training.recipes.lora import LORA, train_lora
 from tests.training.tiny_recipes import StoppingWorker, losses
 
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 TINY = replace(LORA, images=32, rank=4, alpha=8.0, loop=replace(LORA.loop, steps=30, learning_rate=0.02, log_every=10))
 
 
@@ -153,3 +154,10 @@ def test_an_option_that_a_recipe_does_not_take_is_refused(
 ) -> None:
     with pytest.raises(RunError, match=message):
         check_options(TrainConfig(output=tmp_path, **options))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_lora_of_each_style_fits_the_embedded_model(name: str) -> None:
+    unet = load_base_model("shapes").unet
+    lora = read_lora(MANIFESTS / "loras" / f"{name}.safetensors", {"unet": unet})
+    assert set(lora.changes["unet"]) == set(LowRankLayers(unet, rank=8, alpha=8.0).names)
