@@ -79,8 +79,8 @@ def unet_name(name: str, layers: int) -> str:
         if ".".join(parts[:count]) in _TOP:
             return ".".join([_TOP[".".join(parts[:count])], *parts[count:]])
     if parts[0] == "mid_block":
-        place = {"resnets0": 0, "attentions0": 1, "resnets1": 2}[parts[1] + parts[2]]
-        return ".".join([f"middle_block.{place}", *_inside(parts[1], parts[3:])])
+        index = {"resnets0": 0, "attentions0": 1, "resnets1": 2}[parts[1] + parts[2]]
+        return ".".join([f"middle_block.{index}", *_inside(parts[1], parts[3:])])
     level, kind, index = int(parts[1]), parts[2], int(parts[3])
     if kind == "downsamplers":
         return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{parts[-1]}"

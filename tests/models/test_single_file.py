@@ -266,7 +266,7 @@ def test_large_components_are_written_in_shards(tmp_path: Path, sdxl: Path, monk
     assert all(torch.equal(tensor, whole[name]) for name, tensor in pipeline.unet.state_dict().items())
 
 
-def test_tensors_without_a_place_are_refused_with_their_count(tmp_path: Path, sdxl: Path) -> None:
+def test_unknown_tensors_are_refused_with_their_count(tmp_path: Path, sdxl: Path) -> None:
     extra = {"model.diffusion_model.input_blocks.99.0.weight": torch.ones(1), "first_stage_model.x": torch.ones(1)}
     file = write_single_file(sdxl, tmp_path / "m.safetensors", "sdxl", extra)
     with pytest.raises(

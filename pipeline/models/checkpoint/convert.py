@@ -32,7 +32,7 @@ _SHARD_BYTES: Final = 2 * 2**30
 def convert_single_file(path: Path, folder: Path, options: SingleFileOptions = NO_OPTIONS) -> SingleFile:
     """Write the checkpoint in `path` to `folder`, which appears whole or not at all; return what the file is.
 
-    Every weight of the file has a place in a component, or CheckpointError names one that has none."""
+    Every weight of the file belongs to a component; CheckpointError counts those that belong to none."""
     file = read_single_file(path, options)
     _write_folder(file, folder, options, lambda part, target: _write_weights(file, part, target))
     return file

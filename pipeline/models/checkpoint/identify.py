@@ -94,7 +94,7 @@ def check_file_kind(path: str) -> None:
 
 
 def check_tensor_names(path: str, names: Collection[str]) -> None:
-    """Raise CheckpointError if a file with these tensors is no checkpoint, or one of an unsupported family."""
+    """Raise CheckpointError if a file with these tensors is not a checkpoint, or one of an unsupported family."""
     kind = _kind(_OPTIONS, names)
     if kind is not None and not any(name.startswith(UNET) for name in names):
         raise CheckpointError(f"{path}: is {kind.format(path=path)}")
@@ -112,7 +112,7 @@ def describe(path: str, names: Collection[str]) -> str:
         return kind.format(path=path)
     if len(names) == 1:
         return f"a file of one tensor; if it is a textual inversion, give it as --embedding NAME={path}"
-    return f"no checkpoint: it has no {UNET}* tensors (it has {', '.join(sorted(names)[:2]) or 'none'}, ...)"
+    return f"not a checkpoint: it has no {UNET}* tensors (it has {', '.join(sorted(names)[:2]) or 'none'}, ...)"
 
 
 def _kind(kinds: Collection[tuple[str, str]], names: Collection[str]) -> str | None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.clip_vocabulary import END
@@ -43,17 +43,11 @@ _BETAS: Final = {
 def unet_config(file: SingleFile) -> dict[str, Any]:
     """Return the config.json of the file's U-Net."""
     shapes, family = file.part(UNET), file.family
-    depth = (
-        next(block for block in itertools.count(1) if f"input_blocks.{block}.0.in_layers.0.weight" not in shapes) - 1
-    )
-    levels = 1 + sum(name.endswith(".0.op.weight") for name in shapes)
-    starts = [level * (depth + 1) for level in range(levels)]
-    channels = [shapes[f"input_blocks.{start + 1}.0.out_layers.3.weight"][0] for start in starts]
-    down = [[_transformers(shapes, f"input_blocks.{start + 1 + layer}") for layer in range(depth)] for start in starts]
-    up = [[_transformers(shapes, f"output_blocks.{start + layer}") for layer in range(depth + 1)] for start in starts]
-    cross = next(shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    levels = _levels(shapes)
+    channels = [shapes[f"input_blocks.{level.first_block}.0.out_layers.3.weight"][0] for level in levels]
     middle = _transformers(shapes, "middle_block")
-    per_level, per_up_level = _per_level(down, middle), _per_level(up[::-1], middle)
+    layers = _per_level([level.down for level in levels], middle)
+    reversed_layers = _per_level([level.up for level in levels[::-1]], middle)[::-1]
     native = {"sd1": 64, "sd2": 96 if file.prediction_type == "v_prediction" else 64}.get(family, 128)
     config: dict[str, Any] = {
         "_class_name": "UNet2DConditionModel",
@@ -62,31 +56,61 @@ def unet_config(file: SingleFile) -> dict[str, Any]:
         "in_channels": shapes["input_blocks.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
         "block_out_channels": channels,
-        "layers_per_block": depth,
-        "down_block_types": ["CrossAttnDownBlock2D" if any(each) else "DownBlock2D" for each in down],
-        "up_block_types": ["CrossAttnUpBlock2D" if any(each) else "UpBlock2D" for each in up],
+        "layers_per_block": len(levels[0].down),
+        "down_block_types": ["CrossAttnDownBlock2D" if any(level.down) else "DownBlock2D" for level in levels],
+        "up_block_types": ["CrossAttnUpBlock2D" if any(level.up) else "UpBlock2D" for level in levels],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
-        "transformer_layers_per_block": per_level,
-        "cross_attention_dim": cross,
+        "transformer_layers_per_block": layers,
+        "cross_attention_dim": next(shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")),
         "attention_head_dim": _heads(family, channels),
         "use_linear_projection": any(
             name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items()
         ),
         "upcast_attention": family == "sd2",
     }
-    if "label_emb.weight" in shapes:
-        config["num_class_embeds"] = shapes["label_emb.weight"][0]
     if family == "x4-upscaler":
-        config["only_cross_attention"] = [True] * (levels - 1) + [False]
-    if per_up_level != per_level:
-        config["reverse_transformer_layers_per_block"] = per_up_level[::-1]
-    if (added := shapes.get("label_emb.0.0.weight")) is not None:
-        config |= {
-            "addition_embed_type": "text_time",
-            "projection_class_embeddings_input_dim": added[1],
-            "addition_time_embed_dim": (added[1] - pooled_width(file)) // (5 if family == "sdxl-refiner" else 6),
-        }
-    return config
+        config["only_cross_attention"] = [True] * (len(levels) - 1) + [False]
+    if reversed_layers[::-1] != layers:
+        config["reverse_transformer_layers_per_block"] = reversed_layers
+    return config | _added_embeddings(file, shapes)
+
+
+def _added_embeddings(file: SingleFile, shapes: Shapes) -> dict[str, Any]:
+    """Return the options of what is added to the embedding of timesteps: noise levels, or SDXL's text and sizes."""
+    if "label_emb.weight" in shapes:
+        return {"num_class_embeds": shapes["label_emb.weight"][0]}
+    if "label_emb.0.0.weight" not in shapes:
+        return {}
+    width, numbers = shapes["label_emb.0.0.weight"][1], 5 if file.family == "sdxl-refiner" else 6
+    pooled = file.shapes[TEXT[file.family][-1] + "text_projection"][1]
+    return {
+        "addition_embed_type": "text_time",
+        "projection_class_embeddings_input_dim": width,
+        "addition_time_embed_dim": (width - pooled) // numbers,
+    }
+
+
+class _Level(NamedTuple):
+    """A level of a U-Net: the number of its first input block, and the transformer layers of each of its blocks.
+
+    `up` belongs to the up block of the same number, whose resolution is that of the opposite level."""
+
+    first_block: int
+    down: list[int]
+    up: list[int]
+
+
+def _levels(shapes: Shapes) -> list[_Level]:
+    depth = next(block for block in itertools.count() if f"input_blocks.{block + 1}.0.in_layers.0.weight" not in shapes)
+    count = 1 + sum(name.endswith(".0.op.weight") for name in shapes)
+    return [
+        _Level(
+            start + 1,
+            [_transformers(shapes, f"input_blocks.{start + 1 + layer}") for layer in range(depth)],
+            [_transformers(shapes, f"output_blocks.{start + layer}") for layer in range(depth + 1)],
+        )
+        for start in range(0, count * (depth + 1), depth + 1)
+    ]
 
 
 def _heads(family: Family, channels: Sequence[int]) -> int | list[int]:
@@ -113,11 +137,6 @@ def _per_level(levels: list[list[int]], middle: int) -> list[int | list[int]]:
     The last level's number is the middle's too, so a last level without attentions gets that."""
     found = [layers[0] if len(set(layers)) == 1 else layers for layers in levels]
     return [*(layers or 1 for layers in found[:-1]), found[-1] or max(1, middle)]
-
-
-def pooled_width(file: SingleFile) -> int:
-    """Return the width of the pooled text of SDXL's second encoder."""
-    return file.shapes[TEXT[file.family][-1] + "text_projection"][1]
 
 
 def autoencoder_config(file: SingleFile) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Part:
 def single_file_parts(file: SingleFile) -> list[Part]:
     """Return the components of a single-file checkpoint, of an autoencoder that it lacks, only the config.
 
-    Every weight of the file has a place in one of them; CheckpointError counts those that have none, are missing or
+    Every weight of the file belongs to one of them; CheckpointError counts those that are unknown, missing or
     have another shape."""
     try:
         parts = [_unet(file), _autoencoder(file), *_text_encoders(file)]
