@@ -64,8 +64,12 @@ def load_base_model(model: str) -> BaseModel:
 
 
 def base_model_width(model: str) -> int:
-    """Return the side in pixels of a checkpoint's images; reads only the headers of its weights."""
-    return load_stack(checkpoint_folder(model), device="meta").native_size[0]
+    """Return the side in pixels of a checkpoint's images; reads only the headers of its weights.
+
+    CheckpointError as of `load_base_model`."""
+    stack = load_stack(checkpoint_folder(model), device="meta")
+    _check_form(model, stack)
+    return stack.native_size[0]
 
 
 def _check_form(model: str, stack: Stack) -> None:

@@ -38,11 +38,14 @@ class DataError(ValueError):
 def run_training(config: TrainConfig) -> None:
     """Train, in this process or on `config.workers` Ray Train workers; a stopped run resumes.
 
-    DataError if the table cannot be used for training; RunError for options that do not fit the recipe or the output.
+    DataError if the table cannot be used for training, CheckpointError if the base model cannot, RunError for options
+    that do not fit the recipe or the output.
     """
     check_options(config)
-    if config.data is not None:
-        prepare_table(config.data, config.output / "data", configured_recipe(config).width)
+    if "data" in RECIPES[config.recipe].options:
+        width = configured_recipe(config).width  # reads the base model, if there is one, before anything is written
+        if config.data is not None:
+            prepare_table(config.data, config.output / "data", width)
     record_options(config)
     if config.workers == 1:
         run_recipe(config, Worker(device=config.device))
@@ -115,7 +118,12 @@ def _read_table(data: str) -> ray.data.Dataset:
     filesystem, path = storage.arrow_filesystem(data)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
-    table = ray.data.read_parquet(path, filesystem=filesystem)
+    try:
+        table = ray.data.read_parquet(path, filesystem=filesystem)
+    except FileNotFoundError:
+        raise DataError(
+            f"{data}: no such file or folder; give a Parquet table with image and prompt"
+        ) from None
     schema = table.schema()
     missing = {"image", "prompt"} - set(schema.names if schema else ())
     if missing:

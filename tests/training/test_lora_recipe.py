@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import RunError
+from pipeline.errors import CheckpointError, RunError
 from pipeline.models.checkpoint.lora import read_lora
 from pipeline.models.checkpoint.lora_kinds import LowRank
 from pipeline.training.base_model import load_base_model
@@ -21,6 +21,7 @@ from pipeline.training.data.examples import scenes
 from pipeline.training.data.scenes import COLORS
 from pipeline.training.data.styles import STYLES, StyledScenes
 from pipeline.training.low_rank import LowRankLayers
+from pipeline.training.ray_train import run_training
 from pipeline.training.recipes.lora import LORA, train_lora
 from tests.training.tiny_recipes import StoppingWorker, losses
 
@@ -154,6 +155,13 @@ def test_an_option_that_a_recipe_does_not_take_is_refused(
 ) -> None:
     with pytest.raises(RunError, match=message):
         check_options(TrainConfig(output=tmp_path, **options))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_base_that_does_not_fit_leaves_nothing_that_refuses_the_right_one(tmp_path: Path) -> None:
+    config = TrainConfig(recipe="lora", output=tmp_path, model="upscaler")
+    with pytest.raises(CheckpointError, match="upscaler: its U-Net takes 7 channels, its latents have 4"):
+        run_training(config)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", STYLES)
