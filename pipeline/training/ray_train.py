@@ -121,9 +121,7 @@ def _read_table(data: str) -> ray.data.Dataset:
     try:
         table = ray.data.read_parquet(path, filesystem=filesystem)
     except FileNotFoundError:
-        raise DataError(
-            f"{data}: no such file or folder; give a Parquet table with image and prompt"
-        ) from None
+        raise DataError(f"{data}: no such file or folder; give a Parquet table with image and prompt") from None
     schema = table.schema()
     missing = {"image", "prompt"} - set(schema.names if schema else ())
     if missing:
