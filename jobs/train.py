@@ -59,13 +59,8 @@ def train(
     """
     from pipeline.training.config import TrainConfig
     from pipeline.training.ray_train import DataError, run_training
-    from pipeline.training.recipes.catalog import RECIPES
 
-    if recipe not in RECIPES:
-        raise click.UsageError(f"recipe {recipe!r} does not exist; choose one of: {', '.join(RECIPES)}")
-    for component, maker in RECIPES[recipe].needs.items():
-        if not (output / component / "config.json").exists():
-            raise click.UsageError(f"{output} has no {component}; train {maker} into it first")
+    _check_recipe(recipe, output)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = TrainConfig(
         recipe=recipe,
@@ -85,3 +80,14 @@ def train(
     except DataError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{recipe} is trained: {output}")
+
+
+def _check_recipe(recipe: str, output: Path) -> None:
+    """Raise a UsageError if the recipe does not exist, or if OUTPUT lacks a component that it needs."""
+    from pipeline.training.recipes.catalog import RECIPES
+
+    if recipe not in RECIPES:
+        raise click.UsageError(f"recipe {recipe!r} does not exist; choose one of: {', '.join(RECIPES)}")
+    for component, maker in RECIPES[recipe].needs.items():
+        if not (output / component / "config.json").exists():
+            raise click.UsageError(f"{output} has no {component}; train {maker} into it first")

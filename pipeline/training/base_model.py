@@ -15,6 +15,8 @@ from pipeline.models.stack import Stack
 from pipeline.models.unet import UNet
 from pipeline.models.unet_config import UNetConfig
 from pipeline.training.conditioning import TextModel
+from pipeline.training.data.examples import Source
+from pipeline.training.encoded_images import EncodedImages, encoded_images
 from pipeline.training.loop import Worker
 
 
@@ -44,6 +46,10 @@ class BaseModel:
         """Return the U-Net's text input (B, window, D) for token ids (B, window)."""
         with torch.no_grad():
             return self.text.network(tokens).last_hidden_state
+
+    def encode(self, source: Source, path: Path, worker: Worker, *, count: int, seed: int) -> EncodedImages:
+        """Return `count` images of a source, encoded once and stored in `path` (see `encoded_images`)."""
+        return encoded_images(source, self.autoencoder, path, worker, count=count, seed=seed, width=self.width)
 
 
 def load_base_model(model: str) -> BaseModel:

@@ -27,7 +27,7 @@ from pipeline.training.consistency import (
 )
 from pipeline.training.data.examples import SCENES, Source
 from pipeline.training.denoising import add_noise, per_image
-from pipeline.training.encoded_images import EncodedImages, encoded_images
+from pipeline.training.encoded_images import EncodedImages
 from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, step_generator, train
 from pipeline.training.save import save_component, write_json, write_model_index
 
@@ -100,15 +100,7 @@ def train_consistency(recipe: ConsistencyRecipe, output: Path, worker: Worker = 
     target = copy.deepcopy(student)
     teacher = channels_last(base.unet.to(worker.device))
     base.text.network.to(worker.device)
-    images = encoded_images(
-        recipe.source,
-        base.autoencoder,
-        folder / "latents.pt",
-        worker,
-        count=recipe.images,
-        seed=recipe.seed,
-        width=base.width,
-    )
+    images = base.encode(recipe.source, folder / "latents.pt", worker, count=recipe.images, seed=recipe.seed)
     tokens, empty_tokens = base.text.tokens(images.captions), base.text.tokens([""]).to(worker.device)
     alphas, empty_states = base.alphas(worker), base.text_states(empty_tokens)
 

@@ -12,7 +12,6 @@ from pipeline.training.base_model import base_model_width, load_base_model
 from pipeline.training.data.examples import Source
 from pipeline.training.data.styles import StyledScenes
 from pipeline.training.denoising import denoising_errors, sample_timesteps
-from pipeline.training.encoded_images import encoded_images
 from pipeline.training.loop import SINGLE_WORKER, LoopConfig, Worker, step_generator, train
 from pipeline.training.low_rank import LowRankLayers, save_kohya, save_peft
 
@@ -60,15 +59,7 @@ def train_lora(recipe: LoraRecipe, output: Path, worker: Worker = SINGLE_WORKER)
     unet = channels_last(base.unet.to(worker.device))
     base.text.network.to(worker.device)
     layers = LowRankLayers(unet, recipe.rank, recipe.rank if recipe.alpha is None else recipe.alpha)
-    images = encoded_images(
-        recipe.source,
-        base.autoencoder,
-        folder / "latents.pt",
-        worker,
-        count=recipe.images,
-        seed=recipe.seed,
-        width=base.width,
-    )
+    images = base.encode(recipe.source, folder / "latents.pt", worker, count=recipe.images, seed=recipe.seed)
     tokens, empty_tokens = base.text.tokens(images.captions), base.text.tokens([""])
     alphas = base.alphas(worker)
 
@@ -82,15 +73,11 @@ def train_lora(recipe: LoraRecipe, output: Path, worker: Worker = SINGLE_WORKER)
         captions = torch.where(dropped, empty_tokens, tokens[indices])
         latents, noise, timesteps, captions = map(worker.local_rows, (latents, noise, timesteps, captions))
         states = base.text_states(captions)
-        errors = denoising_errors(
-            lambda noisy, timesteps: unet(noisy, timesteps, states),
-            latents,
-            noise,
-            timesteps,
-            alphas,
-            base.prediction_type,
-        )
-        return errors.mean(), {}
+
+        def network(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            return unet(noisy, timesteps, states)
+
+        return denoising_errors(network, latents, noise, timesteps, alphas, base.prediction_type).mean(), {}
 
     average = train(layers, step_loss, recipe.loop, folder, worker, batch=recipe.batch)
     assert isinstance(average, LowRankLayers)
