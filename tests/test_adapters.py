@@ -26,7 +26,10 @@ def test_a_named_path_that_rows_could_not_name_is_refused(text: str) -> None:
         ([], ()),
         ("a", (AdapterWeight("a", 1.0),)),
         ("a:0.5, b : -1", (AdapterWeight("a", 0.5), AdapterWeight("b", -1.0))),
-        ([{"name": "a", "weight": None}, {"name": "b", "weight": 2}], (AdapterWeight("a", 1.0), AdapterWeight("b", 2.0))),
+        (
+            [{"name": "a", "weight": None}, {"name": "b", "weight": 2}],
+            (AdapterWeight("a", 1.0), AdapterWeight("b", 2.0)),
+        ),
         ((AdapterWeight("a", 0.5), ("b", 2)), (AdapterWeight("a", 0.5), AdapterWeight("b", 2.0))),
     ],
 )

@@ -35,6 +35,7 @@ class RunRecord:
         model: Mapping[str, Any],
         clip: Mapping[str, Any] | None,
         loras: Mapping[str, Mapping[str, Any]] | None = None,
+        embeddings: Mapping[str, str] | None = None,
         device: str,
         dtype: str,
         actors: int,
@@ -42,10 +43,11 @@ class RunRecord:
         """Record that the attempt runs. RunError if its images would differ from those of earlier attempts.
 
         `manifest` holds `rows` and `sha256`; `model` and `clip` hold `name` and `weights_sha256`,
-        `loras` that of each LoRA by name."""
+        `loras` that of each LoRA by name, `embeddings` the sha256 of each textual inversion by name."""
         facts = {"manifest": manifest, "model": model, "device": device, "dtype": dtype, "actors": actors}
         facts |= {} if clip is None else {"clip": clip}
         facts |= {"loras": loras} if loras else {}
+        facts |= {"embeddings": embeddings or {}}
         refuse_differences(self.config, facts, self._earlier())
         self._write("running", facts)
 
@@ -124,6 +126,11 @@ def refuse_differences(config: RunConfig, facts: Mapping[str, Any], earlier: Map
     loras, earlier_loras = facts.get("loras", {}), earlier.get("loras", {})
     for name in loras.keys() & earlier_loras.keys():
         pairs.append((f"the LoRA {name}", loras[name]["weights_sha256"], earlier_loras[name]["weights_sha256"]))
+    if "embeddings" in facts and "embeddings" in earlier:
+        pairs += [
+            (f"the textual inversion {name}", facts["embeddings"].get(name), earlier["embeddings"].get(name))
+            for name in sorted(facts["embeddings"].keys() | earlier["embeddings"].keys())
+        ]
     pairs += [(name, facts[name], earlier[name]) for name in ("dtype", "device") if name in facts and name in earlier]
     differences = "; ".join(filter(None, (_difference(*pair) for pair in pairs)))
     if differences:

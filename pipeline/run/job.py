@@ -126,6 +126,7 @@ def _record_start(plan: RunPlan, pool: ActorPool, weights: WeightHashes) -> None
         manifest={"rows": plan.rows, "sha256": plan.state.manifest_sha256},
         model={"name": None if folder is None else folder.name, "weights_sha256": weights.model},
         clip=None if clip is None else {"name": clip.name, "weights_sha256": weights.clip},
+        embeddings=weights.embeddings,
         loras={name: {"weights_sha256": sha256} for name, sha256 in weights.loras.items()},
         device=pool.device,
         dtype=plan.config.dtype_on(pool.device),

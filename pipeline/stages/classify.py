@@ -114,7 +114,8 @@ class Classify:
         }
         columns = {name: table[name] for name in table.column_names if name not in self.columns.removes}
         columns |= {name: pa.array(value, CLASSIFIED[name]) for name, value in values.items()}
-        for name, value in {**self._provenance, "created_at": utc_now()}.items():
+        provenance = {**self._provenance, "created_at": utc_now()}
+        for name, value in ((name, provenance[name]) for name in provenance if name in CLASSIFIED):
             columns[name] = pa.repeat(pa.scalar(value, CLASSIFIED[name]), table.num_rows)
         return pa.table(columns | updated_error_columns(table, errors))
 

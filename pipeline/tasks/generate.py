@@ -33,7 +33,7 @@ class Generate:
         checked_form(stack.name, "generate", stack.unet.config.in_channels, stack.latent_channels)
         _check_options(stack, defaults)
         self.stack = stack
-        self._builder = RequestBuilder(stack, defaults.guidance_interval)
+        self._builder = RequestBuilder(stack, defaults)
         task_defaults = {**defaults_of(stack), "sampler": self._builder.schedule.sampler}
         self._resolver = ParameterResolver(defaults, stack, task_defaults)
 

@@ -45,7 +45,7 @@ class Inpaint:
         self._takes_mask = form == "inpainting"
         _check_latents(stack)
         self.stack, self._run = stack, defaults
-        self._builder = RequestBuilder(stack, defaults.guidance_interval)
+        self._builder = RequestBuilder(stack, defaults)
         task_defaults = {**DEFAULTS, "sampler": self._builder.schedule.sampler}
         self._resolver = ParameterResolver(defaults, stack, task_defaults)
 

@@ -70,6 +70,7 @@ class ParameterResolver:
             eta=float(self.value(row, "eta")),
             strength=strength,
             loras=adapter_weights(self._run.use_loras if row.loras is None else row.loras, self._stack.adapters.names),
+            prompt_syntax=self._run.prompt_syntax if self._stack.text is not None else None,
             clip_skip=int(self.value(row, "clip_skip")) if self._stack.text is not None else None,
         )
         return with_sizes(self._stack, self._run, parameters)

@@ -27,9 +27,9 @@ _CACHE_SIZE: Final = 256
 class RequestBuilder:
     """Builds denoising requests; each distinct prompt is encoded once, each distinct table computed once."""
 
-    def __init__(self, stack: Stack, guidance_interval: tuple[float, float]) -> None:
+    def __init__(self, stack: Stack, run: RowDefaults) -> None:
         self.schedule = read_schedule(stack.name, stack.schedule_config)
-        self._stack, self._guidance_interval = stack, guidance_interval
+        self._stack, self._run = stack, run
         self._encode = functools.lru_cache(maxsize=_CACHE_SIZE)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_CACHE_SIZE)(self._sampler_table)
 
@@ -70,12 +70,13 @@ class RequestBuilder:
             scale=1.0 if self._distilled else parameters.guidance_scale,
             rescale=parameters.guidance_rescale,
             image_scale=parameters.image_guidance_scale,
-            interval=self._guidance_interval,
+            interval=self._run.guidance_interval,
         )
         prompts = [parameters.prompt, parameters.negative_prompt, parameters.negative_prompt]
         prompts = prompts[: guidance.sides if guidance.is_on else 1]
         without_image = None if extra_channels is None else torch.zeros_like(extra_channels)
-        windows = 0 if self._stack.text is None else max(map(self._stack.text.windows, prompts))
+        text, syntax = self._stack.text, self._run.prompt_syntax
+        windows = 0 if text is None else max(text.windows(prompt, syntax) for prompt in prompts)
         return DenoisingRequest(
             key=key,
             table=table,
@@ -115,7 +116,7 @@ class RequestBuilder:
         if text is None:
             return PromptEmbedding(torch.zeros(0, 0), None)
         with self._stack.adapters.on_text(loras):
-            return text.encode(prompt, windows=windows, clip_skip=clip_skip)
+            return text.encode(prompt, windows=windows, clip_skip=clip_skip, syntax=self._run.prompt_syntax)
 
     def _sampler_table(
         self, sampler: str, steps: int, eta: float, strength: float | None, distilled_part: float = 1.0

@@ -59,6 +59,7 @@ class RowParameters:
     tile_size: int | None = None
     tile_overlap: int | None = None
     colors_corrected: bool | None = None
+    prompt_syntax: str | None = None
     original_size: tuple[int, int] | None = None
     crop: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None

@@ -40,7 +40,7 @@ class Upscale:
         checked_form(stack.name, "upscale", stack.unet.config.in_channels, stack.latent_channels)
         _check_upscaler(stack)
         self.stack, self._scale = stack, defaults.scale
-        self._builder = RequestBuilder(stack, defaults.guidance_interval)
+        self._builder = RequestBuilder(stack, defaults)
         steps = 100 if stack.text is None else 75
         task_defaults = {**DEFAULTS, "num_inference_steps": steps, "guidance_scale": 9.0, "noise_level": 20}
         task_defaults["sampler"] = self._builder.schedule.sampler

@@ -13,169 +13,81 @@ from pipeline.config import RowDefaults, RunConfig
 from pipeline.output.run_record import settings_of
 from pipeline.settings import setting, settings_in
 
-OPTIONS: dict[str, dict[str, Any]] = {
-    "generate": {
-        "--actors": (None, "N|MIN:MAX"),
-        "--address": (None, "ADDR"),
-        "--allow-root": (None, "PATH_OR_URL"),
-        "--call-limit": (300.0, "SECONDS"),
-        "--clip-score": (None, "MODEL"),
-        "--device": ("auto", None),
-        "--dtype": (None, None),
-        "--eta": (None, "PART"),
-        "--format": ("png", None),
-        "--gpus-per-actor": (1.0, "N"),
-        "--grace": (30.0, "SECONDS"),
-        "--guidance-interval": ((0.0, 1.0), "FROM TO"),
-        "--guidance-rescale": (None, "PART"),
-        "--guidance-scale": (None, "W"),
-        "--height": (None, "PIXELS"),
-        "--lanes": (8, "N"),
-        "--limit": (None, "N"),
-        "--memory-per-actor": (None, "GIB"),
-        "--model": ("shapes", "PATH_OR_URL"),
-        "--negative-prompt": ("", None),
-        "--new-run": (False, None),
-        "--num-inference-steps": (None, "N"),
-        "--quality": (95, None),
-        "--retry-failed": (False, None),
-        "--sampler": (None, "NAME"),
-        "--seed": (0, "N"),
-        "--shard": (None, "I/N"),
-        "--skip-invalid": (False, None),
-        "--stall-timeout": (600.0, "SECONDS"),
-        "--strength": (None, "PART"),
-        "--threads": (1, "N"),
-        "--width": (None, "PIXELS"),
-    },
-    "inpaint": {
-        "--actors": (None, "N|MIN:MAX"),
-        "--address": (None, "ADDR"),
-        "--allow-root": (None, "PATH_OR_URL"),
-        "--call-limit": (300.0, "SECONDS"),
-        "--clip-score": (None, "MODEL"),
-        "--device": ("auto", None),
-        "--dtype": (None, None),
-        "--eta": (None, "PART"),
-        "--format": ("png", None),
-        "--gpus-per-actor": (1.0, "N"),
-        "--grace": (30.0, "SECONDS"),
-        "--guidance-interval": ((0.0, 1.0), "FROM TO"),
-        "--guidance-rescale": (None, "PART"),
-        "--guidance-scale": (None, "W"),
-        "--lanes": (8, "N"),
-        "--limit": (None, "N"),
-        "--mask-dilate": (0, "PIXELS"),
-        "--mask-feather": (0, "PIXELS"),
-        "--mask-invert": (False, None),
-        "--memory-per-actor": (None, "GIB"),
-        "--model": ("shapes-inpainting", "PATH_OR_URL"),
-        "--negative-prompt": ("", None),
-        "--new-run": (False, None),
-        "--num-inference-steps": (None, "N"),
-        "--quality": (95, None),
-        "--retry-failed": (False, None),
-        "--sampler": (None, "NAME"),
-        "--seed": (0, "N"),
-        "--shard": (None, "I/N"),
-        "--skip-invalid": (False, None),
-        "--stall-timeout": (600.0, "SECONDS"),
-        "--strength": (None, "PART"),
-        "--threads": (1, "N"),
-    },
-    "upscale": {
-        "--actors": (None, "N|MIN:MAX"),
-        "--address": (None, "ADDR"),
-        "--allow-root": (None, "PATH_OR_URL"),
-        "--call-limit": (300.0, "SECONDS"),
-        "--correct-colors": (None, None),
-        "--device": ("auto", None),
-        "--dtype": (None, None),
-        "--eta": (None, "PART"),
-        "--format": ("png", None),
-        "--gpus-per-actor": (1.0, "N"),
-        "--grace": (30.0, "SECONDS"),
-        "--guidance-interval": ((0.0, 1.0), "FROM TO"),
-        "--guidance-rescale": (None, "PART"),
-        "--guidance-scale": (None, "W"),
-        "--lanes": (8, "N"),
-        "--limit": (None, "N"),
-        "--memory-per-actor": (None, "GIB"),
-        "--model": ("upscaler", "PATH_OR_URL"),
-        "--negative-prompt": ("", None),
-        "--new-run": (False, None),
-        "--noise-level": (None, "N"),
-        "--num-inference-steps": (None, "N"),
-        "--overlap": (None, "PIXELS"),
-        "--quality": (95, None),
-        "--retry-failed": (False, None),
-        "--sampler": (None, "NAME"),
-        "--scale": ("4", None),
-        "--seed": (0, "N"),
-        "--shard": (None, "I/N"),
-        "--skip-invalid": (False, None),
-        "--stall-timeout": (600.0, "SECONDS"),
-        "--store": ("parquet", None),
-        "--threads": (1, "N"),
-        "--tile": (None, "PIXELS"),
-    },
-    "classify": {
-        "--actors": (None, "N|MIN:MAX"),
-        "--address": (None, "ADDR"),
-        "--allow-root": (None, "PATH_OR_URL"),
-        "--device": ("auto", None),
-        "--dtype": (None, None),
-        "--gpus-per-actor": (1.0, "N"),
-        "--grace": (30.0, "SECONDS"),
-        "--label": (None, "TEXT"),
-        "--lanes": (8, "N"),
-        "--limit": (None, "N"),
-        "--memory-per-actor": (None, "GIB"),
-        "--model": ("shapes-clip", "PATH_OR_URL"),
-        "--new-run": (False, None),
-        "--retry-failed": (False, None),
-        "--shard": (None, "I/N"),
-        "--skip-invalid": (False, None),
-        "--stall-timeout": (600.0, "SECONDS"),
-        "--template": ("{}", "TEXT"),
-        "--threads": (1, "N"),
-    },
-    "estimate": {
-        "--actors": (None, "N|MIN:MAX"),
-        "--address": (None, "ADDR"),
-        "--allow-root": (None, "PATH_OR_URL"),
-        "--call-limit": (300.0, "SECONDS"),
-        "--device": ("auto", None),
-        "--dtype": (None, None),
-        "--eta": (None, "PART"),
-        "--format": ("png", None),
-        "--gpus-per-actor": (1.0, "N"),
-        "--grace": (30.0, "SECONDS"),
-        "--guidance-interval": ((0.0, 1.0), "FROM TO"),
-        "--guidance-rescale": (None, "PART"),
-        "--guidance-scale": (None, "W"),
-        "--lanes": (8, "N"),
-        "--limit": (None, "N"),
-        "--memory-per-actor": (None, "GIB"),
-        "--model": (None, "PATH_OR_URL"),
-        "--negative-prompt": ("", None),
-        "--new-run": (False, None),
-        "--num-inference-steps": (None, "N"),
-        "--price": (None, "PRICE"),
-        "--quality": (95, None),
-        "--retry-failed": (False, None),
-        "--rows": (None, "N"),
-        "--sampler": (None, "NAME"),
-        "--seed": (0, "N"),
-        "--shard": (None, "I/N"),
-        "--skip-invalid": (False, None),
-        "--stall-timeout": (600.0, "SECONDS"),
-        "--strength": (None, "PART"),
-        "--task": ("generate", None),
-        "--threads": (1, "N"),
-    },
+ALL = ("generate", "inpaint", "upscale", "classify", "estimate")
+IMAGES = tuple(command for command in ALL if command != "classify")
+MODELS = {
+    "generate": "shapes",
+    "inpaint": "shapes-inpainting",
+    "upscale": "upscaler",
+    "classify": "shapes-clip",
+    "estimate": None,
 }
-"""The default and the metavar of each option, by command."""
+"""The default of --model, by command."""
+OPTIONS: dict[str, tuple[tuple[str, ...], Any, str | None]] = {
+    "--actors": (ALL, None, "N|MIN:MAX"),
+    "--address": (ALL, None, "ADDR"),
+    "--aesthetic-score": (("generate", "inpaint"), None, "SCORE"),
+    "--allow-root": (ALL, (), "PATH_OR_URL"),
+    "--call-limit": (IMAGES, 300.0, "SECONDS"),
+    "--clip-score": (("generate", "inpaint"), None, "MODEL"),
+    "--clip-skip": (IMAGES, None, "N"),
+    "--correct-colors": (("upscale",), None, None),
+    "--crop": (("generate", "inpaint"), None, "LEFT TOP"),
+    "--device": (ALL, "auto", None),
+    "--dtype": (ALL, None, None),
+    "--embedding": (("generate", "inpaint", "upscale"), (), "NAME=PATH_OR_URL"),
+    "--eta": (IMAGES, None, "PART"),
+    "--format": (IMAGES, "png", None),
+    "--gpus-per-actor": (ALL, 1.0, "N"),
+    "--grace": (ALL, 30.0, "SECONDS"),
+    "--guidance-interval": (IMAGES, (0.0, 1.0), "FROM TO"),
+    "--guidance-rescale": (IMAGES, None, "PART"),
+    "--guidance-scale": (IMAGES, None, "W"),
+    "--height": (("generate",), None, "PIXELS"),
+    "--image-guidance-scale": (("generate", "estimate"), None, "W"),
+    "--label": (("classify",), None, "TEXT"),
+    "--lanes": (ALL, 8, "N"),
+    "--limit": (ALL, None, "N"),
+    "--lora": (IMAGES, (), "NAME=PATH_OR_URL"),
+    "--mask-dilate": (("inpaint",), 0, "PIXELS"),
+    "--mask-feather": (("inpaint",), 0, "PIXELS"),
+    "--mask-invert": (("inpaint",), False, None),
+    "--memory-per-actor": (ALL, None, "GIB"),
+    "--negative-aesthetic-score": (("generate", "inpaint"), None, "SCORE"),
+    "--negative-prompt": (IMAGES, None, "TEXT"),
+    "--new-run": (ALL, False, None),
+    "--noise-level": (("upscale",), None, "N"),
+    "--num-inference-steps": (IMAGES, None, "N"),
+    "--original-size": (("generate", "inpaint"), None, "WIDTH HEIGHT"),
+    "--overlap": (("upscale",), None, "PIXELS"),
+    "--prediction-type": (IMAGES, None, None),
+    "--price": (("estimate",), None, "PRICE"),
+    "--prompt-syntax": (IMAGES, "plain", None),
+    "--quality": (IMAGES, 95, None),
+    "--retry-failed": (ALL, False, None),
+    "--rows": (("estimate",), None, "N"),
+    "--sampler": (IMAGES, None, "NAME"),
+    "--seed": (IMAGES, 0, "N"),
+    "--shard": (ALL, None, "I/N"),
+    "--skip-invalid": (ALL, False, None),
+    "--stall-timeout": (ALL, 600.0, "SECONDS"),
+    "--store": (("upscale",), "parquet", None),
+    "--strength": (("generate", "inpaint", "estimate"), None, "PART"),
+    "--target-size": (("generate", "inpaint"), None, "WIDTH HEIGHT"),
+    "--task": (("estimate",), "generate", None),
+    "--template": (("classify",), "{}", "TEXT"),
+    "--threads": (ALL, 1, "N"),
+    "--tile": (("upscale",), None, "PIXELS"),
+    "--timestep-spacing": (IMAGES, None, None),
+    "--tokenizer": (IMAGES, None, "PATH"),
+    "--use-lora": (IMAGES, (), "NAME:WEIGHT"),
+    "--vae": (IMAGES, None, "PATH_OR_URL"),
+    "--width": (("generate",), None, "PIXELS"),
+    "--zero-terminal-snr": (IMAGES, None, None),
+}
+"""The commands that have an option, its default, and its metavar."""
+SCALING = ("upscale",)
+"""The commands that have --scale, whose default is 4."""
 OWN = {"--task", "--rows", "--price"}
 """Options of `estimate` that are not fields."""
 
@@ -190,20 +102,16 @@ def options_of(command: str) -> dict[str, click.Option]:
     return {option.opts[0]: option for option in command_of(command).params if isinstance(option, click.Option)}
 
 
-@pytest.mark.parametrize("command", OPTIONS)
+@pytest.mark.parametrize("command", ALL)
 def test_every_option_keeps_its_name_its_default_and_its_metavar(command: str) -> None:
     values = command_of(command).make_context(command, [], resilient_parsing=True).params
     actual = {flag: (values[option.name or ""], option.metavar) for flag, option in options_of(command).items()}
     expected = {
-        flag: (int(default) if flag == "--scale" else default, metavar)
-        for flag, (default, metavar) in OPTIONS[command].items()
+        flag: (default, metavar) for flag, (commands, default, metavar) in OPTIONS.items() if command in commands
     }
-    loras = {} if command == "classify" else {"--lora": ((), "NAME=PATH_OR_URL"), "--use-lora": ((), "NAME:WEIGHT")}
-    loras |= {} if command == "classify" else {"--vae": (None, "PATH_OR_URL"), "--tokenizer": (None, "PATH")}
-    if command != "classify":
-        loras |= dict.fromkeys(("--timestep-spacing", "--prediction-type", "--zero-terminal-snr"), (None, None))
-    loras |= {"--image-guidance-scale": (None, "W")} if command in ("generate", "estimate") else {}
-    assert actual == expected | loras | {"--allow-root": ((), "PATH_OR_URL")}
+    expected["--model"] = (MODELS[command], "PATH_OR_URL")
+    assert {flag: value for flag, value in actual.items() if flag != "--scale"} == expected
+    assert ("--scale" in actual) == (command in SCALING)
 
 
 def test_loras_are_given_by_name() -> None:
@@ -225,10 +133,10 @@ def test_every_option_has_a_help_text(command: str) -> None:
 @pytest.mark.parametrize("config", [RowDefaults, RunConfig])
 def test_every_field_says_how_it_is_given_recorded_and_compared(config: type) -> None:
     assert list(settings_in(config)) == [field.name for field in fields(config)]
-    known = {*OPTIONS}
+    known = {*ALL}
     for each in settings_in(config).values():
         assert each.option is None or (each.option.commands and known >= {*each.option.commands})
-    flags = {flag for command in OPTIONS for flag in options_of(command)} - OWN
+    flags = {flag for command in ALL for flag in options_of(command)} - OWN
     given = {(each.option.flag or f"--{name.replace('_', '-')}") for name, each in _options_in(config).items()}
     assert given <= flags
 

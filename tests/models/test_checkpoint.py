@@ -22,6 +22,7 @@ from pipeline.models.bert import BertConfig
 from pipeline.models.checkpoint.components import load_text_encoder
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.configs import Config
+from pipeline.models.prompts import PromptEncoder
 from pipeline.models.unet_config import UnconditionalUNetConfig, UNetConfig
 from tests.checkpoints import tiny_checkpoint
 
@@ -54,12 +55,13 @@ def test_text_embeddings_equal_those_of_diffusers(saved: Path) -> None:
 
 def test_a_long_prompt_is_encoded_completely_in_several_windows(saved: Path) -> None:
     encoder = load_text_encoder(saved / "text_encoder", saved / "tokenizer")
+    prompts = PromptEncoder((encoder,), is_xl=False, zeros_for_none=False)
     words = ["red"] * encoder.window * 2 + ["circle"]
-    long, other = encoder.encode([" ".join(words), " ".join([*words[:-1], "square"])])
-    assert len(long) == encoder.chunks(" ".join(words)) * encoder.window > encoder.window
+    long, other = (prompts.encode(" ".join([*words[:-1], last])).states for last in ("circle", "square"))
+    assert len(long) == prompts.windows(" ".join(words)) * encoder.window > encoder.window
     assert torch.equal(long[: encoder.window], other[: encoder.window])
     assert not torch.equal(long[-encoder.window :], other[-encoder.window :])
-    assert len(encoder.encode(["red"], chunks=3)[0]) == 3 * encoder.window
+    assert len(prompts.encode("red", windows=3).states) == 3 * encoder.window
 
 
 def test_text_tensors_load_with_and_without_the_old_prefix(folder: Path) -> None:

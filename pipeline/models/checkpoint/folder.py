@@ -44,6 +44,7 @@ def load_stack(
     `vae` is the folder or file of an autoencoder that replaces the checkpoint's own. On the device "meta", only the
     headers of the weight files are read and checked; the weights have no data."""
     index = read_json(folder / "model_index.json")
+    listed = listed_components(index)
     half, target = dtype == torch.float16, torch.device(device)
     [(unet_name, unet_class)] = find_components(folder, index, UNETS)
     unet = load_network(folder / unet_name, unet_class, half=half, device=device)
@@ -65,7 +66,7 @@ def load_stack(
         autoencoder=autoencoder,
         text=text,
         schedule_config=_schedule_config(folder, index, "scheduler"),
-        low_res_schedule_config=_schedule_config(folder, index, LOW_RES) if LOW_RES in index else None,
+        low_res_schedule_config=_schedule_config(folder, index, LOW_RES) if LOW_RES in listed else None,
         max_noise_level=_max_noise_level(folder, index),
         generation_config=_generation_config(folder),
         size_numbers=_size_numbers(folder, index, unet.config),
@@ -119,6 +120,8 @@ def _flag(folder: Path, index: Mapping[str, Any], name: str, *, default: bool) -
 def _schedule_config(folder: Path, index: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a scheduler's config; model_index.json overrides its class, as in diffusers."""
     path = folder / name / "scheduler_config.json"
+    if name not in listed_components(index):
+        raise CheckpointError(f"{folder / 'model_index.json'}: lists no {name}; this kind of checkpoint needs one")
     config, entry = read_json(path), index.get(name)
     class_name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if not (class_name or config.get("_class_name")):
