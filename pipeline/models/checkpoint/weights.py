@@ -3,9 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +33,10 @@ from pipeline.models.checkpoint.tensor_names import (
 )
 
 Network = TypeVar("Network", bound=nn.Module)
+
+_FLOATS: Final = ("F", "BF")
+"""Prefixes of the names of floating-point types in safetensors: F32, F16, BF16, F8_E4M3."""
+_LFS_POINTER: Final = b"version https://git-lfs"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -126,6 +130,9 @@ def _check_shape(path: Path, stored: str, change: Change, file: Any, expected: t
     squeezed = tuple(side for side in shape if side != 1)  # 1x1 convolutions of old attention
     if expected not in (shape, squeezed):
         raise CheckpointError(f"{path}: tensor {stored} is {shape}; {config} makes it {expected}")
+    kind = file.get_slice(stored).get_dtype()
+    if not kind.startswith(_FLOATS):
+        raise CheckpointError(f"{path}: tensor {stored} has the type {kind}; quantized weights are not supported")
 
 
 def _config_of(source: Path) -> str:
@@ -198,7 +205,14 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; the index beside it names it") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a readable safetensors file: {error}") from None
+        raise CheckpointError(f"{path}: is not a readable safetensors file: {_reason(path, error)}") from None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return "it is a pointer of Git LFS; download the file itself (git lfs pull)"
+    return str(error)
 
 
 def channels_last(module: Network) -> Network:
