@@ -106,7 +106,7 @@ def test_a_missing_tokenizer_is_an_error_that_names_it(folder: Path, tmp_path: P
     for path in folder.iterdir():
         if path.name != "tokenizer":
             (incomplete / path.name).symlink_to(path)
-    with pytest.raises(CheckpointError, match="tokenizer: cannot be read as a BertTokenizer"):
+    with pytest.raises(CheckpointError, match="tokenizer: holds no vocab.txt; a BertTokenizer has vocab.txt"):
         load_stack(incomplete)
 
 
