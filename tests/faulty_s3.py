@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Final, Literal
 
 Kind = Literal["slow down", "error", "forbidden", "too many", "timeout", "cut", "reply lost", "short"]
@@ -21,6 +23,7 @@ _ERRORS: Final[dict[Kind, tuple[int, str]]] = {
     "too many": (429, "TooManyRequests"),
     "timeout": (400, "RequestTimeout"),
 }
+_DATE_LIMIT: Final = timedelta(minutes=15)
 _BODY_FAULTS: Final = ("short", "timeout")
 """Faults that need a reply with a body; the reply to a HEAD request has none."""
 
@@ -46,6 +49,10 @@ class FaultyProxy:
     """Seconds by which a PUT of a ledger entry is delayed before it reaches the server."""
     listing_delay: float = 0.0
     """Seconds for which listings do not show a new key; reading the key itself works at once."""
+    checks_dates: bool = False
+    """Refuse requests whose date is over 15 minutes from the server's clock, as S3 does."""
+    clock_offset: timedelta = timedelta()
+    """By which the server's clock differs from this process's."""
     written_at: dict[str, float] = field(default_factory=dict)
     """When each path was written, on the monotonic clock."""
 
@@ -110,8 +117,11 @@ async def _serve(
     kind = proxy.next_fault(method)
     if kind == "cut" or proxy.on_request(method, path, "before", port):
         return writer.transport.abort()
+    if proxy.checks_dates and (refusal := _refusal_of_date(head, method, proxy)):
+        writer.write(refusal)
+        return await writer.drain()
     if kind in _ERRORS:
-        writer.write(_error_reply(kind, method))
+        writer.write(_error_reply(*_ERRORS[kind], method))
         return await writer.drain()
     if method == "PUT":
         proxy.written_at[path.partition("?")[0]] = time.monotonic()
@@ -185,8 +195,17 @@ def _without_keep_alive(head: bytes) -> bytes:
     return b"\r\n".join([*lines, b"Connection: close", b"", b""])
 
 
-def _error_reply(kind: Kind, method: str) -> bytes:
-    status, code = _ERRORS[kind]
+def _refusal_of_date(head: bytes, method: str, proxy: FaultyProxy) -> bytes | None:
+    """Return the reply to a signed request whose date is too far from the server's clock."""
+    now = datetime.now(UTC) + proxy.clock_offset
+    date = re.search(rb"x-amz-date: *(\d{8}T\d{6}Z)", head, re.IGNORECASE)
+    if date is None or abs(datetime.strptime(f"{date[1].decode()}+0000", "%Y%m%dT%H%M%SZ%z") - now) < _DATE_LIMIT:
+        return None
+    proxy.injected["refused date"] += 1
+    return _error_reply(403, "RequestTimeTooSkewed", method, f"Date: {format_datetime(now, usegmt=True)}\r\n")
+
+
+def _error_reply(status: int, code: str, method: str, headers: str = "") -> bytes:
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{code} from the proxy</Message></Error>'
     head = f"HTTP/1.1 {status} {code}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
-    return f"{head}Connection: close\r\n\r\n{'' if method == 'HEAD' else body}".encode()
+    return f"{head}{headers}Connection: close\r\n\r\n{'' if method == 'HEAD' else body}".encode()

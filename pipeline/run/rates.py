@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 import pyarrow as pa
@@ -47,7 +48,8 @@ class Rates:
         self.totals, self._actors, self._minute = totals, actors, minute
         self._rows: list[dict[str, Any]] = []
         self._last: Mapping[str, float] = {}
-        self._minute_start, self._started = time.monotonic(), utc_now()
+        self._began, self._run_start = utc_now(), time.monotonic()
+        self._minute_start = self._run_start
 
     def poll(self) -> Mapping[str, float]:
         """Return the totals, and end a minute if it is over."""
@@ -68,7 +70,7 @@ class Rates:
         rate = grown.get("ok", 0.0) / (now - self._minute_start)
         self._rows.append(
             {
-                "started_at": self._started,
+                "started_at": self._began + timedelta(seconds=self._minute_start - self._run_start),
                 "seconds": now - self._minute_start,
                 **{name: int(grown.get(name, 0)) for name in ("rows", "ok", "failed")},
                 "images_per_second": rate,
@@ -77,7 +79,7 @@ class Rates:
                 **{f"{name}_seconds": grown.get(f"{name}_seconds", 0.0) for name in SECONDS},
             }
         )
-        self._last, self._minute_start, self._started = dict(totals), now, utc_now()
+        self._last, self._minute_start = dict(totals), now
 
 
 def occupancy_of(totals: Mapping[str, float]) -> float:

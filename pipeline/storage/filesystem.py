@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pipeline.errors import StorageError
 from pipeline.storage.retry import storage_errors
 from pipeline.storage.s3 import S3_CLIENT_CONFIG, disable_expect_header, parse_timestamps_fast
+from pipeline.storage.s3_clock import follow_server_clock
 from pipeline.storage.urls import redact_url, split_url
 
 _PACKAGES: Final = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs", "hf": "huggingface_hub"}
@@ -43,6 +44,7 @@ def _filesystem(scheme: str, endpoint: str | None) -> fsspec.AbstractFileSystem:
         with storage_errors("s3://"):
             disable_expect_header(filesystem)
             parse_timestamps_fast(filesystem)
+            follow_server_clock(filesystem)
     except ImportError as error:
         raise StorageError(
             f"{scheme}:// needs a package that is not installed: pip install {_PACKAGES[scheme]}"

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.errors import RunError
 from pipeline.inference.loaded_model import LoadedModel
 from pipeline.output import lease
 from pipeline.run.job import run_job
+from tests.chaos.clock import Clock
 from tests.cheap import FACTS, loaded_model_of, zeros
 
 CLUSTER: Final = "chaos"
@@ -40,6 +41,8 @@ class Attempt:
     variables: Mapping[str, str]
     log: Path
     chance: random.Random
+    clocks: Sequence[Clock]
+    """That of the driver's machine, whose local Ray shares it, and that of a cluster's nodes."""
     address: str | None = None
     hosts: int = 0
     """The number of hosts that the run has had: a takeover starts the command on another."""
@@ -48,7 +51,7 @@ class Attempt:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 self._on_host([*_COMMAND, *self.command]),
-                env={**os.environ, **self.variables},
+                env={**os.environ, **self.variables, **self.clocks[0].variables},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -81,6 +84,10 @@ class Attempt:
             psutil.Process(self.process.pid).kill()
             return True
         return False
+
+    def jump_clock(self) -> bool:
+        self.chance.choice(self.clocks).jump(self.chance)
+        return self.process.poll() is None
 
     def stall_driver(self) -> bool:
         """Suspend the driver for longer than its lease lasts on another host; its workers go on."""

@@ -21,6 +21,7 @@ from pipeline.output.audit import check_output
 from pipeline.output.ledger import read_entries
 from pipeline.output.ledger_repair import repair_output
 from tests.chaos.attempt import CLUSTER, EXPIRY_SECONDS, Attempt
+from tests.chaos.clock import Clock
 from tests.faulty_s3 import FaultyProxy, Kind, Moment, faulty_proxy
 from tests.s3 import CREDENTIALS, s3_server
 
@@ -39,6 +40,7 @@ class Environment:
 
     manifest: str
     output: str
+    clocks: tuple[Clock, ...]
     variables: Mapping[str, str] = field(default_factory=dict)
     address: str | None = None
     faults: Mapping[str, Callable[[Attempt], bool]] = field(default_factory=dict)
@@ -68,7 +70,7 @@ def on_local_disk(folder: Path, manifest: str, seed: int) -> Iterator[Environmen
             repair_output(output, damaged)
 
     faults = {"the driver stalled": Attempt.stall_driver, "a committed file corrupted": corrupt}
-    yield Environment(manifest, output, faults=faults, repair=repair)
+    yield Environment(manifest, output, _clocks(folder, seed), faults=faults, repair=repair)
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def on_small_disk(folder: Path, manifest: str, seed: int) -> Iterator[Environmen
             for path in ballasts.values():
                 path.unlink(missing_ok=True)
 
-        yield Environment(manifest, str(output), faults=faults, repair=repair)
+        yield Environment(manifest, str(output), _clocks(folder, seed), faults=faults, repair=repair)
 
 
 @contextmanager
@@ -117,9 +119,8 @@ def on_object_storage(folder: Path, manifest: str, seed: int) -> Iterator[Enviro
         server = stack.enter_context(s3_server(files))
         proxy = stack.enter_context(faulty_proxy(server))
         proxy.listing_delay = seed % 3  # seconds
-        before = {name: os.environ.get(name) for name in (*CREDENTIALS, "AWS_ENDPOINT_URL")}
-        os.environ |= {**CREDENTIALS, "AWS_ENDPOINT_URL": server}
-        stack.callback(lambda: _restore(before))
+        proxy.checks_dates = True
+        stack.enter_context(_environment({**CREDENTIALS, "AWS_ENDPOINT_URL": server}))
         storage.locate("s3://chaos")[0].mkdir("chaos")
         storage.write_bytes("s3://chaos/manifest.parquet", Path(manifest).read_bytes())
         faults: dict[str, Callable[[Attempt], bool]] = {
@@ -132,14 +133,26 @@ def on_object_storage(folder: Path, manifest: str, seed: int) -> Iterator[Enviro
                 proxy, moment, attempt
             )
         variables = {"AWS_ENDPOINT_URL": proxy.url}
-        yield Environment("s3://chaos/manifest.parquet", "s3://chaos/out", variables, faults=faults)
+        clocks = _clocks(folder, seed)
+        yield Environment("s3://chaos/manifest.parquet", "s3://chaos/out", clocks, variables, faults=faults)
 
 
-def _restore(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        os.environ.pop(name)
-        if value is not None:
-            os.environ[name] = value
+def _clocks(folder: Path, seed: int) -> tuple[Clock, ...]:
+    return (Clock.create(folder, f"driver-{seed}"),)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process's environment for the duration of a `with` block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _fail_for_seconds(proxy: FaultyProxy, kind: Kind, chance: random.Random) -> bool:
@@ -207,13 +220,16 @@ def on_cluster(folder: Path, manifest: str, seed: int) -> Iterator[Environment]:
             local.down(CLUSTER)
             environment.address = local.up(CLUSTER, nodes=3, cpus=2).address
 
-    cluster = local.up(CLUSTER, nodes=3, cpus=2)
-    try:
-        faults = {"a node lost": lose_node, "the head node lost": lose_head}
-        output = str(folder / f"out-{seed}")
-        yield Environment(manifest, output, address=cluster.address, faults=faults, repair=repair)
-    finally:
-        local.down(CLUSTER)
+    of_nodes = Clock.create(folder, f"nodes-{seed}")
+    with _environment(of_nodes.variables):  # for the nodes that are started
+        cluster = local.up(CLUSTER, nodes=3, cpus=2)
+        try:
+            clocks = (*_clocks(folder, seed), of_nodes)
+            faults = {"a node lost": lose_node, "the head node lost": lose_head}
+            output = str(folder / f"out-{seed}")
+            yield Environment(manifest, output, clocks, address=cluster.address, faults=faults, repair=repair)
+        finally:
+            local.down(CLUSTER)
 
 
 ENVIRONMENTS: Final[Mapping[str, Callable[[Path, str, int], AbstractContextManager[Environment]]]] = {

@@ -22,10 +22,11 @@ from tests.chaos.attempt import Attempt
 from tests.chaos.environments import ENVIRONMENTS, Environment
 
 _ATTEMPTS: Final = 20
-KILLS: Final[dict[str, tuple[int, Callable[[Attempt], bool]]]] = {
+_FAULTS: Final[dict[str, tuple[int, Callable[[Attempt], bool]]]] = {
     "an actor killed": (3, lambda attempt: attempt.kill("ray::MapWorker")),
     "a worker killed": (2, lambda attempt: attempt.kill("ray::")),
     "the driver killed": (1, Attempt.kill_driver),
+    "a clock jumped": (1, Attempt.jump_clock),
 }
 """Faults of every environment with their weights; the faults of the environment weigh _ENVIRONMENT_WEIGHT in total."""
 _ENVIRONMENT_WEIGHT: Final = 6
@@ -66,14 +67,14 @@ def run_with_faults(
     """Run until the end with this many faults on the way; without faults it takes `seconds`."""
     chance, started = random.Random(story.seed), time.monotonic()
     weight = _ENVIRONMENT_WEIGHT / max(len(environment.faults), 1)
-    kinds = KILLS | {name: (weight, fault) for name, fault in environment.faults.items()}
+    kinds = _FAULTS | {name: (weight, fault) for name, fault in environment.faults.items()}
     hosts = 0
     while story.attempts < _ATTEMPTS:
         story.attempts += 1
         earlier = read_run(environment.output).get("attempt", 0)
         command = [environment.manifest, environment.output, *([environment.address] if environment.address else [])]
         log = folder / f"log-{story.seed}"
-        attempt = Attempt(command, environment.variables, log, chance, environment.address, hosts)
+        attempt = Attempt(command, environment.variables, log, chance, environment.clocks, environment.address, hosts)
         attempt.start()
         while attempt.process.poll() is None:
             wanted = story.faults.total() < faults

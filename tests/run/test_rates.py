@@ -1,17 +1,22 @@
 """Rates: what totals grew by, minute by minute."""
 
 import itertools
+from datetime import timedelta
 
+import pytest
+
+from pipeline.output.provenance import utc_now
+from pipeline.run import rates
 from pipeline.run.rates import Rates, summarize_totals
 
 
 def test_each_minute_holds_what_it_grew_by() -> None:
     totals = {"ok": 0.0, "rows": 0.0, "lanes_filled": 0.0, "lanes_run": 0.0, "network_seconds": 0.0}
-    rates = Rates(lambda: totals, actors=2, minute=0.0)
+    measured = Rates(lambda: totals, actors=2, minute=0.0)
     for _ in range(3):
         totals = {name: amount + 4 for name, amount in totals.items()}
-        rates.poll()
-    minutes = rates.table().to_pylist()
+        measured.poll()
+    minutes = measured.table().to_pylist()
     assert [minute["ok"] for minute in minutes] == [4, 4, 4, 0]
     assert [minute["network_seconds"] for minute in minutes] == [4, 4, 4, 0]
     assert [minute["occupancy"] for minute in minutes] == [1, 1, 1, 0]
@@ -19,10 +24,20 @@ def test_each_minute_holds_what_it_grew_by() -> None:
     assert minutes[0]["images_per_second"] == 2 * minutes[0]["images_per_second_per_actor"]
 
 
+def test_minutes_follow_one_another_when_the_wall_clock_jumps_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Rates(lambda: {"ok": 1.0}, actors=1, minute=0.0)
+    measured.poll()
+    monkeypatch.setattr(rates, "utc_now", lambda: utc_now() - timedelta(hours=5))
+    measured.poll()
+    first, second, _ = measured.table().to_pylist()
+    passed = second["started_at"] - first["started_at"]
+    assert passed.total_seconds() == pytest.approx(first["seconds"], abs=1e-5)
+
+
 def test_totals_that_cannot_be_read_end_no_minute() -> None:
-    rates = Rates(lambda: {}, actors=1, minute=0.0)
-    rates.poll()
-    assert rates.table().num_rows == 0
+    measured = Rates(lambda: {}, actors=1, minute=0.0)
+    measured.poll()
+    assert measured.table().num_rows == 0
 
 
 def test_the_ideal_is_a_network_that_never_waits_with_all_lanes_full() -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,6 +52,21 @@ def test_a_forbidden_request_is_not_retried(proxy: FaultyProxy, s3_bucket: str) 
         storage.write_bytes(f"{s3_bucket}/a", b"content")
     assert proxy.injected["forbidden"] == 1
     assert "\n" not in str(caught.value) and "secret-of-the-test" not in str(caught.value)
+
+
+@pytest.mark.parametrize("hours", [-7, 7])
+def test_a_clock_that_differs_from_the_servers_is_corrected_once(
+    proxy: FaultyProxy, s3_bucket: str, hours: float
+) -> None:
+    proxy.checks_dates, proxy.clock_offset = True, timedelta(hours=hours)
+    url = f"{s3_bucket}/a.parquet"
+    assert not storage.exists(url)
+    storage.write_bytes(url, b"content")
+    assert storage.read_bytes(url) == b"content"
+    assert storage.list_files(s3_bucket) == [url]
+    proxy.clock_offset = timedelta()
+    assert storage.create_bytes(f"{s3_bucket}/lease", b"mine")
+    assert proxy.injected["refused date"] == 2
 
 
 def test_a_storage_that_never_recovers_raises_after_8_attempts(
