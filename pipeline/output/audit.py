@@ -1,7 +1,7 @@
 """The audit of an output: every row exists once, every file is readable, every image matches its columns."""
 
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from pipeline.images.decode import MAX_BYTES, MAX_PIXELS, counted_pixels, decode
 from pipeline.manifest.identity import Shard
 from pipeline.output.id_sets import HashBuckets, isin_sorted, read_manifest_ids
 from pipeline.output.image_files import read_image_bytes
-from pipeline.output.ledger import find_orphans, read_entries
+from pipeline.output.ledger import find_orphans, list_data_files, read_entry_urls
 from pipeline.output.run_record import read_run
 from pipeline.schema import DATA, FAILED_FOLDER, FAILED_STATUS, OK
 from pipeline.stages.rows import sha256_of
@@ -64,10 +64,11 @@ def check_output(output: str, manifest_url: str | None = None) -> Audit:
         raise storage.StorageError(f"{storage.redact_url(output)}: there is no such output")
     audit = Audit()
     with HashBuckets() as ledger_ids, HashBuckets() as ok_ids, HashBuckets() as file_ids:
-        row_counts = _read_ledger(output, ledger_ids, ok_ids, audit)
+        listed = list_data_files(output)
+        row_counts = _read_ledger(output, listed, ledger_ids, ok_ids, audit)
         for file, count in sorted(row_counts.items()):
             _check_file(output, file, count, file_ids, audit)
-        for url in find_orphans(output, row_counts):
+        for url in find_orphans(output, listed, row_counts):
             audit.add_problem(f"{storage.redact_url(url)}: no ledger entry names it")
         _compare_ids(ledger_ids, ok_ids, file_ids, audit)
         run = read_run(output)
@@ -80,10 +81,12 @@ def check_output(output: str, manifest_url: str | None = None) -> Audit:
     return audit
 
 
-def _read_ledger(output: str, ledger_ids: HashBuckets, ok_ids: HashBuckets, audit: Audit) -> dict[str, int]:
+def _read_ledger(
+    output: str, listed: Collection[str], ledger_ids: HashBuckets, ok_ids: HashBuckets, audit: Audit
+) -> dict[str, int]:
     """Add the committed ids to `ledger_ids`, those of good rows to `ok_ids`; return the committed rows of each file."""
     row_counts: dict[str, int] = {}
-    for entry in read_entries(output):
+    for _, entry in read_entry_urls(output, listed):
         ledger_ids.add(entry["id"].to_pylist())
         ok_ids.add(entry.filter(pc.call_function("equal", [entry["status"], OK]))["id"].to_pylist())
         for row in entry.select(["status", "file"]).to_pylist():

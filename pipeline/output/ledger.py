@@ -33,13 +33,16 @@ class LedgerState:
     failed: int
     files: frozenset[str]
     """Paths, relative to the output, of files with committed rows: `data/KEY.parquet`, ..."""
+    listed: frozenset[str]
+    """The data files and files of failed rows that the storage listed, committed or not."""
 
 
 def read_ledger(output: str) -> LedgerState:
     """Return the committed rows of an output; an output that does not exist has none."""
     id_hashes, files, ok, failed = HashBuckets(), set[str](), 0, 0
     row_hashes: HashBuckets | None = HashBuckets()
-    for entry in read_entries(output):
+    listed = frozenset(list_data_files(output))
+    for _, entry in read_entry_urls(output, listed):
         id_hashes.add(entry["id"].to_pylist())
         if row_hashes is not None and "row" in entry.column_names:
             row_hashes.add_hashes(np.frombuffer(b"".join(entry["row"].to_pylist()), "S16"))
@@ -48,17 +51,21 @@ def read_ledger(output: str) -> LedgerState:
         ok_rows = pc.call_function("equal", [entry["status"], OK]).to_pylist().count(True)
         ok, failed = ok + ok_rows, failed + entry.num_rows - ok_rows
         files.update(entry["file"].unique().to_pylist())
-    return LedgerState(id_hashes=id_hashes, row_hashes=row_hashes, ok=ok, failed=failed, files=frozenset(files))
+    return LedgerState(
+        id_hashes=id_hashes, row_hashes=row_hashes, ok=ok, failed=failed, files=frozenset(files), listed=listed
+    )
 
 
 def read_entries(output: str) -> Iterator[pa.Table]:
     """Yield the ledger's entries. Reads up to 64 of them ahead, in parallel."""
-    return (entry for _, entry in read_entry_urls(output))
+    return (entry for _, entry in read_entry_urls(output, list_data_files(output)))
 
 
-def read_entry_urls(output: str) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the ledger's entries with their URLs, in the order of their names; see `read_entries`."""
-    urls = _entry_urls(output)
+def read_entry_urls(output: str, listed: Collection[str]) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the ledger's entries with their URLs, in the order of their names; see `read_entries`.
+
+    `listed` are the files of `list_data_files`, which a caller lists once: an output may have a million."""
+    urls = _entry_urls(output, listed)
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(urls), _READERS * 4):
             batch = urls[start : start + _READERS * 4]
@@ -71,7 +78,7 @@ def remove_failed_rows(output: str) -> int:
     An entry is replaced by one with its good rows only, or deleted if it has none. If the process is killed midway,
     the ledger is still correct, and the files of removed rows are uncommitted."""
     removed = 0
-    for url in _entry_urls(output):
+    for url in _entry_urls(output, list_data_files(output)):
         rows = _read_entry(url).to_pylist()
         ok_rows = [row for row in rows if row["status"] == OK]
         removed += len(rows) - len(ok_rows)
@@ -84,7 +91,7 @@ def remove_failed_rows(output: str) -> int:
 
 def clear_ledger(output: str) -> None:
     """Delete all entries, so that no row of the output is committed."""
-    for url in _entry_urls(output):
+    for url in _entry_urls(output, list_data_files(output)):
         storage.delete(url)
 
 
@@ -94,11 +101,11 @@ def list_data_files(output: str) -> list[str]:
     return [posixpath.join(*url.split("/")[-2:]) for url in urls]
 
 
-def find_orphans(output: str, files: Collection[str]) -> list[str]:
-    """Return the URLs of data files that are not in `files`, the files that the ledger names, and of orphaned images.
+def find_orphans(output: str, listed: Collection[str], files: Collection[str]) -> list[str]:
+    """Return the URLs of listed files that are not in `files`, those that the ledger names, and of orphaned images.
 
     An image in OUTPUT/files is orphaned if none of `files` has its path."""
-    orphans = [storage.join(output, file) for file in list_data_files(output) if file not in files]
+    orphans = [storage.join(output, file) for file in listed if file not in files]
     images = storage.list_files(storage.join(output, FILES))
     return orphans + (_without_row(output, images, files) if images else [])
 
@@ -108,7 +115,7 @@ def delete_uncommitted(output: str, ledger: LedgerState) -> list[str]:
 
     The caller holds the lease."""
     storage.delete_leftovers(output)
-    orphans = find_orphans(output, ledger.files)
+    orphans = find_orphans(output, ledger.listed, ledger.files)
     with ThreadPoolExecutor(_READERS) as pool:
         list(pool.map(storage.delete, orphans))
     return orphans
@@ -151,14 +158,14 @@ def encode_entry(rows: Sequence[Mapping[str, Any]]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _entry_urls(output: str) -> list[str]:
+def _entry_urls(output: str, data_files: Collection[str]) -> list[str]:
     """Return the URLs of all entries, sorted.
 
     A listing may lag behind writes, reads do not. So the entry of each data file that no listed entry covers is looked
     up too: a committed file is never taken for a leftover."""
     listed = storage.list_files(storage.join(output, LEDGER_FOLDER), ".parquet")
     keys = {posixpath.basename(url).removesuffix(".parquet") for url in listed}
-    stems = {posixpath.basename(file).removesuffix(".parquet").partition("-")[0] for file in list_data_files(output)}
+    stems = {posixpath.basename(file).removesuffix(".parquet").partition("-")[0] for file in data_files}
     late = [url for key in stems - keys if storage.exists(url := entry_url(output, key))]
     return sorted([*listed, *late])
 

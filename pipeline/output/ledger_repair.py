@@ -6,9 +6,10 @@ deleted file, or hold rows that the other run has committed too. Such entries ar
 made again, and the same row has the same image.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import storage
 from pipeline.manifest.identity import hash_ids
@@ -23,7 +24,7 @@ def repair_ledger(output: str, ledger: LedgerState) -> LedgerState:
     repeated = set(_repeated_hashes(ledger))
     if not missing and not repeated:
         return ledger
-    removed = remove_entries(output, missing, repeated)
+    removed = _remove_entries(output, ledger.listed, missing, repeated)
     return read_ledger(output) if removed else ledger
 
 
@@ -32,14 +33,14 @@ def repair_output(output: str, damaged_files: set[str]) -> None:
     lease = Lease(output)
     lease.acquire()
     try:
-        remove_entries(output, damaged_files)
+        _remove_entries(output, list_data_files(output), damaged_files)
     finally:
         lease.release()
 
 
 def _missing_files(output: str, ledger: LedgerState) -> set[str]:
     """Return the files that the ledger names and the storage lacks; a file that no listing shows yet is asked for."""
-    absent = ledger.files - set(list_data_files(output))
+    absent = ledger.files - ledger.listed
     return {file for file in absent if not storage.exists(storage.join(output, file))}
 
 
@@ -49,19 +50,34 @@ def _repeated_hashes(ledger: LedgerState) -> Iterator[bytes]:
         yield from np.unique(hashes[1:][hashes[1:] == hashes[:-1]]).tolist()
 
 
-def remove_entries(output: str, files: set[str], repeated: Container[bytes] = frozenset()) -> int:
-    """Delete entries that name one of the files, or a good row that an entry before them names; return their number.
+def _remove_entries(
+    output: str, listed: Collection[str], files: set[str], repeated: Container[bytes] = frozenset()
+) -> int:
+    """Delete entries that name one of the files, or a row that another entry names as good; return their number.
 
-    `repeated` are the hashes of ids that several entries name. The next run makes the rows again. Failed rows may be
-    there more than once: rows of the manifest with one id are committed as failed."""
-    seen: set[bytes] = set()
-    removed = 0
-    for url, entry in read_entry_urls(output):
-        hashes = {digest for digest in hash_ids(entry["id"].to_pylist()).tolist() if digest in repeated}
-        is_good = OK in entry["status"].unique().to_pylist()
-        if files & set(entry["file"].unique().to_pylist()) or (is_good and hashes & seen):
-            storage.delete(url)
-            removed += 1
+    `repeated` are the hashes of ids that several entries name. The next run makes the rows again. Of two entries with
+    a good row the first stays. Failed rows may be there more than once: rows of the manifest with one id are committed
+    as failed."""
+    removed: list[str] = []
+    good: set[bytes] = set()
+    failed: dict[str, set[bytes]] = {}
+    for url, entry in read_entry_urls(output, listed):
+        good_rows, failed_rows = _repeated_rows(entry, repeated)
+        if files & set(entry["file"].unique().to_pylist()) or good_rows & good:
+            removed.append(url)
         else:
-            seen |= hashes
-    return removed
+            good |= good_rows
+            failed[url] = failed_rows
+    removed += [url for url, hashes in failed.items() if hashes & good]
+    for url in removed:
+        storage.delete(url)
+    return len(removed)
+
+
+def _repeated_rows(entry: pa.Table, repeated: Container[bytes]) -> tuple[set[bytes], set[bytes]]:
+    """Return the hashes of an entry's good and of its failed rows that are in `repeated`."""
+    rows: tuple[set[bytes], set[bytes]] = (set(), set())
+    for digest, status in zip(hash_ids(entry["id"].to_pylist()).tolist(), entry["status"].to_pylist(), strict=True):
+        if digest in repeated:
+            rows[status != OK].add(digest)
+    return rows

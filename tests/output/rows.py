@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.output.ledger import find_orphans, read_ledger
 from pipeline.output.sink import LedgerDatasink
 from pipeline.schema import IMAGE_TYPE, ROW
 from pipeline.stages.rows import ERRORS, output_schema
@@ -26,3 +27,8 @@ def encoded_rows(ids: list[str], failed: tuple[str, ...] = (), size: int = 10) -
 
 def datasink(output: str) -> LedgerDatasink:
     return LedgerDatasink(output, MANIFEST, lambda amounts: None)
+
+
+def orphans_of(output: str) -> list[str]:
+    ledger = read_ledger(output)
+    return find_orphans(output, ledger.listed, ledger.files)

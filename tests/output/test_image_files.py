@@ -15,7 +15,6 @@ from pipeline.images.naming import stored_name
 from pipeline.manifest.rules import Rules
 from pipeline.output.audit import check_output
 from pipeline.output.image_files import read_image_bytes
-from pipeline.output.ledger import find_orphans, read_ledger
 from pipeline.output.sink import LedgerDatasink
 from pipeline.report.write import write_report
 from pipeline.schema import IMAGE_TYPE
@@ -26,7 +25,7 @@ from pipeline.stages.prepare import PrepareRows
 from pipeline.stages.rows import sha256_of
 from pipeline.storage import AllowedRoots
 from tests.cheap import load_cheap
-from tests.output.rows import MANIFEST
+from tests.output.rows import MANIFEST, orphans_of
 from tests.output.test_audit import rows_with_images
 from tests.sample_images import file_of, ramp
 
@@ -101,4 +100,4 @@ def test_datasets_opens_images_from_any_folder_and_a_moved_output_is_read(
     assert reader.read(row["image"]) == (content, path)
     with pytest.raises(StorageError, match="not below the manifest's folder"):
         reader.read("/files/etc/files/passwd")
-    assert find_orphans(str(tmp_path / "moved"), read_ledger(str(tmp_path / "moved")).files) == []
+    assert orphans_of(str(tmp_path / "moved")) == []

@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli
 from pipeline import storage
+from pipeline.config import RunConfig
 from pipeline.output.ledger import encode_entry, entry_url, read_entries, read_ledger
 from pipeline.output.ledger_repair import repair_ledger
+from pipeline.run.state import read_state
 from tests.output.rows import datasink, encoded_rows
 
 
@@ -41,6 +45,28 @@ def test_failed_rows_with_one_id_stay(tmp_path: Path) -> None:
     commit(output, "b2", ["twice"], status="failed")
     before = read_ledger(output)
     assert repair_ledger(output, before) is before and before.failed == 3
+
+
+@pytest.mark.parametrize("good", ["a1", "c3"])  # before the other entry, and after it
+def test_a_row_that_is_good_in_one_late_entry_is_not_failed_by_another(tmp_path: Path, good: str) -> None:
+    output = str(tmp_path)
+    commit(output, good, ["a", "b"])
+    commit(output, "b2", ["b"], status="failed")
+    ledger = repair_ledger(output, read_ledger(output))
+    assert (ledger.ok, ledger.failed, ledger.files) == (2, 0, {f"data/{good}.parquet"})
+
+
+def test_a_start_lists_the_data_files_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, manifest = str(tmp_path / "out"), str(tmp_path / "manifest.parquet")
+    pq.write_table(pa.table({"id": ["a", "b", "c"]}), manifest)
+    commit(output, "a1", ["a", "b"])
+    commit(output, "b2", ["c"], writes=False)
+    listed: list[str] = []
+    list_files = storage.list_files
+    monkeypatch.setattr(storage, "list_files", lambda url, *rest: [listed.append(url), list_files(url, *rest)][1])
+    ledger = read_ledger(output)
+    assert read_state(RunConfig(task="generate", manifest=manifest, output=output)).ledger.ok == ledger.ok - 1
+    assert listed.count(f"{output}/data") == 3  # above, at the start, and after its repair
 
 
 def test_an_entry_that_no_listing_shows_yet_is_found_by_its_data_file(

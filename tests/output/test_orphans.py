@@ -8,11 +8,11 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.config import RunConfig
 from pipeline.output.audit import check_output
-from pipeline.output.ledger import delete_uncommitted, find_orphans, read_ledger
+from pipeline.output.ledger import delete_uncommitted, read_ledger
 from pipeline.output.sink import LedgerDatasink
 from pipeline.run.state import read_state
 from pipeline.schema import IMAGE_TYPE
-from tests.output.rows import MANIFEST, encoded_rows
+from tests.output.rows import MANIFEST, encoded_rows, orphans_of
 from tests.output.test_audit import rows_with_images, write_manifest
 
 
@@ -35,7 +35,7 @@ def names(urls: list[str], output: str) -> list[str]:
 def test_images_without_a_committed_row_are_found_and_deleted(output: str) -> None:
     write_files(output, "a", "b", "c", failed=("c",))
     write_files(output, "d")
-    assert find_orphans(output, read_ledger(output).files) == [] and check_output(output).count == 0
+    assert orphans_of(output) == [] and check_output(output).count == 0
     storage.write_bytes(f"{output}/files/shelf/killed.png", b"x")
     [problem] = check_output(output).problems
     assert "files/shelf/killed.png: no ledger entry names it" in problem
@@ -62,7 +62,7 @@ def test_no_image_is_deleted_while_a_data_file_cannot_be_read(output: str) -> No
 
 def test_an_output_with_images_in_its_data_files_has_no_image_files(output: str) -> None:
     LedgerDatasink(output, MANIFEST, lambda amounts: None).write([encoded_rows(["a"])], None)
-    assert find_orphans(output, read_ledger(output).files) == []
+    assert orphans_of(output) == []
 
 
 def test_other_files_of_the_output_are_never_deleted(output: str) -> None:
