@@ -66,25 +66,18 @@ def override_schedule(config: RunConfig, stack: "Stack") -> "Stack":
     return replace(stack, schedule_config={**stack.schedule_config, **values, OVERRIDES: flags}) if values else stack
 
 
-def add_embeddings(config: RunConfig, stack: "Stack") -> dict[str, str]:
-    """Add the run's textual inversions to the stack's text encoders; return their sha256 by name.
-
-    CheckpointError if one does not fit."""
+def add_embeddings(config: RunConfig, stack: "Stack") -> None:
+    """Add the run's textual inversions to the stack's text encoders; CheckpointError if one does not fit."""
     from pipeline.inference.node_cache import local_file
-    from pipeline.models.checkpoint.lora_file import file_digest
     from pipeline.models.checkpoint.textual_inversion import add_textual_inversion
 
     if config.embeddings and stack.text is None:
         raise CheckpointError(f"{stack.name}: has no text encoder; leave out --embedding")
-    digests: dict[str, str] = {}
-    for name, url in config.embeddings:
-        path = local_file(url)
+    for name, path in config.embeddings:
         try:
-            add_textual_inversion(stack.text.encoders if stack.text else (), name, path)
+            add_textual_inversion(stack.text.encoders if stack.text else (), name, local_file(path))
         except CheckpointError as error:
             raise CheckpointError(f"--embedding {name}: {error}") from None
-        digests[name] = file_digest(path)
-    return digests
 
 
 def add_loras(config: RunConfig, stack: "Stack") -> "Stack":
@@ -104,8 +97,9 @@ def add_loras(config: RunConfig, stack: "Stack") -> "Stack":
 
 def load_model(config: RunConfig, device: str) -> LoadedModel:
     """Load the run's checkpoint for its task; CheckpointError if it cannot be loaded or is made for another task."""
-    from pipeline.inference.node_cache import local_checkpoint, local_vae, single_file_options
+    from pipeline.inference.node_cache import local_checkpoint, local_file, local_vae, single_file_options
     from pipeline.models.checkpoint.folder import load_stack
+    from pipeline.models.checkpoint.weights import file_digest
 
     torch.set_num_threads(config.threads)
     dtype = config.dtype_on(device)
@@ -115,7 +109,7 @@ def load_model(config: RunConfig, device: str) -> LoadedModel:
         dtype=getattr(torch, dtype),
         vae=None if config.vae is None else local_vae(config.vae),
     )
-    embeddings = add_embeddings(config, stack)
+    add_embeddings(config, stack)
     stack = add_loras(config, stack)
     return LoadedModel(
         task=build_task(config, stack),
@@ -125,6 +119,6 @@ def load_model(config: RunConfig, device: str) -> LoadedModel:
         vae_sha256=stack.vae_sha256,
         device=device_name(device),
         dtype=dtype,
-        embedding_sha256=embeddings,
+        embedding_sha256={name: file_digest(local_file(path)) for name, path in config.embeddings},
         lora_sha256=stack.adapters.sha256,
     )

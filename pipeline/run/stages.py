@@ -10,8 +10,8 @@ from pipeline.inference.checkpoint_info import CheckpointInfo
 from pipeline.inference.journal import Journal, RowJournal
 from pipeline.inference.node_cache import WeightHashes
 from pipeline.manifest.rules import Rules
-from pipeline.models.checkpoint.lora_file import file_digest
-from pipeline.models.checkpoint.weights import weights_digest
+from pipeline.models.checkpoint.lora_file import lora_digest
+from pipeline.models.checkpoint.weights import file_digest, weights_digest
 from pipeline.stages.classify import Classify
 from pipeline.stages.denoise import Denoise, LoadModel
 from pipeline.stages.encode import EncodeImages
@@ -71,5 +71,5 @@ def hash_weights(config: RunConfig, checkpoint: CheckpointInfo, device: str) -> 
         model=None if checkpoint.folder is None else weights_digest(checkpoint.folder, half=half, vae=checkpoint.vae),
         clip=None if checkpoint.clip is None else weights_digest(checkpoint.clip, half=False),
         embeddings={name: file_digest(path) for name, path in checkpoint.embeddings.items()},
-        loras={name: file_digest(path) for name, path in checkpoint.loras.items()},
+        loras={name: lora_digest(path) for name, path in checkpoint.loras.items()},
     )

@@ -14,7 +14,7 @@ from pipeline.adapters import AdapterWeight, NamedPath
 from pipeline.config import RowDefaults, RunConfig
 from pipeline.errors import RunError
 from pipeline.models.checkpoint.folder import load_stack
-from pipeline.models.checkpoint.lora_file import file_digest
+from pipeline.models.checkpoint.lora_file import lora_digest
 from pipeline.run.job import run_job
 from tests.checkpoints import tiny_checkpoint
 from tests.lora_checkpoints import random_factors, save_kohya, save_peft
@@ -76,7 +76,7 @@ def test_shuffled_rows_on_two_actors_have_the_bytes_of_one_actor(
     one, two = output_rows(tmp_path / "one"), output_rows(tmp_path / "two")
     assert {name: row["sha256"] for name, row in one.items()} == {name: row["sha256"] for name, row in two.items()}
     assert one["row-03"]["loras"] == [{"name": "one", "weight": 0.5}, {"name": "two", "weight": 1.0}]
-    assert one["row-03"]["lora_sha256"] == [file_digest(loras["one"]), file_digest(loras["two"])]
+    assert one["row-03"]["lora_sha256"] == [lora_digest(loras["one"]), lora_digest(loras["two"])]
     assert one["row-00"]["loras"] is None
     assert one["row-00"]["lora_sha256"] is None
 
@@ -107,5 +107,5 @@ def test_a_folder_at_a_url_is_used_by_rows_that_name_none(
         run_job(config_for(rows, tmp_path / name, checkpoint, {"style": path}, defaults=defaults))
     local, remote = output_rows(tmp_path / "local"), output_rows(tmp_path / "remote")
     assert local["0"]["sha256"] == remote["0"]["sha256"] != local["1"]["sha256"]
-    assert remote["0"]["lora_sha256"] == [file_digest(folder)]
+    assert remote["0"]["lora_sha256"] == [lora_digest(folder)]
     assert remote["1"]["loras"] is None

@@ -12,7 +12,7 @@ from torch import nn
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.identify import describe
 from pipeline.models.checkpoint.lora_base import check_base
-from pipeline.models.checkpoint.lora_file import LoraFile, file_digest, open_lora
+from pipeline.models.checkpoint.lora_file import LoraFile, lora_digest, open_lora
 from pipeline.models.checkpoint.lora_keys import UNET, ModuleNames, refused_kind, tensor_role
 from pipeline.models.checkpoint.lora_kinds import Change, module_change
 from pipeline.models.checkpoint.single_file_names import single_file_names
@@ -51,7 +51,7 @@ def read_lora(path: Path, networks: Mapping[str, nn.Module], *, headers_only: bo
             f"{unknown[0]}"
         )
     changes = _changes(path, file, networks, modules)
-    return Lora(sha256="" if headers_only else file_digest(path), changes=changes)
+    return Lora(sha256="" if headers_only else lora_digest(path), changes=changes)
 
 
 def _module_names(networks: Mapping[str, nn.Module]) -> dict[str, list[str]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoint.weights import PICKLES, read_json
+from pipeline.models.checkpoint.layout import PICKLES
+from pipeline.models.checkpoint.weights import open_safetensors, read_json, refuse_pickle
 
 _FOLDER_FILES: Final = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """The weights of a folder as PEFT and diffusers save it."""
@@ -70,14 +70,13 @@ def _weights_path(path: Path) -> Path:
             path = path / pickles[0]
         else:
             raise CheckpointError(f"{path}: holds no {_FOLDER_FILES[0]}; a LoRA is a safetensors file or PEFT's folder")
-    if path.suffix in PICKLES:
-        raise CheckpointError(f"{path}: is a pickle, which can run code; convert it to safetensors")
+    refuse_pickle(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; a LoRA is a safetensors file or PEFT's folder")
     return path
 
 
-def file_digest(path: Path) -> str:
+def lora_digest(path: Path) -> str:
     """Return the SHA-256 of a LoRA file; of a folder, of the files that `open_lora` reads."""
     weights = _weights_path(path)
     digest = hashlib.sha256()
@@ -99,15 +98,12 @@ def _has_config(weights: Path) -> bool:
 
 def _read(path: Path, *, headers_only: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - a safe_open is no mapping
-                shape = file.get_slice(key).get_shape()
-                data = not headers_only or math.prod(shape) == 1
-                tensors[key] = file.get_tensor(key) if data else torch.empty(shape, device="meta")
-            return tensors, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a readable safetensors file: {error}") from None
+    with open_safetensors(path) as file:
+        for key in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+            shape = file.get_slice(key).get_shape()
+            data = not headers_only or math.prod(shape) == 1
+            tensors[key] = file.get_tensor(key) if data else torch.empty(shape, device="meta")
+        return tensors, dict(file.metadata() or {})
 
 
 def _split_metadata(path: Path, text: str) -> dict[str, dict[str, Any]]:

@@ -19,10 +19,10 @@ from pipeline.models.checkpoint.components import (
     load_network,
 )
 from pipeline.models.checkpoint.identify import describe
-from pipeline.models.checkpoint.layout import PICKLES
 from pipeline.models.checkpoint.single_file import AUTOENCODERS, read_header
 from pipeline.models.checkpoint.single_file_names import autoencoder_name
 from pipeline.models.checkpoint.tensor_names import Target, TensorNames
+from pipeline.models.checkpoint.weights import refuse_pickle
 
 Autoencoder = AutoencoderKL | AutoencoderTiny | VQModel
 
@@ -61,8 +61,7 @@ def load_other_autoencoder(path: Path, own: OwnAutoencoder | None, *, half: bool
 
 
 def _load_file(path: Path, own: OwnAutoencoder | None, device: str) -> nn.Module:
-    if path.suffix in PICKLES:
-        raise CheckpointError(f"{path}: is a pickle, which can run code; convert it to safetensors")
+    refuse_pickle(path)
     names, _ = read_header(path)
     prefix = next((each for each in AUTOENCODERS if any(name.startswith(each) for name in names)), "")
     parts = tuple(prefix + part for part in _PARTS)

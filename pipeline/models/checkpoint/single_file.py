@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.identify import UNET, check_tensor_names
+from pipeline.models.checkpoint.weights import open_safetensors
 
 Family = Literal["sd1", "sd2", "sdxl", "sdxl-refiner", "x4-upscaler"]
 
@@ -119,12 +118,9 @@ def _stated_prediction(path: Path, shapes: Collection[str], metadata: Mapping[st
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """Return the shapes of a file's tensors and its metadata; CheckpointError if it cannot be read."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return shapes, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a readable safetensors file: {error}") from None
+    with open_safetensors(path) as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        return shapes, dict(file.metadata() or {})
 
 
 def _family(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
@@ -137,10 +133,8 @@ def _family(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Family:
             return "x4-upscaler" if family == "sd2" and first[1] == 7 else family
     widths = {1024: "Stable Diffusion 2", 768: "Stable Diffusion 1", 2048: "SDXL", 1280: "SDXL's refiner"}
     width = next((shape[-1] for name, shape in shapes.items() if name.endswith(".attn2.to_k.weight")), 0)
-    lacks = "no text encoder" if any(name.startswith(AUTOENCODERS) for name in shapes) else _NEITHER
+    has_autoencoder = any(name.startswith(AUTOENCODERS) for name in shapes)
+    lacks = "no text encoder" if has_autoencoder else "neither a text encoder nor an autoencoder"
     raise CheckpointError(
         f"{path}: has the U-Net of {widths.get(width, 'an unknown family')} but {lacks}; give a file that has all"
     )
-
-
-_NEITHER: Final = "neither a text encoder nor an autoencoder"

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.errors import CheckpointError
-from pipeline.models.checkpoint.layout import PICKLES
+from pipeline.models.checkpoint.weights import open_safetensors, refuse_pickle
 from pipeline.models.text import TextEncoder
 
 _PAIR: Final = ("clip_l", "clip_g")
@@ -32,15 +31,11 @@ def add_textual_inversion(encoders: Sequence[TextEncoder], word: str, path: Path
 
 def _read(path: Path, encoders: int) -> list[Tensor]:
     """Return the vectors (n, D) for each text encoder."""
-    if path.suffix in PICKLES:
-        raise CheckpointError(f"{path}: is a pickle, which can run code when it is read; save it as safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: is not a readable safetensors file: {error}") from None
+    refuse_pickle(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
+    with open_safetensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     if set(_PAIR) <= tensors.keys():
         pair = [torch.atleast_2d(tensors[name]) for name in _PAIR]
         if encoders == 2:

@@ -69,7 +69,7 @@ def weight_files(folder: Path, stem: str, *, half: bool) -> list[Path]:
     others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
     pickles = [name for name in others if not name.endswith(".safetensors")]
     if others and others == pickles:
-        raise CheckpointError(f"{folder / pickles[0]}: is a pickle, which can run code; convert it to safetensors")
+        refuse_pickle(folder / pickles[0])
     if not others:
         raise CheckpointError(f"{folder}: holds no *.safetensors file; its weights are {stem}.safetensors")
     raise CheckpointError(f"{folder}: holds no {stem}.safetensors; found only {', '.join(others)}")
@@ -81,7 +81,7 @@ def load_weights(
     """Load a component's tensors into `module`, in the stored dtype; CheckpointError if they do not match."""
     loaded: dict[str, Tensor] = {}
     for path, matches in match_tensors(module, folder, stem, half=half, names=names).items():
-        with _opened(path) as file:
+        with open_safetensors(path) as file:
             for match in matches:
                 loaded[match.name] = changed(file.get_tensor(match.stored), match.change).reshape(match.shape)
     module.load_state_dict(loaded, assign=True)
@@ -106,7 +106,9 @@ def match_tensors(
     missing, matches, names = set(shapes), dict[Path, list[TensorMatch]](), referenced_names(folder) or names
     for path in weight_files(folder, stem, half=half):
         matches[path] = []
-        with _opened(path) as file:
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: is not a safetensors file")
+        with open_safetensors(path) as file:
             for stored in file.keys():  # noqa: SIM118 - a safe_open is no mapping
                 for name, change in names.targets(stored):
                     if name not in shapes:
@@ -147,13 +149,17 @@ def weights_digest(folder: Path, *, half: bool, vae: Path | None = None) -> str:
     return digest_of(files_in_use(folder, half=half, vae=vae))
 
 
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest_of(files: Mapping[str, Path]) -> str:
     """Return one SHA-256 of the names and the contents of files."""
     digest = hashlib.sha256()
     for name, path in sorted(files.items(), key=lambda item: item[0].split("/")):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{name} {content}\n".encode())
+        digest.update(f"{name} {file_digest(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -194,11 +200,15 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise CheckpointError if a file is a pickle, by its name."""
+    if path.suffix in PICKLES:
+        raise CheckpointError(f"{path}: is a pickle, which can run code; convert it to safetensors")
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def open_safetensors(path: Path) -> Iterator[Any]:
     """Open a safetensors file; CheckpointError if it cannot be read."""
-    if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: is not a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
