@@ -2,7 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+
+LANE_INPUTS: Final = ("lora_indices", "lora_weights")
+"""The network's inputs (M,) with the low-rank adapters of a row, on the CPU: those that it uses first, then -1 and 0.
+
+A call gets as many terms as one of its rows uses, which may be none; the others change no bit."""
 
 
 class NamedPath(NamedTuple):

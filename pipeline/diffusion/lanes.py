@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.adapters import LANE_INPUTS
 from pipeline.diffusion.guidance import apply_guidance, rescale_guidance
-from pipeline.diffusion.request import ADAPTERS, DenoisingRequest, Result
+from pipeline.diffusion.request import DenoisingRequest, Result
 from pipeline.diffusion.step import (
     C_IN,
     COEFFICIENTS,
@@ -118,9 +119,9 @@ class LaneGroup:
         return network_input, len(self._assignments)
 
     def _inputs_in_use(self) -> dict[str, Tensor]:
-        """Return the inputs of the lanes; of low-rank adapters, only as many terms as a lane uses (see ADAPTERS)."""
+        """Return the inputs of the lanes; of low-rank adapters, only as many terms as a lane uses (see LANE_INPUTS)."""
         terms = max(self._running[assignment.slot].adapters for assignment in self._assignments)
-        return {name: values[:, :terms] if name in ADAPTERS else values for name, values in self._inputs.items()}
+        return {name: values[:, :terms] if name in LANE_INPUTS else values for name, values in self._inputs.items()}
 
     def accept(self, output: Tensor) -> list[Result]:
         """Take the network's output for the last input, step the rows that have all they need, return finished rows."""
@@ -257,7 +258,7 @@ class _RunningRow:
 
 def _adapters(request: DenoisingRequest) -> int:
     """Return how many low-rank adapters a row uses; the rest of its room has the index -1."""
-    indices = request.conditions[0].inputs.get(ADAPTERS[0])
+    indices = request.conditions[0].inputs.get(LANE_INPUTS[0])
     return 0 if indices is None else int((indices >= 0).sum())
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -10,11 +9,6 @@ from torch import Tensor
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.table import SamplerTable
 from pipeline.diffusion.tiles import Tiling
-
-ADAPTERS: Final = ("lora_indices", "lora_weights")
-"""The inputs (M,) with the low-rank adapters of a row, on the CPU: those that it uses first, then -1 and 0.
-
-A call gets as many terms as one of its rows uses, which may be none; the others change no bit."""
 
 Result = tuple[Hashable, Tensor | Exception]
 """A request's key, and its latents (C, h, w) in float32 on the engine's device, or the reason why there are none."""

@@ -11,14 +11,12 @@ from typing import Final, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.adapters import AdapterWeight
+from pipeline.adapters import LANE_INPUTS, AdapterWeight
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.lora import Lora
 from pipeline.models.checkpoint.lora_kinds import Change, LowRank, WeightChange
 
-INDICES: Final = "lora_indices"
-WEIGHTS: Final = "lora_weights"
-"""The inputs of a call that give each lane its low-rank adapters: (lanes, M) each."""
+INDICES, WEIGHTS = LANE_INPUTS
 
 Merged = tuple[tuple[int, float], ...]
 """The adapters that are merged into the weights of a network, by index, and their weights."""

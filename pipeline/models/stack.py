@@ -82,6 +82,11 @@ class Stack:
         return self.unet.config.in_channels == 2 * self.latent_channels and self.text is not None
 
     @property
+    def guidance_width(self) -> int | None:
+        """The width of the guidance scale's embedding, for a U-Net that takes the scale as an input; else None."""
+        return self.unet.config.time_cond_proj_dim
+
+    @property
     def native_size(self) -> tuple[int, int]:
         """Width and height in pixels of the images that the model was trained on."""
         height, width = self.unet.config.latent_size

@@ -27,7 +27,7 @@ _LCM_DEFAULTS: Final[Mapping[str, Any]] = {"num_inference_steps": 4, "guidance_s
 
 def defaults_of(stack: Stack) -> dict[str, Any]:
     """Return the defaults of diffusers' text to image and image to image for a checkpoint's family."""
-    if stack.unet.config.time_cond_proj_dim is not None:
+    if stack.guidance_width is not None:
         return {**DEFAULTS, **_LCM_DEFAULTS}
     edits = _EDIT_DEFAULTS if stack.edits_images else {}
     return {**DEFAULTS, **(_XL_DEFAULTS if stack.size_numbers else {}), **edits}

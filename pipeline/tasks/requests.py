@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pipeline.adapters import AdapterWeight
 from pipeline.config import RowDefaults
-from pipeline.diffusion.catalog import canonical_name
 from pipeline.diffusion.guidance import Guidance
 from pipeline.diffusion.request import Conditioning, DenoisingRequest
 from pipeline.diffusion.samplers import SamplerTable, check_sampler, sampler_table
@@ -33,11 +32,6 @@ class RequestBuilder:
         self._encode = functools.lru_cache(maxsize=_CACHE_SIZE)(self._encode_prompt)
         self._table = functools.lru_cache(maxsize=_CACHE_SIZE)(self._sampler_table)
 
-    @property
-    def _distilled(self) -> bool:
-        """Whether the U-Net takes the guidance scale as an input and needs no second evaluation."""
-        return self._stack.unet.config.time_cond_proj_dim is not None
-
     def table(self, parameters: RowParameters, strength: float | None) -> SamplerTable:
         """Return the sampler table of a row; `strength` None starts from noise alone."""
         return self._table(parameters.sampler, parameters.num_inference_steps, parameters.eta, strength)
@@ -47,8 +41,9 @@ class RequestBuilder:
 
         A latent consistency model takes all steps from its less noisy timesteps, as its own pipeline in diffusers does;
         other models leave out the first steps."""
-        strength, is_lcm = parameters.strength, canonical_name(parameters.sampler) == "lcm"
-        if strength is None or self._stack.size_numbers or not (self._distilled and is_lcm):
+        strength, takes_guidance = parameters.strength, self._stack.guidance_width is not None
+        is_lcm = takes_guidance and parameters.sampler == "lcm"
+        if strength is None or self._stack.size_numbers or not is_lcm:
             return self.table(parameters, strength)
         return self._table(parameters.sampler, parameters.num_inference_steps, parameters.eta, 1.0, strength)
 
@@ -67,7 +62,7 @@ class RequestBuilder:
         `extra_channels` (C2, h, w) are the same for both sides of the guidance; with an image scale, they are zero on
         the third."""
         guidance = Guidance(
-            scale=1.0 if self._distilled else parameters.guidance_scale,
+            scale=parameters.guidance_scale if self._stack.guidance_width is None else 1.0,
             rescale=parameters.guidance_rescale,
             image_scale=parameters.image_guidance_scale,
             interval=self._run.guidance_interval,
@@ -102,7 +97,7 @@ class RequestBuilder:
         inputs = {"encoder_hidden_states": embedding.states, **self._stack.adapters.inputs(parameters.loras)}
         if embedding.pooled is not None:
             inputs["added"] = self._stack.added(embedding.pooled, size_numbers(parameters, negative=negative))
-        if (width := self._stack.unet.config.time_cond_proj_dim) is not None:
+        if (width := self._stack.guidance_width) is not None:
             inputs["guidance_embedding"] = guidance_embedding(torch.tensor([parameters.guidance_scale]), width)[0]
         if parameters.noise_level is not None:
             inputs["class_labels"] = torch.tensor(parameters.noise_level)
