@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,19 +25,7 @@ import click
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes on Ray.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads per worker.")
-def train(
-    recipe: str,
-    output: Path,
-    data: str | None,
-    model: str | None,
-    style: str | None,
-    rank: int | None,
-    alpha: float | None,
-    steps: int | None,
-    workers: int,
-    device: str,
-    threads: int,
-) -> None:
+def train(recipe: str, output: Path, **options: Any) -> None:
     """Train the checkpoint of RECIPE in the folder OUTPUT. Run the same command again to continue after a stop.
 
     \b
@@ -62,21 +51,8 @@ def train(
 
     _check_recipe(recipe, output)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = TrainConfig(
-        recipe=recipe,
-        output=output,
-        data=data,
-        model=model,
-        style=style,
-        rank=rank,
-        alpha=alpha,
-        workers=workers,
-        device=device,
-        threads=threads,
-        steps=steps,
-    )
     try:
-        run_training(config)
+        run_training(TrainConfig(recipe=recipe, output=output, **options))
     except DataError as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"{recipe} is trained: {output}")

@@ -1,5 +1,6 @@
 """The checks of a run before its output is touched and before a model is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,14 +81,11 @@ def check_options(config: RunConfig) -> None:
             canonical_name(config.defaults.sampler)
         except ValueError as error:
             raise RunError(f"--{error}") from None
-    names = [name for name, _ in config.loras]
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise RunError(f"--lora gives the name {repeated[0]!r} more than once; give each LoRA a name of its own")
-    words = [name.lower() for name, _ in config.embeddings]
-    if repeated := [word for word in words if words.count(word) > 1]:
-        raise RunError(f"--embedding gives the name {repeated[0]!r} more than once; give each a name of its own")
+    loras = [name for name, _ in config.loras]
+    _refuse_repeated("--lora", loras)
+    _refuse_repeated("--embedding", [name.lower() for name, _ in config.embeddings])
     try:
-        adapter_weights(config.defaults.use_loras, names)
+        adapter_weights(config.defaults.use_loras, loras)
     except ValueError as error:
         raise RunError(f"--use-lora: {error}") from None
     if len(set(config.labels)) < len(config.labels):
@@ -96,6 +94,11 @@ def check_options(config: RunConfig) -> None:
         raise RunError(f"{len(config.labels)} labels are too few to choose from; give two or more")
     if "{}" not in config.template:
         raise RunError(f"template is {config.template!r}; it must hold {{}}, which each label replaces")
+
+
+def _refuse_repeated(flag: str, names: Sequence[str]) -> None:
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise RunError(f"{flag} gives the name {repeated[0]!r} more than once; give each a name of its own")
 
 
 def check_output_folder(config: RunConfig) -> None:

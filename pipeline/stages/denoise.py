@@ -59,11 +59,7 @@ class Denoise:
             self._score = None
             if config.clip_score is not None:
                 self._score = load_clip_scorer(config.clip_score, config.threads, device, weights.clip)
-        check_weights(config.model, loaded.weights_sha256, weights.model)
-        for name, path in config.loras:
-            check_weights(path, loaded.lora_sha256[name], weights.loras.get(name))
-        for name, path in config.embeddings:
-            check_weights(path, loaded.embedding_sha256[name], weights.embeddings.get(name))
+        _check_loaded(config, loaded, weights)
         self._lora_sha256, self._embedding_sha256 = loaded.lora_sha256, loaded.embedding_sha256
         self._config, self._report, self._journal = config, report, journal or Journal()
         self._provenance = ActorProvenance(
@@ -159,6 +155,15 @@ class Denoise:
             values["clip_score"] = self._score(result.pixels, result.parameters.prompt)
             self._report({"score_seconds": time.perf_counter() - started})
         return values
+
+
+def _check_loaded(config: RunConfig, loaded: "LoadedModel", weights: WeightHashes) -> None:
+    """Raise CheckpointError if the weights that this node loaded are not the driver's."""
+    check_weights(config.model, loaded.weights_sha256, weights.model)
+    for name, path in config.loras:
+        check_weights(path, loaded.lora_sha256[name], weights.loras.get(name))
+    for name, path in config.embeddings:
+        check_weights(path, loaded.embedding_sha256[name], weights.embeddings.get(name))
 
 
 def _decoded_array(table: pa.Table, name: str, index: int) -> NDArray[np.uint8] | None:
