@@ -16,6 +16,7 @@ from pipeline.inference.loaded_model import load_model
 from pipeline.run.check import check_options
 from pipeline.tasks.rows import Row
 from tests.checkpoints import tiny_checkpoint
+from tests.row_images import image_on
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,9 @@ def config_of(checkpoint: Path, sampler: str | None = None, **options: Any) -> R
 
 def picture(config: RunConfig) -> tuple[np.ndarray, str]:
     loaded = load_model(config, "cpu")
-    prepared = loaded.task.prepare(Row(prompt="a red circle", seed=5))
-    request = loaded.task.request("only", prepared)
-    assert not isinstance(request, np.ndarray)
-    [(_, latents)] = loaded.engine.run([request])
-    assert isinstance(latents, torch.Tensor), latents
-    return loaded.task.decode(latents, prepared, lambda: None).astype(int), prepared.parameters.sampler
+    row = Row(prompt="a red circle", seed=5)
+    image = image_on(loaded.engine, loaded.task, row)
+    return image.astype(int), loaded.task.prepare(row).parameters.sampler
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.config import RowDefaults, RunConfig
@@ -19,6 +18,7 @@ from pipeline.models.checkpoint.weights import weights_digest
 from pipeline.storage import write_bytes
 from pipeline.tasks.rows import Row
 from tests.checkpoints import tiny_checkpoint
+from tests.row_images import image_on
 from tests.single_files import write_single_file
 
 
@@ -42,12 +42,7 @@ def config(tmp_path: Path, source: Path) -> RunConfig:
 
 def picture_of(config: RunConfig) -> np.ndarray:
     loaded = load_model(config, "cpu")
-    prepared = loaded.task.prepare(Row(prompt="a red circle", seed=5))
-    request = loaded.task.request("only", prepared)
-    assert not isinstance(request, np.ndarray)
-    [(_, latents)] = loaded.engine.run([request])
-    assert isinstance(latents, torch.Tensor), latents
-    return loaded.task.decode(latents, prepared, lambda: None)
+    return image_on(loaded.engine, loaded.task, Row(prompt="a red circle", seed=5))
 
 
 def test_the_drivers_facts_and_hash_are_those_of_the_file(config: RunConfig) -> None:

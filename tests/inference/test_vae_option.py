@@ -29,6 +29,7 @@ from pipeline.storage import write_bytes
 from pipeline.tasks.rows import Row
 from tests.autoencoder_checkpoints import AutoencoderKind, small_autoencoder
 from tests.checkpoints import tiny_checkpoint
+from tests.row_images import image_on
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 IN_SINGLE_FILES = (
@@ -90,12 +91,8 @@ def in_whole_checkpoint_file(component: Path, folder: Path) -> Path:
 
 def image_of(config: RunConfig) -> np.ndarray:
     loaded = load_model(config, "cpu")
-    prepared = loaded.task.prepare(Row(prompt="a red circle", seed=5, num_inference_steps=3, sampler="ddim"))
-    request = loaded.task.request("only", prepared)
-    assert not isinstance(request, np.ndarray)
-    [(_, latents)] = loaded.engine.run([request])
-    assert isinstance(latents, torch.Tensor), latents
-    return loaded.task.decode(latents, prepared, lambda: None)
+    row = Row(prompt="a red circle", seed=5, num_inference_steps=3, sampler="ddim")
+    return image_on(loaded.engine, loaded.task, row)
 
 
 def reference_of(checkpoint: Path, vae: Path, kind: Any) -> np.ndarray:

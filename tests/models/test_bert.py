@@ -18,12 +18,12 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import BertTokenizer
 
 from pipeline.config import RowDefaults
-from pipeline.diffusion.engine import LaneEngine
 from pipeline.errors import CheckpointError
 from pipeline.models.bert import BertConfig, BertModel
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.rows import Row
+from tests.row_images import image_of
 
 CONFIG = BertConfig(
     vocab_size=100,
@@ -90,13 +90,9 @@ def test_an_image_equals_that_of_diffusers(folder: Path) -> None:
     stack = load_stack(folder)
     task = Generate(stack, RowDefaults())
     row = {"prompt": prompt, "seed": 5, "num_inference_steps": 4, "guidance_scale": 5.0}
-    engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
-    prepared = task.prepare(Row(**row))
-    [(_, latents)] = engine.run([task.request("only", prepared)])
-    assert isinstance(latents, torch.Tensor)
-    assert np.abs(task.decode(latents, prepared) - 255 * expected.images[0]).max() <= 1
-    other = task.request("other", task.prepare(Row(**{**row, "prompt": "a blue square"})))
-    texts = [each.conditions[0].inputs["encoder_hidden_states"] for each in (other, task.request("only", prepared))]
+    assert np.abs(image_of(task, Row(**row)) - 255 * expected.images[0]).max() <= 1
+    requests = [task.request("any", task.prepare(Row(**{**row, "prompt": text}))) for text in (prompt, "a blue square")]
+    texts = [each.conditions[0].inputs["encoder_hidden_states"] for each in requests]
     assert (texts[0] - texts[1]).abs().max() > 0.1
 
 

@@ -26,18 +26,14 @@ from pipeline.tasks.generate import Generate
 from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.rows import Row
 from tests.family_checkpoints import Family, small_checkpoint
+from tests.row_images import image_of
 
 PROMPT = "a red circle, a blue square"
 
 
-def image_of(folder: Path, defaults: RowDefaults | None = None, **row: Any) -> np.ndarray:
-    stack = load_stack(folder)
-    task = Generate(stack, defaults or RowDefaults())
-    engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
-    prepared = task.prepare(Row(**{"prompt": PROMPT, "seed": 5, "num_inference_steps": 4, **row}))
-    [(_, latents)] = engine.run([task.request("only", prepared)])
-    assert isinstance(latents, torch.Tensor), latents
-    return task.decode(latents, prepared)
+def generated(folder: Path, defaults: RowDefaults | None = None, **row: Any) -> np.ndarray:
+    values = {"prompt": PROMPT, "seed": 5, "num_inference_steps": 4, **row}
+    return image_of(Generate(load_stack(folder), defaults or RowDefaults()), Row(**values))
 
 
 def reference_of(pipeline: Any, **options: Any) -> np.ndarray:
@@ -56,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_of_a_family_are_diffusers(tmp_path: Path, family: Family, scale: float) -> None:
     folder = small_checkpoint(tmp_path / family, family)
     expected = reference_of(DiffusionPipeline.from_pretrained(folder), guidance_scale=scale)
-    assert np.abs(image_of(folder, guidance_scale=scale) - expected).max() <= 1
+    assert np.abs(generated(folder, guidance_scale=scale) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -71,10 +67,10 @@ def test_images_of_a_family_are_diffusers(tmp_path: Path, family: Family, scale:
 )
 def test_conditions_of_sdxl_are_diffusers(folder: Path, row: dict[str, Any], options: dict[str, Any]) -> None:
     expected = reference_of(StableDiffusionXLPipeline.from_pretrained(folder), **options)
-    actual = image_of(folder, **row)
+    actual = generated(folder, **row)
     assert np.abs(actual - expected).max() <= 1
     if row:
-        assert np.abs(actual.astype(int) - (image_of(folder) if actual.shape[1] == 64 else 0)).max() > 1
+        assert np.abs(actual.astype(int) - (generated(folder) if actual.shape[1] == 64 else 0)).max() > 1
 
 
 def test_sizes_that_a_run_gives_are_those_of_diffusers(folder: Path) -> None:
@@ -85,8 +81,8 @@ def test_sizes_that_a_run_gives_are_those_of_diffusers(folder: Path) -> None:
         crops_coords_top_left=(11, 7),
         target_size=(90, 100),
     )
-    assert np.abs(image_of(folder, defaults) - expected).max() <= 1
-    assert np.abs(image_of(folder).astype(int) - image_of(folder, defaults)).max() > 1
+    assert np.abs(generated(folder, defaults) - expected).max() <= 1
+    assert np.abs(generated(folder).astype(int) - generated(folder, defaults)).max() > 1
 
 
 def test_image_to_image_with_sdxl_and_its_refiner_is_diffusers(tmp_path: Path, folder: Path) -> None:
@@ -95,7 +91,7 @@ def test_image_to_image_with_sdxl_and_its_refiner_is_diffusers(tmp_path: Path, f
     for each in (folder, small_checkpoint(tmp_path / "refiner", "sdxl-refiner")):
         pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(each)
         expected = reference_of(pipeline, image=source, num_inference_steps=20)
-        assert np.abs(image_of(each, pixels=pixels, num_inference_steps=20) - expected).max() <= 1
+        assert np.abs(generated(each, pixels=pixels, num_inference_steps=20) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("lanes", [2, 4])
@@ -176,4 +172,4 @@ def test_an_option_of_another_family_is_refused_by_name(tmp_path: Path, folder: 
 
 def test_more_layers_than_the_text_encoder_has_cannot_be_left_out(folder: Path) -> None:
     with pytest.raises(ValueError, match="clip_skip is 2; the model's text encoder allows 0 to 1"):
-        image_of(folder, clip_skip=2)
+        generated(folder, clip_skip=2)

@@ -13,7 +13,6 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 
 from pipeline.config import RowDefaults
-from pipeline.diffusion.engine import LaneEngine
 from pipeline.errors import CheckpointError
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.models.stack import Stack
@@ -23,6 +22,7 @@ from pipeline.tasks.rows import Row
 from tests.autoencoder_checkpoints import AutoencoderKind, with_autoencoder
 from tests.checkpoints import tiny_checkpoint
 from tests.family_checkpoints import small_checkpoint
+from tests.row_images import image_of
 
 PROMPT = "a red circle"
 PIXELS = np.random.default_rng(3).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -38,15 +38,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def image_of(task: Generate | Inpaint, **row: Any) -> np.ndarray:
-    """Return a row's image; of an inpainted one, what the autoencoder gives for the whole canvas."""
-    prepared = task.prepare(Row(prompt=PROMPT, seed=5, num_inference_steps=4, guidance_scale=3.0, **row))
-    engine = LaneEngine(task.stack.denoise, lanes=2, device="cpu", dtype=torch.float32)
-    request = task.request("only", prepared)
-    assert not isinstance(request, np.ndarray)
-    [(_, latents)] = engine.run([request])
-    assert isinstance(latents, torch.Tensor), latents
-    return task.decode(latents, prepared)
+def picture(task: Generate | Inpaint, **row: Any) -> np.ndarray:
+    return image_of(task, Row(prompt=PROMPT, seed=5, num_inference_steps=4, guidance_scale=3.0, **row))
 
 
 def reference_of(kind: str, folder: Path, **options: Any) -> np.ndarray:
@@ -73,7 +66,7 @@ def test_generated_pictures_are_diffusers(
     options = {} if source is None else {"image": Image.fromarray(source), "strength": 0.8}
     expected = reference_of(name, folder, **options)
     row = {} if source is None else {"pixels": source, "strength": 0.8}
-    actual = image_of(Generate(load_stack(folder), RowDefaults()), sampler="ddim", **row)
+    actual = picture(Generate(load_stack(folder), RowDefaults()), sampler="ddim", **row)
     assert np.abs(actual - expected).max() <= 1
 
 
@@ -89,7 +82,7 @@ def test_inpainted_pictures_are_diffusers(
     sources = {"image": Image.fromarray(PIXELS), "mask_image": Image.fromarray(mask)}
     expected = reference_of("StableDiffusionInpaintPipeline", folder, **sources, height=64, width=64, strength=strength)
     task = Inpaint(load_stack(folder), RowDefaults())
-    actual = image_of(task, sampler="ddim", pixels=PIXELS, mask=mask, strength=strength)
+    actual = picture(task, sampler="ddim", pixels=PIXELS, mask=mask, strength=strength)
     assert np.abs(actual - expected)[mask > 0].max() <= 1
 
 
@@ -99,10 +92,10 @@ def test_a_known_part_of_the_image_changes_what_an_asymmetric_decoder_paints(
     task = Inpaint(load_stack(with_autoencoder(bases["sd15"], tmp_path / "vae", "asymmetric")), RowDefaults())
     mask = np.zeros((64, 64), np.uint8)
     mask[16:40, 8:48] = 255
-    conditioned = image_of(task, pixels=PIXELS, mask=mask)
+    conditioned = picture(task, pixels=PIXELS, mask=mask)
     decode = Stack.decode
     monkeypatch.setattr(Stack, "decode", lambda stack, latents, known: decode(stack, latents))
-    assert np.abs(conditioned.astype(int) - image_of(task, pixels=PIXELS, mask=mask))[mask > 0].max() > 1
+    assert np.abs(conditioned.astype(int) - picture(task, pixels=PIXELS, mask=mask))[mask > 0].max() > 1
 
 
 def change_config(folder: Path, **changes: Any) -> None:

@@ -16,7 +16,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from PIL import Image
 
 from pipeline.config import RowDefaults, RunConfig
-from pipeline.diffusion.engine import LaneEngine
 from pipeline.errors import CheckpointError, InvalidManifestError
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.run.check import check_run
@@ -25,6 +24,7 @@ from pipeline.tasks.inpaint import Inpaint
 from pipeline.tasks.rows import Row
 from tests.checkpoints import make_lively, tiny_checkpoint
 from tests.family_checkpoints import small_checkpoint
+from tests.row_images import image_of
 
 PROMPT = "a red circle"
 PIXELS = np.random.default_rng(3).integers(0, 256, (64, 96, 3), dtype=np.uint8)
@@ -49,14 +49,9 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return sdxl_editor(folder) if request.param == "sdxl" else small_checkpoint(folder, "instruct-pix2pix")
 
 
-def image_of(folder: Path, lanes: int = 2, **row: Any) -> np.ndarray:
-    stack = load_stack(folder)
-    task = Generate(stack, RowDefaults())
-    engine = LaneEngine(stack.denoise, lanes=lanes, device="cpu", dtype=torch.float32)
-    prepared = task.prepare(Row(**{"prompt": PROMPT, "seed": 5, "num_inference_steps": 4, "pixels": PIXELS, **row}))
-    [(_, latents)] = engine.run([task.request("only", prepared)])
-    assert isinstance(latents, torch.Tensor), latents
-    return task.decode(latents, prepared)
+def edited(folder: Path, lanes: int = 2, **row: Any) -> np.ndarray:
+    values = {"prompt": PROMPT, "seed": 5, "num_inference_steps": 4, "pixels": PIXELS, **row}
+    return image_of(Generate(load_stack(folder), RowDefaults()), Row(**values), lanes=lanes)
 
 
 def reference_of(folder: Path, **options: Any) -> np.ndarray:
@@ -83,13 +78,13 @@ def reference_of(folder: Path, **options: Any) -> np.ndarray:
     ],
 )
 def test_edited_images_are_diffusers(folder: Path, options: dict[str, Any]) -> None:
-    assert np.abs(image_of(folder, **options) - reference_of(folder, **options)).max() <= 1
+    assert np.abs(edited(folder, **options) - reference_of(folder, **options)).max() <= 1
 
 
 def test_the_image_scale_changes_the_image_but_the_number_of_lanes_does_not_matter(folder: Path) -> None:
-    image = image_of(folder, image_guidance_scale=2.5)
-    assert np.abs(image.astype(int) - image_of(folder)).max() > 1
-    assert np.abs(image.astype(int) - image_of(folder, lanes=5, image_guidance_scale=2.5)).max() <= 1
+    image = edited(folder, image_guidance_scale=2.5)
+    assert np.abs(image.astype(int) - edited(folder)).max() > 1
+    assert np.abs(image.astype(int) - edited(folder, lanes=5, image_guidance_scale=2.5)).max() <= 1
 
 
 def test_the_parameters_in_force_are_recorded_with_diffusers_defaults(folder: Path) -> None:

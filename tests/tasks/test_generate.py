@@ -13,12 +13,12 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img impo
 from PIL import Image
 
 from pipeline.config import RowDefaults
-from pipeline.diffusion.engine import LaneEngine
 from pipeline.diffusion.schedule import NoiseScheduleConfig
 from pipeline.models.checkpoint.folder import load_stack
 from pipeline.tasks.generate import Generate
 from pipeline.tasks.rows import Row
 from tests.checkpoints import tiny_checkpoint
+from tests.row_images import image_of
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -51,14 +51,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def picture(folder: Path, row: dict[str, Any]) -> np.ndarray:
-    stack = load_stack(folder)
-    task = Generate(stack, RowDefaults())
-    engine = LaneEngine(stack.denoise, lanes=2, device=stack.device, dtype=stack.dtype)
-    prepared = task.prepare(Row(**row))
-    [(key, latents)] = engine.run([task.request("only", prepared)])
-    assert key == "only"
-    assert isinstance(latents, torch.Tensor)
-    return task.decode(latents, prepared)
+    return image_of(Generate(load_stack(folder), RowDefaults()), Row(**row))
 
 
 def reference(folder: Path, sampler: str, kind: type = StableDiffusionPipeline) -> Any:
